@@ -1,0 +1,171 @@
+"""Run an exported graph on labels."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from hatfn.tracing import contraction, elementwise, movement, norms, reduction
+from hatfn.tracing.labels import ZERO, compress, filled, shrink
+from hatfn.tracing.tracer import Result, Rule, Tracer, Value, place_of, shape_of
+from hatfn.wiring import OPEN
+
+BINDING = {**contraction.RULES, **norms.RULES}
+"""Rules that say themselves what becomes of the parameters they are given."""
+
+PASSING = {**elementwise.RULES, **movement.RULES, **reduction.RULES}
+"""Rules under which a parameter that meets an activation is per task."""
+
+
+def interpret(
+    t: Tracer,
+    program: torch.export.ExportedProgram,
+    names: dict[str, str],
+    changed: Collection[str],
+    input_gate: bool,
+) -> list[Value]:
+    """Run the graph on labels.
+
+    Args:
+        t: collects what is found.
+        program: functional: no operator changes its operands.
+        names: the first name of every parameter and buffer.
+        changed: buffers that training changes.
+        input_gate: give the input's features units of their own.
+
+    Returns:
+        The values of the module's outputs.
+
+    Raises:
+        UnreadableError: what is computed depends on the numbers in a tensor.
+    """
+    values: dict[Node, Any] = {}
+    signature = program.graph_signature
+    specs = {spec.arg.name: spec for spec in signature.input_specs}
+    constants = {**program.state_dict, **program.constants}
+    for node in program.graph.nodes:
+        operands = pytree.tree_map_only(Node, values.get, (node.args, node.kwargs))
+        if node.op == "placeholder" and isinstance(node.meta["val"], Tensor):
+            spec = specs[node.name]
+            kind, target = spec.kind.name, names.get(spec.target, spec.target)
+            if kind == "PARAMETER":
+                values[node] = _parameter(t, node, target)
+            elif kind == "USER_INPUT":
+                values[node] = _input(t, node, input_gate)
+            elif target in changed:
+                values[node] = Value(filled(node.meta["val"].shape, OPEN))
+            else:
+                values[node] = _constant(constants[spec.target])
+                t.constants.add(target)
+        elif node.op == "call_function":
+            values[node] = _call(t, node, *operands)
+        elif node.op == "output":
+            kinds = [spec.kind.name for spec in signature.output_specs]
+            pairs = zip(kinds, pytree.tree_leaves(operands[0]), strict=True)
+            outputs = [v for kind, v in pairs if kind == "USER_OUTPUT" and isinstance(v, Value)]
+            for output in outputs:  # a parameter that is shown as it is has no gate before it
+                t.own(output)
+            return outputs
+    raise AssertionError("a graph without an output")
+
+
+def _parameter(t: Tracer, node: Node, name: str) -> Value:
+    t.params[name].readers |= set(node.users)
+    return Value(filled(node.meta["val"].shape, OPEN), param=name, sources=frozenset([name]))
+
+
+def _input(t: Tracer, node: Node, gated: bool) -> Value:
+    shape = node.meta["val"].shape
+    if not gated:
+        return Value(filled(shape, OPEN), dynamic=True)
+    t.input = t.fresh(shape[1:].numel(), "input").reshape(shape[1:])
+    return Value(t.input.expand(shape), dynamic=True)
+
+
+def _constant(data: Tensor) -> Value:
+    label = torch.where(data.detach().cpu() == 0, ZERO, OPEN)
+    return Value(compress(label) if label.dim() else label, data=data)
+
+
+def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One operator on labels."""
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    if node.meta.get("val") is None:  # an assertion
+        return None
+    operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
+    if all(operand.data is not None for operand in operands) and _is_deterministic(node):
+        return _fold(node, args, kwargs)
+    name = _operator_name(node)
+    if name in BINDING:
+        return _wrap(node, BINDING[name](t, node, *args, **kwargs), operands)
+    rule = PASSING.get(name) or (elementwise.pointwise if elementwise.is_pointwise(node) else None)
+    if rule is None:
+        place = place_of(node)
+        t.fallbacks.append(f"{node.target} in {place}" if place else str(node.target))
+        rule = _unknown
+    if not _follows(name, rule, operands):
+        for operand in operands:
+            t.own(operand)
+    result = _wrap(node, rule(t, node, *args, **kwargs), operands)
+    for value in pytree.tree_leaves(result):
+        if not value.dynamic and bool((shrink(value.label) == OPEN).any()):
+            t.own(value)  # arithmetic on parameters that no label follows
+    return result
+
+
+def _follows(name: str, rule: Rule, operands: list[Value]) -> bool:
+    """Whether labels still tell each parameter's entries apart behind this operator.
+
+    They do if one parameter is moved or changed element by element, or several are put side by side.
+    Not if a parameter meets an activation, a second parameter or itself, or is summed up.
+    """
+    if rule is _unknown or any(operand.dynamic for operand in operands):
+        return False
+    alone = sum(bool(operand.sources) for operand in operands) <= 1
+    return name in movement.RULES or (alone and name not in reduction.RULES)
+
+
+def _unknown(t: Tracer, node: Node, *_: Any, **__: Any) -> Tensor:
+    """An operator without a rule: nothing is known to be zero."""
+    return filled(shape_of(node), OPEN)
+
+
+def _operator_name(node: Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    namespace, _, name = (schema.name if schema else "").partition("::")
+    return name if namespace == "aten" else ""
+
+
+def _is_deterministic(node: Node) -> bool:
+    tags = getattr(node.target, "tags", None)
+    return tags is not None and torch.Tag.nondeterministic_seeded not in tags
+
+
+def _fold(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Numbers that are the same in every call are computed here and now."""
+    numbers = pytree.tree_map_only(Value, lambda value: value.data, (args, kwargs))
+    result = node.target(*numbers[0], **numbers[1])  # type: ignore[operator]
+    return pytree.tree_map_only(Tensor, _constant, result)
+
+
+def _wrap(node: Node, result: Result, operands: list[Value]) -> Any:
+    """Values of a rule's labels; further outputs of its operator (indices, statistics) are open."""
+    dynamic = any(operand.dynamic for operand in operands)
+    sources = frozenset() if dynamic else frozenset().union(*(o.sources for o in operands))
+    outputs = node.meta["val"]
+    shapes = [shape_of(node)]
+    if isinstance(outputs, tuple | list):
+        shapes = [out.shape for out in outputs if isinstance(out, Tensor)]
+    labels = [result] if isinstance(result, Tensor) else list(result)
+    labels += [filled(shape, OPEN) for shape in shapes[len(labels) :]]
+    for label, shape in zip(labels, shapes, strict=True):
+        assert label.shape == shape, f"{node.target}: {label.shape} != {shape}"
+    values = tuple(Value(compress(label), dynamic, sources=sources) for label in labels)
+    return values if isinstance(outputs, tuple | list) else values[0]

@@ -1,0 +1,118 @@
+"""Read the wiring off a finished trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hatfn.tracing.labels import compress, shrink
+from hatfn.tracing.tracer import Param, Tracer, Value
+from hatfn.wiring import OPEN, Head, ParamWiring, Units, Wiring
+
+
+class _Role(NamedTuple):
+    """A parameter's units, each class of merged units named by its first."""
+
+    out: Tensor
+    into: Tensor
+    gated: bool
+
+
+def read_wiring(
+    t: Tracer,
+    *,
+    heads: tuple[Head, ...],
+    buffers: tuple[str, ...],
+    constants: tuple[tuple[str, str], ...],
+    outputs: list[Value],
+    open_outputs: bool,
+    input_shape: torch.Size,
+) -> Wiring:
+    """The wiring that a trace found.
+
+    Args:
+        t: the finished trace.
+        heads: the classifiers, per task.
+        buffers: the buffers that training changes, per task.
+        constants: the buffers that it does not change and whose numbers the trace read, digested.
+        outputs: the values that the module returns.
+        open_outputs: leave their units ungated, but for those that also feed a parameter.
+        input_shape: shape of the input without its batch dimension.
+    """
+    first = t.forest.units()
+
+    def resolve(label: Tensor) -> Tensor:
+        label = t.forest.find(shrink(label))
+        return torch.where(label < 0, OPEN, first[label.clamp(min=0)]) if len(first) else label
+
+    head_names = {name for head in heads for name in head}
+    roles = {name: _role(t, param, resolve) for name, param in t.params.items()}
+    retired = _units(resolve(t.label(value)) for value in outputs if open_outputs)
+    retired -= _units(role.into for role in roles.values())
+    inputs = [] if t.input is None else [t.input]
+    kept = _units([*inputs, *(role.out for role in roles.values() if role.gated)]) - retired
+
+    groups: dict[str, Tensor] = {}
+    number = torch.full((len(first) + 1,), OPEN)  # the last entry is read by OPEN
+    count = 0
+    for block, ids in t.blocks:
+        mine = torch.tensor([i for i in ids.tolist() if i in kept], dtype=torch.long)
+        if len(mine):
+            name = block
+            while name in groups:  # a module that produces units twice
+                name += "'"
+            groups[name] = torch.arange(count, count + len(mine))
+            number[mine] = groups[name]
+            count += len(mine)
+
+    def units(label: Tensor) -> Units | None:
+        index = shrink(compress(number[label]))
+        if bool((index == OPEN).all()):
+            return None
+        flat = index.flatten()
+        return Units(index, next((g for g, ids in groups.items() if torch.equal(ids, flat)), None))
+
+    params = {}
+    for name, role in roles.items():
+        kind = _kind(name in head_names, t.params[name], number[role.out], number[role.into])
+        into = units(role.into) if kind == "shared" else None
+        params[name] = ParamWiring(tuple(t.params[name].shape), kind, units(role.out), into, role.gated)
+    return Wiring(
+        groups={name: len(ids) for name, ids in groups.items()},
+        params=params,
+        buffers=buffers,
+        heads=heads,
+        input=None if t.input is None else units(t.input),
+        input_shape=tuple(input_shape),
+        output_shape=tuple(outputs[0].shape[1:]) if outputs else (),
+        constants=constants,
+        fallbacks=tuple(t.fallbacks),
+    )
+
+
+def _units(labels: Iterable[Tensor]) -> set[int]:
+    """Every entry of some labels."""
+    return {unit for label in labels for unit in label.unique().tolist()}
+
+
+def _role(t: Tracer, param: Param, resolve: Callable[[Tensor], Tensor]) -> _Role:
+    none = torch.full((1,) * len(param.shape), OPEN)
+    if param.cells is not None:
+        first = param.cells
+        out = torch.arange(first, first + param.shape.numel()).reshape(param.shape)
+    else:
+        out = none if param.out is None else param.out
+    deferred = bool(param.readers) and t.deferred.issuperset(param.readers)
+    return _Role(resolve(out), resolve(none if param.into is None else param.into), not deferred)
+
+
+def _kind(head: bool, param: Param, out: Tensor, into: Tensor) -> Literal["shared", "task", "head"]:
+    """Shared if every use gates it; an entry without any unit could be learned by one task only."""
+    if head:
+        return "head"
+    met = bool(param.bound.all()) if param.bound is not None else param.out is not None
+    loose = bool(((out == OPEN) & (into == OPEN)).any())
+    return "task" if param.own or loose or not met else "shared"

@@ -1,0 +1,27 @@
+"""How a rule is attached to the operators that it explains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hatfn.tracing.tracer import Rule
+
+
+def registrar(table: dict[str, Rule]) -> Callable[..., Callable[[Rule], Rule]]:
+    """A decorator that enters a rule into ``table`` under the names of ATen operators.
+
+    A name stands for all overloads: "add" for add.Tensor and add.Scalar. A rule is called as
+    ``rule(tracer, node, *args, **kwargs)`` with the operator's own arguments, each tensor replaced
+    by its :class:`~hatfn.tracing.tracer.Value`; it returns a label of the result's shape, or a
+    Value, or a tuple of Values.
+    """
+
+    def rule(*operators: str) -> Callable[[Rule], Rule]:
+        def enter(function: Rule) -> Rule:
+            for operator in operators:
+                table[operator] = function
+            return function
+
+        return enter
+
+    return rule

@@ -1,0 +1,147 @@
+"""trace(): export the module, interpret its graph on labels, read off the wiring."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hatfn.modules import find_heads, first_names, twin
+from hatfn.seeds import seeded
+from hatfn.tracing.interpret import interpret
+from hatfn.tracing.readout import read_wiring
+from hatfn.tracing.tracer import Tracer, UnreadableError
+from hatfn.wiring import Head, Wiring, digest
+
+
+class TraceError(RuntimeError):
+    """The module cannot be exported, or ``strict=True`` met an operator without a rule."""
+
+
+def trace(
+    module: nn.Module,
+    x: Tensor,
+    head: str | tuple[str, ...] | None = None,
+    input_gate: bool = False,
+    output_gate: bool = False,
+    strict: bool = False,
+) -> Wiring:
+    """Find which unit produces and which unit feeds every entry of every parameter.
+
+    The module is exported in eval mode and its graph is run on labels in place of numbers: for each
+    element of each value, the unit whose gate makes it zero. An operator without a rule leaves its
+    result ungated and its parameters per task, which is always sound.
+
+    Args:
+        module: any module that ``torch.export`` can read; neither changed nor kept.
+        x: an input, (B, ...); a batch of one will do.
+        head: names of the classifier's layers (linear or convolution; several for a model with several
+            heads). Every task gets its own. Default: what timm's ``get_classifier`` says, else none.
+        input_gate: put a gate on every feature of the input as well, the group "input".
+        output_gate: gate the units that are the module's own output too. Without it they are left
+            alone; a unit that also feeds a later layer is always gated.
+        strict: raise instead of falling back.
+
+    Returns:
+        The wiring. ``wiring.summary()`` shows it, ``wiring.measures`` tells how good it is.
+
+    Raises:
+        TraceError: the module cannot be exported, or ``strict`` and an operator has no rule.
+        ValueError: ``head`` names no layer, or one whose weight is used elsewhere too.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> trace(net, torch.zeros(1, 4), head="2").groups
+        mappingproxy({'0': 8})
+    """
+    if not isinstance(module, nn.Module) or not isinstance(x, Tensor):
+        raise TypeError(
+            f"trace: expected (module, input tensor), got ({type(module).__name__}, "
+            f"{type(x).__name__}). Write trace(model, torch.zeros(1, 3, 32, 32))."
+        )
+    heads = find_heads(module, head)
+    names = first_names(module)
+    if len(x) == 1:  # two samples, or what mixes samples would look like what mixes features
+        x = torch.cat([x, x])
+    changed = _changed_buffers(module, x, names)
+    program = _export(module, x)
+    shapes = {name: param.shape for name, param in module.named_parameters()}
+    tracer = Tracer(shapes, [head.weight for head in heads])
+    try:
+        outputs = interpret(tracer, program, names, changed, input_gate)
+    except UnreadableError as error:
+        raise TraceError(
+            f"trace: {error}, which labels cannot follow. Expected a module whose shapes and constants "
+            f"are the same for every input, and that does not ask for the sign of a zero."
+        ) from error
+    _check_heads(tracer, heads, names)
+    if strict and tracer.fallbacks:
+        raise TraceError(f"trace: no rule for {', '.join(tracer.fallbacks)} (strict=True).")
+    buffers = dict(module.named_buffers())
+    read = sorted(tracer.constants & set(buffers))
+    return read_wiring(
+        tracer,
+        heads=tuple(heads),
+        buffers=changed,
+        constants=tuple((name, digest(buffers[name])) for name in read),
+        outputs=outputs,
+        open_outputs=not (heads or output_gate),
+        input_shape=x.shape[1:],
+    )
+
+
+def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+    try:
+        with warnings.catch_warnings():
+            # Export warns of what could not be saved and deployed; this program is read and dropped.
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(twin(module, training=False), (x,), strict=False)
+            program: torch.export.ExportedProgram = exported.run_decompositions({})
+    except Exception as error:
+        raise TraceError(
+            f"trace: torch.export cannot read {type(module).__name__} at an input of shape "
+            f"{tuple(x.shape)}: {error}"
+        ) from error
+    written = [s.target for s in program.graph_signature.output_specs if "PARAMETER" in s.kind.name]
+    if written:
+        raise TraceError(
+            f"trace: {type(module).__name__} changes its parameter {written[0]} in every forward pass. "
+            f"Expected one that only reads its parameters (an embedding without max_norm, say)."
+        )
+    return program
+
+
+def _changed_buffers(module: nn.Module, x: Tensor, names: dict[str, str]) -> tuple[str, ...]:
+    """The buffers that training changes: norms' statistics, and whatever one step changes."""
+    before = dict(module.named_buffers())
+    if not before:
+        return ()
+    trained = twin(module, training=True)
+    values = {**dict(module.named_parameters()), **{n: b.clone() for n, b in before.items()}}
+    try:
+        with seeded(x.device, 0), torch.no_grad():
+            functional_call(trained, values, (x.clone(),), strict=True)
+    except Exception as error:
+        raise TraceError(
+            f"trace: {type(module).__name__} fails in train mode at an input of shape "
+            f"{tuple(x.shape)}: {error}"
+        ) from error
+    changed = {name for name in before if not torch.equal(values[name], before[name])}
+    for path, child in trained.named_modules(remove_duplicate=False):
+        if isinstance(child, nn.modules.batchnorm._NormBase) and child.training:
+            changed |= {names[f"{path}.{name}".lstrip(".")] for name, _ in child.named_buffers()}
+    return tuple(name for name in before if name in changed)
+
+
+def _check_heads(t: Tracer, heads: list[Head], names: dict[str, str]) -> None:
+    """A head's parameters must be the head's alone."""
+    mine = {name for head in heads for name in head if name is not None}
+    tied = [name for name, first in names.items() if first in mine and name not in mine]
+    used = [name for name in mine if not t.params[name].untouched]
+    if tied or used:
+        raise ValueError(
+            f"trace: the head's {(tied or used)[0]} is also used elsewhere or changed before use, so "
+            f"that no task can have its own. Name another head, or let it be a plain layer."
+        )

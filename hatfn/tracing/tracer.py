@@ -1,0 +1,217 @@
+"""The memory of a trace: what is known of every value, parameter and unit so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from hatfn.tracing.labels import ZERO, Forest, filled, merge, shrink
+from hatfn.wiring import OPEN
+
+
+@dataclass(frozen=True)
+class Value:
+    """What the trace knows of one value of the graph.
+
+    Attributes:
+        label: which unit zeroes each element (see labels.py); for an untouched parameter ask
+            ``Tracer.label`` instead.
+        dynamic: whether it depends on the module's input.
+        param: its name, if it is a parameter to which nothing has been done yet.
+        data: its numbers, if they are the same in every call.
+        sources: the parameters that it was computed from, if it does not depend on the input.
+    """
+
+    label: Tensor
+    dynamic: bool = False
+    param: str | None = None
+    data: Tensor | None = None
+    sources: frozenset[str] = frozenset()
+
+    @property
+    def shape(self) -> torch.Size:
+        """The value's own shape."""
+        return self.label.shape
+
+
+Result = Tensor | tuple[Tensor, ...]
+Rule = Callable[..., Result]
+
+
+@dataclass
+class Param:
+    """What is known of one parameter.
+
+    Attributes:
+        shape: its shape.
+        out: which unit gates each entry; None until it is first used.
+        into: which unit's activation meets each entry.
+        cells: the id of its first cell, once it has been moved or combined before use.
+        bound: (numel,) which cells have met an activation in a contraction.
+        own: some use keeps it from being shared.
+        readers: the graph nodes that read it.
+    """
+
+    shape: torch.Size
+    out: Tensor | None = None
+    into: Tensor | None = None
+    cells: int | None = None
+    bound: Tensor | None = None
+    own: bool = False
+    readers: set[Node] = field(default_factory=set)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing is known of it."""
+        return self.out is None and self.cells is None and not self.own
+
+
+class Tracer:
+    """Accumulates units, merges and the roles of parameters while the graph is interpreted."""
+
+    def __init__(self, params: dict[str, torch.Size], heads: Iterable[str]) -> None:
+        self.forest = Forest.empty()
+        self.params = {name: Param(shape) for name, shape in params.items()}
+        self.heads = frozenset(heads)
+        self.blocks: list[tuple[str, Tensor]] = []
+        self.deferred: set[Node] = set()
+        self.fallbacks: list[str] = []
+        self.constants: set[str] = set()
+        self.input: Tensor | None = None
+
+    def fresh(self, count: int, name: str) -> Tensor:
+        """``count`` new units, (count,), to be called the group ``name``."""
+        self.forest, ids = self.forest.grow(count, cell=False)
+        self.blocks.append((name, ids))
+        return ids
+
+    def label(self, value: Value) -> Tensor:
+        """The label of a value. A parameter becomes one cell per element."""
+        if value.param is None:
+            return value.label
+        param = self.params[value.param]
+        if param.cells is None:
+            self.forest, ids = self.forest.grow(param.shape.numel(), cell=True)
+            param.cells = int(ids[0]) if len(ids) else 0
+            param.bound = torch.full((len(ids),), param.out is not None)
+            if param.out is not None:
+                known = param.out.expand(param.shape).flatten()
+                self.forest = self.forest.join(ids[known >= 0], known[known >= 0])
+        first = param.cells
+        return torch.arange(first, first + param.shape.numel()).reshape(param.shape)
+
+    def roots(self, value: Value) -> Tensor:
+        """The label of a value with every unit replaced by the root of its class."""
+        label = self.label(value)
+        return self.forest.find(label)
+
+    def merge(self, a: Tensor, b: Tensor) -> Tensor | None:
+        """Make two labels one; None, and nothing merged, if that would collapse an operand."""
+        merged = merge(self.forest, a, b)
+        if merged is None:
+            return None
+        self.forest, label = merged
+        return label
+
+    def bind(self, value: Value, wanted: Tensor, into: Tensor | None) -> Tensor:
+        """Gate a parameter, or what was computed from parameters, with the units ``wanted``.
+
+        Args:
+            value: the parameter.
+            wanted: the unit to gate each entry with, broadcastable to the value.
+            into: the unit whose activation each entry multiplies; None: no contraction.
+
+        Returns:
+            The label that the value really has now; it differs from ``wanted`` where an earlier use
+            decided otherwise.
+        """
+        wanted = wanted.expand(value.shape)
+        meets = filled(value.shape, OPEN) if into is None else into.expand(value.shape)
+        if value.param is None:
+            label = self._bind_cells(value.label, wanted, meets)
+        else:
+            label = self._bind_param(value, wanted, meets)
+        return label
+
+    def _bind_param(self, value: Value, wanted: Tensor, into: Tensor) -> Tensor:
+        assert value.param is not None
+        param = self.params[value.param]
+        if param.cells is not None:
+            return self._bind_cells(self.label(value), wanted, into)
+        if param.out is None or param.into is None:
+            param.out, param.into = wanted, into
+            return wanted
+        param.into = self.same(param.into, into)
+        merged = self.merge(param.out, wanted)
+        param.out = param.out if merged is None else merged
+        return param.out
+
+    def _bind_cells(self, label: Tensor, wanted: Tensor, into: Tensor) -> Tensor:
+        cells, into = label.flatten(), into.expand(label.shape).flatten()
+        for param in self.params.values():
+            if param.cells is None or param.bound is None:
+                continue
+            mine = (cells >= param.cells) & (cells < param.cells + param.shape.numel())
+            if bool(mine.any()):
+                self._record_cells(param, cells[mine] - param.cells, into[mine])
+        merged = self.merge(label, wanted)
+        return label if merged is None else merged
+
+    def _record_cells(self, param: Param, cells: Tensor, into: Tensor) -> None:
+        assert param.bound is not None
+        count = param.shape.numel()
+        known = filled((count,), ZERO)
+        if param.into is not None:
+            known = self.forest.find(param.into).expand(param.shape).flatten()
+            known = torch.where(param.bound, known, ZERO)
+        into = self.forest.find(into)
+        high = known.scatter_reduce(0, cells, into, "amax")
+        low = torch.where(known == ZERO, high, known).scatter_reduce(0, cells, into, "amin")
+        param.into = torch.where(high == low, high, OPEN).reshape(param.shape)
+        param.bound = param.bound.index_fill(0, cells, True)
+
+    def same(self, a: Tensor, b: Tensor) -> Tensor:
+        """``a`` where both labels name one unit, else ``OPEN``."""
+        a, b = torch.broadcast_tensors(self.forest.find(a), self.forest.find(b))
+        return torch.where(a == b, a, OPEN)
+
+    def own(self, value: Value) -> None:
+        """Keep every parameter that a value was computed from per task."""
+        for name in value.sources:
+            self.params[name].own = True
+
+    def promote(self, label: Tensor, name: str) -> None:
+        """Give units of their own to the cells of a parameter that scales something ungated."""
+        cells = self.forest.find(shrink(label)).unique()
+        cells = cells[(cells >= 0) & (self.forest.units()[cells] == OPEN)]
+        units = self.fresh(len(cells), name)
+        self.forest = self.forest.join(cells, units)
+
+
+class UnreadableError(Exception):
+    """The graph computes something from a tensor that labels cannot follow."""
+
+
+def unreadable(node: Node, what: str) -> UnreadableError:
+    """The error that names an operator and its place."""
+    return UnreadableError(f"{node.target} in {place_of(node) or 'the module'} {what}")
+
+
+def shape_of(node: Node) -> torch.Size:
+    """The shape of a node's (first) output."""
+    value = node.meta["val"]
+    first = value[0] if isinstance(value, tuple | list) else value
+    if not isinstance(first, Tensor) or not all(isinstance(size, int) for size in first.shape):
+        raise unreadable(node, "takes a number or a shape from a tensor")
+    return first.shape
+
+
+def place_of(node: Node) -> str:
+    """The module a node belongs to, by its path; empty for the root."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = [entry[0] for entry in stack.values()]
+    return path[-1] if path else ""

@@ -1,0 +1,246 @@
+"""The wiring: which unit produces, and which unit feeds, every entry of every parameter.
+
+A :class:`Wiring` is static data. :func:`hatfn.trace` makes one from a module; everything that
+gates, protects or counts units reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+OPEN = -1
+"""The entry of an index that no gate governs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The unit behind each entry of a tensor.
+
+    Attributes:
+        index: integers that broadcast to the tensor; units are numbered through all groups laid end
+            to end, in the order of ``Wiring.groups``; ``OPEN`` (-1) where no gate governs an entry.
+        group: the group whose units are ``index``, in order and all of them, if there is one; its
+            values are then used by a view, without an index.
+    """
+
+    index: Tensor
+    group: str | None = None
+
+
+class ParamWiring(NamedTuple):
+    """How one parameter of the module takes part.
+
+    Attributes:
+        shape: the parameter's shape in the module.
+        kind: "shared" (one copy for all tasks, protected), "task" (a copy per task) or "head" (a copy
+            per task, as wide as the task has classes).
+        out: the unit whose gate multiplies each entry.
+        into: the unit whose activation each entry is multiplied with.
+        gated: False where a later norm's affine holds the gate of ``out`` instead, because the norm
+            would normalise a gate on this parameter away.
+    """
+
+    shape: tuple[int, ...]
+    kind: Literal["shared", "task", "head"]
+    out: Units | None = None
+    into: Units | None = None
+    gated: bool = True
+
+
+class Head(NamedTuple):
+    """A classifier that every task has for itself.
+
+    Attributes:
+        weight: name of its weight, (classes, features, ...).
+        bias: name of its bias, or None.
+    """
+
+    weight: str
+    bias: str | None
+
+
+class Measures(NamedTuple):
+    """What makes a trace a good one; every field but the last is a share in [0, 1].
+
+    Attributes:
+        shared: parameters that all tasks share, of all parameters outside the heads.
+        pair_gated: shared weight entries (of parameters with two or more dimensions) that have both
+            an out unit and an in unit.
+        protected: shared entries that one task protects when each unit is on with probability 1/2
+            (the expectation); 1/4 is ideal, 1 leaves no capacity after the first task.
+        smallest_group: units of the smallest group; 0 without groups.
+    """
+
+    shared: float
+    pair_gated: float
+    protected: float
+    smallest_group: int
+
+
+@dataclass(frozen=True, eq=False)
+class Wiring:
+    """The static description of a module that trace() returns: immutable and hashable.
+
+    Attributes:
+        groups: number of units per group, named after the module that first produces them.
+        params: every parameter by its first name in the module.
+        buffers: names of the buffers that a training step changes; each task has its own.
+        heads: the classifiers that each task has for itself.
+        input: the gate on the input's features, if asked for.
+        input_shape: shape of the traced input without its batch dimension.
+        output_shape: shape of the module's (first) output without its batch dimension.
+        constants: buffers that never change and a digest of each; the trace relied on their numbers.
+        fallbacks: operators that no rule covers and the place where each stands: their results are
+            taken as ungated, and the parameters that feed them are per task.
+    """
+
+    groups: Mapping[str, int]
+    params: Mapping[str, ParamWiring]
+    buffers: tuple[str, ...] = ()
+    heads: tuple[Head, ...] = ()
+    input: Units | None = None
+    input_shape: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
+    constants: tuple[tuple[str, str], ...] = ()
+    fallbacks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
+        object.__setattr__(self, "params", MappingProxyType(dict(self.params)))
+
+    def __reduce__(self) -> tuple[type[Wiring], tuple[object, ...]]:
+        # A mapping proxy neither copies nor pickles; a dict does.
+        values = (getattr(self, field.name) for field in fields(self))
+        return Wiring, tuple(dict(v) if isinstance(v, Mapping) else v for v in values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Wiring) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything but the list of fallbacks: equal wirings, equal fingerprints."""
+
+        def seen(units: Units | None) -> str:
+            return "none" if units is None else digest(units.index)
+
+        params = [
+            (name, p.shape, p.kind, p.gated, seen(p.out), seen(p.into))
+            for name, p in self.params.items()
+        ]
+        whole = (
+            list(self.groups.items()),
+            params,
+            self.buffers,
+            self.heads,
+            seen(self.input),
+            self.constants,
+        )
+        return hashlib.sha256(repr(whole).encode()).hexdigest()
+
+    @property
+    def shared(self) -> dict[str, ParamWiring]:
+        """The parameters that all tasks share."""
+        return {name: param for name, param in self.params.items() if param.kind == "shared"}
+
+    @cached_property
+    def measures(self) -> Measures:
+        """Shares that tell a good trace from one that is merely sound."""
+        total = shared = weights = 0
+        pairs = protected = 0.0
+        for param in self.params.values():
+            count = torch.Size(param.shape).numel()
+            total += count if param.kind != "head" else 0
+            if param.kind == "shared":
+                out, into = (_index(units, param.shape) for units in (param.out, param.into))
+                both = (out != OPEN) & (into != OPEN) & (out != into)
+                none = (out == OPEN) & (into == OPEN)
+                scale = count / max(both.numel(), 1)
+                pair = int(both.sum()) * scale
+                never = int(none.sum()) * scale
+                shared += count
+                protected += 0.25 * pair + never + 0.5 * (count - pair - never)
+                if len(param.shape) > 1:
+                    weights += count
+                    pairs += int(((out != OPEN) & (into != OPEN)).sum()) * scale
+        return Measures(
+            shared / max(total, 1),
+            pairs / max(weights, 1),
+            protected / max(shared, 1),
+            min(self.groups.values(), default=0),
+        )
+
+    def summary(self) -> str:
+        """The groups, the per-task parameters, the measures and what fell back, as text."""
+        measures = self.measures
+        own = [name for name, param in self.params.items() if param.kind == "task"]
+        heads = ", ".join(head.weight for head in self.heads) or "none"
+        width = max([len("group"), *map(len, self.groups)])
+        lines = [f"{'group':<{width}}  units"]
+        lines += [f"{name:<{width}}  {units:>5}" for name, units in self.groups.items()]
+        lines += [
+            "",
+            f"shared      {measures.shared:7.1%} of the parameters outside the heads",
+            f"pair-gated  {measures.pair_gated:7.1%} of the shared weight entries",
+            f"protected   {measures.protected:7.1%} of the shared entries by one half-open task",
+            f"smallest    {measures.smallest_group} units",
+            f"heads       {heads}",
+            f"per task    {len(own)} parameters, {len(self.buffers)} buffers",
+            f"fell back   {len(self.fallbacks)} operators",
+        ]
+        return "\n".join(lines + [f"  {place}" for place in self.fallbacks])
+
+    def to(self, device: torch.device | str) -> Wiring:
+        """The same wiring with its indices on ``device``."""
+
+        def move(units: Units | None) -> Units | None:
+            return None if units is None else replace(units, index=units.index.to(device))
+
+        params = {
+            name: param._replace(out=move(param.out), into=move(param.into))
+            for name, param in self.params.items()
+        }
+        return replace(self, params=params, input=move(self.input))
+
+    def lookup(self, values: Mapping[str, Tensor]) -> Callable[[Units], Tensor]:
+        """A function from units to their values; ungated entries read 1 (True).
+
+        Args:
+            values: {group: (U,)}, gates, masks or anything else that there is one of per unit.
+
+        Returns:
+            A function that takes :class:`Units` to a tensor shaped like ``units.index``.
+        """
+        flat: list[Tensor] = []  # laid end to end only when some parameter needs it
+
+        def look(units: Units) -> Tensor:
+            if units.group is not None:
+                return values[units.group].reshape(units.index.shape)
+            if not flat:
+                parts = [values[group] for group in self.groups]
+                one = torch.ones_like(parts[0][:1]) if parts else torch.ones(1)
+                flat.append(torch.cat([*parts, one]))
+            return flat[0][units.index]  # OPEN is -1, the last element, which is one
+
+        return look
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's type, shape and bytes."""
+    data = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(repr((tensor.dtype, tuple(tensor.shape))).encode() + data).hexdigest()
+
+
+def _index(units: Units | None, shape: tuple[int, ...]) -> Tensor:
+    """The index of ``units``, small but with as many dimensions as ``shape``."""
+    return units.index if units is not None else torch.full((1,) * len(shape), OPEN)

@@ -1,0 +1,92 @@
+"""Small modules and learners that several test files use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optree
+import torch
+import torchopt
+from torch import Tensor, nn
+
+import hatfn
+from hatfn.state import HATState
+
+
+def mlp(features: int = 5, classes: int = 3, width: int = 16) -> nn.Sequential:
+    """Two hidden layers; the classifier is called 4."""
+    return nn.Sequential(
+        nn.Linear(features, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, classes),
+    )
+
+
+class ConvNet(nn.Module):
+    """A residual block with batch norm: per-task norms and running statistics."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.norm2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, classes)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(x + self.norm2(self.conv2(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Transformer(nn.Module):
+    """One pre-norm block over tokens with learned positions."""
+
+    def __init__(self, features: int = 5, width: int = 8, tokens: int = 4, classes: int = 3) -> None:
+        super().__init__()
+        self.embed = nn.Linear(features, width)
+        self.position = nn.Parameter(torch.randn(1, tokens, width) * 0.1)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.head = nn.Linear(width, classes)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.position
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(*qkv)
+        x = x + self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        x = x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+        return self.head(x.mean(1))
+
+
+def learner(module: nn.Module, x: Tensor, head: str = "head", **settings: Any) -> hatfn.HAT:
+    """A learner of three tasks with 3, 2 and 3 classes, unless told otherwise."""
+    settings = {"classes": [3, 2, 3], "optimizer": torchopt.sgd(0.1, momentum=0.9)} | settings
+    return hatfn.build(module, hatfn.trace(module, x[:1], head=head), **settings)
+
+
+def learn(
+    hat: hatfn.HAT, state: HATState, x: Tensor, task: int, steps: int = 4, **begin: Any
+) -> HATState:
+    """Train a task on random labels for a few steps and consolidate it."""
+    classes = hat.classes[task] if hat.classes else 1
+    y = torch.randint(classes, (len(x),), generator=torch.Generator().manual_seed(task))
+    state = hat.begin(state, task, **begin)
+    for step in range(steps):
+        state, info = hat.update(state, (x, y), task, scale=20.0 * (step + 1))
+        assert info.ok
+    return hat.consolidate(state, task)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two trees are the same to the bit."""
+    pairs = zip(optree.tree_leaves(a), optree.tree_leaves(b), strict=True)
+    return all(torch.equal(left, right) for left, right in pairs)

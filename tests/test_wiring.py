@@ -1,0 +1,110 @@
+"""The wiring is data: immutable, hashable, the same for the same module."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import FrozenInstanceError
+
+import pytest
+import torch
+from nets import ConvNet, Transformer, mlp
+
+import hatfn
+
+X = torch.zeros(1, 1, 6, 6)
+
+
+def test_equal_modules_have_equal_wirings() -> None:
+    first, again = (hatfn.trace(ConvNet(), X, head="head") for _ in range(2))
+    assert first == again
+    assert len({first, again}) == 1
+    assert first != hatfn.trace(mlp(), torch.zeros(1, 5), head="4")
+    assert first != hatfn.trace(ConvNet(), X, head="head", input_gate=True)
+    assert first != "a wiring"
+
+
+def test_a_wiring_cannot_be_changed() -> None:
+    wiring = hatfn.trace(ConvNet(), X, head="head")
+    with pytest.raises(FrozenInstanceError):
+        wiring.groups = {}
+    with pytest.raises(TypeError):
+        wiring.groups["conv1"] = 9
+    with pytest.raises(TypeError):
+        del wiring.params["conv1.weight"]
+
+
+def test_a_wiring_can_be_copied_and_pickled() -> None:
+    wiring = hatfn.trace(ConvNet(), X, head="head", input_gate=True)
+    assert copy.deepcopy(wiring) == wiring
+    assert pickle.loads(pickle.dumps(wiring)) == wiring
+    assert wiring.to("cpu") == wiring
+
+
+def test_what_is_found_in_a_residual_block() -> None:
+    wiring = hatfn.trace(ConvNet(), X, head="head")
+    assert dict(wiring.groups) == {"conv1": 8}
+    kinds = {name: role.kind for name, role in wiring.params.items()}
+    assert kinds == {
+        "conv1.weight": "shared", "conv2.weight": "shared", "conv2.bias": "shared",
+        "norm1.weight": "task", "norm1.bias": "task", "norm2.weight": "task", "norm2.bias": "task",
+        "head.weight": "head", "head.bias": "head",
+    }  # fmt: skip
+    assert not wiring.params["conv1.weight"].gated, "its norm holds the gate"
+    assert wiring.params["norm1.weight"].gated
+    assert wiring.params["conv1.weight"].out.group == "conv1"
+    assert wiring.params["conv1.weight"].into is None
+    assert wiring.params["conv2.weight"].into.group == "conv1"
+    assert set(wiring.buffers) == {
+        f"norm{i}.{name}"
+        for i in (1, 2)
+        for name in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    assert (wiring.input_shape, wiring.output_shape) == ((1, 6, 6), (3,))
+
+
+def test_what_is_found_in_a_transformer_block() -> None:
+    wiring = hatfn.trace(Transformer(), torch.zeros(1, 4, 5), head="head")
+    assert dict(wiring.groups) == {"embed": 8, "qkv": 24, "fc1": 16}
+    assert wiring.params["proj.weight"].out.group == "embed", "one gate for the residual stream"
+    values = wiring.params["proj.weight"].into.index.flatten() - 8
+    assert values.tolist() == list(range(16, 24)), "what the projection reads are the values"
+    own = {name for name, role in wiring.params.items() if role.kind == "task"}
+    assert own == {"position", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"}
+    assert wiring.params["position"].out is not None
+
+
+def test_the_summary_names_groups_measures_and_what_fell_back() -> None:
+    wiring = hatfn.trace(ConvNet(), X, head="head")
+    text = wiring.summary()
+    for word in ("conv1", "8", "shared", "pair-gated", "protected", "head.weight", "fell back   0"):
+        assert word in text
+
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x).cumsum(1)
+
+    assert "aten.cumsum" in hatfn.trace(Odd(), torch.zeros(1, 5)).summary()
+
+
+def test_measures_are_their_definition() -> None:
+    """By sampling: the expected share of entries that one half-open task protects."""
+    from hatfn.transforms import exact_protection  # noqa: PLC0415
+
+    wiring = hatfn.trace(Transformer(), torch.zeros(1, 4, 5), head="head")
+    measures = wiring.measures
+    share = []
+    for _ in range(400):
+        masks = {g: torch.rand(1, units) < 0.5 for g, units in wiring.groups.items()}
+        held = exact_protection(wiring, masks, torch.tensor([True]))
+        share.append(torch.cat([p.flatten() for p in held.values()]).double().mean())
+    assert abs(torch.stack(share).mean() - measures.protected) < 0.02
+    counts = {n: torch.Size(r.shape).numel() for n, r in wiring.params.items()}
+    kinds = {n: r.kind for n, r in wiring.params.items()}
+    total = sum(c for n, c in counts.items() if kinds[n] != "head")
+    assert measures.shared == sum(c for n, c in counts.items() if kinds[n] == "shared") / total
+    assert measures.smallest_group == 8
