@@ -1,0 +1,197 @@
+"""The pure functions on trees that an update is made of: protect, compensate, clip, apply, clamp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import Literal
+
+import optree
+import torch
+from torch import Tensor
+
+from hatfn.checks import read
+from hatfn.state import Trainable, Tree, tree_map
+from hatfn.wiring import ParamWiring, Units, Wiring
+
+Protection = Literal["exact", "paper"]
+
+
+def exact_protection(wiring: Wiring, masks: Mapping[str, Tensor], locked: Tensor) -> dict[str, Tensor]:
+    """Which entries some locked task depends on: its out unit and its in unit are both on.
+
+        protection[i, j] = any over locked t of (mask_t[out i] and mask_t[in j])
+
+    An entry without an in unit (a bias) needs its out unit only, and the other way round.
+
+    Args:
+        wiring: which units stand behind each entry.
+        masks: {group: (T, U)} bool, the binary gates.
+        locked: (T,) bool.
+
+    Returns:
+        {name: bool tensor shaped like the weight}, for the shared parameters.
+    """
+    known = read(locked)
+    tasks = [task for task in range(len(locked)) if known is None or known[task]]
+    looks = [(locked[t], wiring.lookup({g: m[t] for g, m in masks.items()})) for t in tasks]
+
+    def held(param: ParamWiring) -> Tensor:
+        held = torch.zeros(param.shape, dtype=torch.bool, device=locked.device)
+        for is_locked, look in looks:
+            ends = [look(units) for units in (param.out, param.into) if units is not None]
+            held = held | reduce(torch.logical_and, ends, is_locked)
+        return held
+
+    return {name: held(param) for name, param in wiring.shared.items()}
+
+
+def paper_protection(wiring: Wiring, cumulative: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The papers' cumulative mask per weight: min(post, pre) on weights, post on biases.
+
+    It is soft, and it also holds entries between units of *different* tasks, which no task uses.
+
+    Args:
+        wiring: which units stand behind each entry.
+        cumulative: {group: (U,)} in [0, 1], the maximum over locked tasks of their gates at s_max.
+
+    Returns:
+        {name: float tensor shaped like the weight, in [0, 1]}, for the shared parameters.
+
+    Source:
+        Serrà et al. 2018, equation 2.
+    """
+    look = wiring.lookup(cumulative)
+
+    def held(out: Units | None, into: Units | None, shape: tuple[int, ...]) -> Tensor:
+        sides = [look(units) for units in (out, into) if units is not None]
+        return torch.stack([side.expand(shape) for side in sides]).amin(0)
+
+    return {n: held(p.out, p.into, p.shape) for n, p in wiring.shared.items()}
+
+
+def protect(tree: Mapping[str, Tensor], protection: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hold back what earlier tasks depend on: 0 where protected, times (1 - p) where softly so.
+
+    Selecting, not multiplying: a non-finite gradient at a protected entry is dropped, too.
+
+    Args:
+        tree: {name: tensor}, gradients or updates of shared parameters.
+        protection: {name: tensor of the same shape}: bool, or p in [0, 1].
+
+    Example:
+        >>> grads = {"w": torch.tensor([1.0, float("nan")])}
+        >>> protect(grads, {"w": torch.tensor([False, True])})
+        {'w': tensor([1., 0.])}
+
+    Source:
+        Serrà et al. 2018, equation 2, for the factor (1 - p).
+    """
+
+    def hold(value: Tensor, held: Tensor) -> Tensor:
+        if held.dtype != torch.bool:
+            value, held = value * (1 - held).to(value.dtype), held == 1
+        return torch.where(held, 0, value)
+
+    return {name: hold(value, protection[name]) for name, value in tree.items()}
+
+
+def compensate(
+    gradients: Mapping[str, Tensor],
+    embeddings: Mapping[str, Tensor],
+    scale: float | Tensor,
+    s_max: float | Tensor,
+    factor: float | Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Make the gradient of an embedding what it would be at s = 1, times ``factor``.
+
+        g <- g * factor / s * (cosh(clip(s e, -50, 50)) + 1) / (cosh(e) + 1)
+
+    Annealing s leaves the gate's slope near zero for most of training; this undoes it.
+
+    Args:
+        gradients: g, {group: (U,)}.
+        embeddings: e, {group: (U,)}.
+        scale: s > 0.
+        s_max: the largest scale.
+        factor: HAT-CL's separate factor; default ``s_max``, the first paper's.
+
+    Source:
+        Serrà et al. 2018, equation 4; Duan 2023, section 3, for the factor.
+    """
+    factor = s_max if factor is None else factor
+
+    def steepen(g: Tensor, e: Tensor) -> Tensor:
+        soft, plain = torch.cosh((scale * e).clamp(-50, 50)) + 1, torch.cosh(e) + 1
+        return g * (factor / scale) * (soft / plain)
+
+    return {group: steepen(g, embeddings[group]) for group, g in gradients.items()}
+
+
+def clip_by_norm(tree: Tree, max_norm: float | None) -> tuple[Tree, Tensor]:
+    """Scale the whole tree so that its 2-norm is at most ``max_norm``; also the norm it had.
+
+    Args:
+        tree: gradients, any structure.
+        max_norm: > 0, or None not to clip.
+
+    Returns:
+        the tree, and its norm before, ().
+    """
+    squares = [torch.linalg.vector_norm(leaf) for leaf in optree.tree_leaves(tree)]
+    norm = torch.linalg.vector_norm(torch.stack(squares))
+    if max_norm is None:
+        return tree, norm
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return tree_map(lambda leaf: leaf * factor.to(leaf.dtype), tree), norm
+
+
+def apply_updates(old: Trainable, updates: Trainable, rate: Tensor) -> Trainable:
+    """``old + rate * updates``, with rate () a factor on the learning rate."""
+    new: Trainable = tree_map(lambda p, u: torch.addcmul(p, u, rate.to(u.dtype)), old, updates)
+    return new
+
+
+def clamp_embeddings(embeddings: Mapping[str, Tensor], limit: float) -> dict[str, Tensor]:
+    """Keep embeddings in [-limit, limit], where the sigmoid at s = 1 still has a slope.
+
+    Source:
+        Serrà et al. 2018, section 2.5 (limit 6).
+    """
+    return {group: e.clamp(-limit, limit) for group, e in embeddings.items()}
+
+
+def finite(tree: Tree) -> Tensor:
+    """() bool: whether every number of every floating leaf is finite.
+
+    By their sum, which is read in one pass and is not finite if one of them is not; leaves whose
+    numbers are finite but too large to add up count as not finite, too.
+    """
+    floating = [leaf for leaf in optree.tree_leaves(tree) if leaf.is_floating_point()]
+    wide = (torch.promote_types(leaf.dtype, torch.float32) for leaf in floating)
+    totals = [leaf.sum(dtype=dtype) for leaf, dtype in zip(floating, wide, strict=True)]
+    flags = [torch.isfinite(total) for total in totals]
+    return torch.stack(flags).all() if flags else torch.tensor(True)
+
+
+def choose(condition: Tensor, new: Tree, old: Tree) -> Tree:
+    """``new`` if the () condition holds, else ``old``, leaf by leaf and without a branch."""
+    return tree_map(lambda n, o: torch.where(condition, n, o), new, old)
+
+
+def settle(ok: Tensor, new: Trainable, old: Trainable, protection: Mapping[str, Tensor]) -> Trainable:
+    """``new`` where it may be stored: ``old``, to the bit, at protected entries and if not ``ok``.
+
+    Args:
+        ok: () bool.
+        new: after the update.
+        old: before it.
+        protection: {name: tensor}, bool or in [0, 1], for the shared weights; 1 holds an entry.
+    """
+    chosen: Trainable = choose(ok, new._replace(params={}), old._replace(params={}))
+    held = {name: p if p.dtype == torch.bool else p == 1 for name, p in protection.items()}
+    params = {
+        name: torch.where(held[name] | ~ok, value, new.params[name])
+        for name, value in old.params.items()
+    }
+    return chosen._replace(params=params)

@@ -1,0 +1,77 @@
+"""Gates, schedules and initial embeddings: their formulas and their limits."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+import hatfn
+from hatfn import schedule
+from hatfn.gates import flush, initial_embeddings
+
+NUMBERS = st.floats(-6, 6, width=32)
+SCALES = st.floats(0.01, 400)
+
+
+@given(e=st.lists(NUMBERS, min_size=2, max_size=8), s=SCALES)
+def test_gate_is_the_sigmoid_and_monotone_in_the_embedding(e: list[float], s: float) -> None:
+    values = torch.tensor(sorted(e), dtype=torch.float64)
+    gates = hatfn.gate(values, s)
+    torch.testing.assert_close(gates, 1 / (1 + torch.exp(-s * values)))
+    assert (gates.diff() >= 0).all()
+
+
+@given(e=NUMBERS, s=SCALES, more=SCALES)
+def test_a_larger_scale_moves_a_gate_away_from_one_half(e: float, s: float, more: float) -> None:
+    value = torch.tensor(e, dtype=torch.float64)
+    near, far = (abs(hatfn.gate(value, scale) - 0.5) for scale in (s, s + more))
+    assert far >= near
+
+
+@given(e=NUMBERS.filter(lambda e: abs(e) > 1e-3))
+def test_limits_of_the_gate(e: float) -> None:
+    value = torch.tensor(e, dtype=torch.float64)
+    assert abs(hatfn.gate(value, 1e-6) - 0.5) < 1e-5
+    assert abs(hatfn.gate(value, 1e6) - hatfn.hard_gate(value).double()) < 1e-9
+
+
+@given(e=st.lists(st.floats(-6, 6), min_size=1, max_size=8))
+def test_flush_keeps_gradients_and_drops_only_what_is_tiny(e: list[float]) -> None:
+    leaf = torch.tensor(e, dtype=torch.float32, requires_grad=True)
+    gates = torch.sigmoid(20 * leaf)
+    flushed = flush(gates)
+    small = gates < torch.finfo(torch.float32).eps ** 2
+    assert torch.equal(flushed, torch.where(small, 0, gates))
+    plain, ours = (torch.autograd.grad(g.sum(), leaf, retain_graph=True)[0] for g in (gates, flushed))
+    assert torch.equal(plain, ours)
+
+
+@given(s_max=st.floats(1.5, 1000), progress=st.floats(0, 1))
+def test_schedules_are_their_formulas(s_max: float, progress: float) -> None:
+    paper = 1 / s_max + (s_max - 1 / s_max) * progress
+    assert schedule.linear(s_max)(progress) == pytest.approx(paper)
+    base = s_max ** (1 / 0.8)
+    assert schedule.exponential(s_max)(progress) == pytest.approx(base ** (progress - 0.2))
+    wave = max(1 / s_max, s_max / 2 * (1 + math.cos(2 * math.pi * progress)))
+    assert schedule.cosine(s_max)(progress) == pytest.approx(wave)
+    assert schedule.cosine(s_max, s_min=1.25)(0.5) == 1.25
+    assert schedule.constant(s_max)(progress) == s_max
+    for make in (schedule.linear, schedule.exponential, schedule.cosine, schedule.constant):
+        assert 0 < make(s_max)(progress) <= s_max
+
+
+def test_initial_embeddings_have_their_distributions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    normal = initial_embeddings("normal", 5, 20_000, generator)
+    assert abs(normal.mean()) < 0.02
+    assert abs(normal.std() - 1) < 0.02
+    assert torch.equal(initial_embeddings("dense", 5, 3, generator), torch.ones(5, 3))
+    for tasks in (2, 5, 50):
+        sparse = initial_embeddings("sparse", tasks, 20_000, generator)
+        assert abs((sparse > 0).double().mean() - 1 / tasks) < 0.01
+        assert abs(sparse.std() - 1) < 0.02
+    assert (initial_embeddings("sparse", 1, 1000, generator) > 0).double().mean() > 0.95

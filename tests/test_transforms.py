@@ -1,0 +1,174 @@
+"""The pieces of an update, each against its formula or its brute-force definition."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis.strategies as st
+import torch
+from hypothesis import given
+from hypothesis.extra import numpy as nps
+from torch import Tensor
+
+import hatfn
+from hatfn import transforms
+from hatfn.state import Trainable
+from hatfn.wiring import ParamWiring, Units, Wiring
+
+ANY = st.floats(width=32)  # nan and infinities included
+FLOATS = st.floats(-100, 100, width=32)
+
+
+def arrays(elements: st.SearchStrategy, shape: tuple[int, ...] = (4, 3)) -> st.SearchStrategy[Tensor]:
+    return nps.arrays("float32", shape, elements=elements).map(torch.tensor)
+
+
+MASKS = nps.arrays("bool", (4, 3)).map(torch.tensor)
+
+
+@given(gradient=arrays(ANY), held=MASKS)
+def test_protect_lets_nothing_through(gradient: Tensor, held: Tensor) -> None:
+    out = hatfn.protect({"w": gradient}, {"w": held})["w"]
+    assert (out[held] == 0).all()
+    assert torch.equal(out[~held].nan_to_num(7.0), gradient[~held].nan_to_num(7.0))
+
+
+@given(gradient=arrays(FLOATS), p=arrays(st.floats(0, 1, width=32)))
+def test_soft_protection_is_a_factor(gradient: Tensor, p: Tensor) -> None:
+    torch.testing.assert_close(hatfn.protect({"w": gradient}, {"w": p})["w"], gradient * (1 - p))
+
+
+@given(g=arrays(FLOATS), e=arrays(st.floats(-6, 6, width=32)), s=st.floats(0.01, 400), factor=FLOATS)
+def test_compensation_is_its_formula(g: Tensor, e: Tensor, s: float, factor: float) -> None:
+    ours = hatfn.compensate({"a": g.double()}, {"a": e.double()}, s, 400.0, factor)["a"]
+    for got, gradient, value in zip(ours.flatten(), g.flatten(), e.flatten(), strict=True):
+        soft = math.cosh(min(max(s * float(value), -50), 50)) + 1
+        expected = float(gradient) * factor / s * soft / (math.cosh(float(value)) + 1)
+        assert math.isclose(float(got), expected, rel_tol=1e-6, abs_tol=1e-30)
+    paper = hatfn.compensate({"a": g.double()}, {"a": e.double()}, s, 400.0)["a"]
+    torch.testing.assert_close(
+        paper, hatfn.compensate({"a": g.double()}, {"a": e.double()}, s, 400.0, 400.0)["a"]
+    )
+
+
+def test_compensation_undoes_the_annealing() -> None:
+    """The compensated gradient through sigmoid(s e) is s_max times the one through sigmoid(e)."""
+    e = torch.linspace(-0.03, 0.03, 7, dtype=torch.float64, requires_grad=True)
+    (steep,) = torch.autograd.grad(hatfn.gate(e, 400.0).sum(), e)
+    (plain,) = torch.autograd.grad(hatfn.gate(e, 1.0).sum(), e)
+    ours = hatfn.compensate({"a": steep}, {"a": e.detach()}, 400.0, 50.0)["a"]
+    torch.testing.assert_close(ours, 50.0 * plain)
+
+
+@given(a=arrays(FLOATS), b=arrays(FLOATS), limit=st.floats(0.1, 1000))
+def test_clip_bounds_the_norm_of_the_whole_tree(a: Tensor, b: Tensor, limit: float) -> None:
+    clipped, norm = transforms.clip_by_norm({"a": a, "b": b}, limit)
+    whole = torch.cat([a.flatten(), b.flatten()])
+    torch.testing.assert_close(norm, whole.norm())
+    after = torch.cat([clipped["a"].flatten(), clipped["b"].flatten()])
+    assert after.norm() <= limit * (1 + 1e-5)
+    if norm < limit * 0.99:
+        assert torch.equal(after, whole)
+    else:  # the direction stays
+        torch.testing.assert_close(after * norm, whole * after.norm(), rtol=1e-3, atol=1e-2)
+    assert transforms.clip_by_norm({"a": a}, None)[0]["a"] is a
+
+
+@given(old=arrays(FLOATS), new=arrays(ANY), held=MASKS, ok=st.booleans())
+def test_settle_keeps_protected_entries_and_refuses(
+    old: Tensor, new: Tensor, held: Tensor, ok: bool
+) -> None:
+    before, after = (Trainable({"w": w}, {"n": w}, {"g": w}) for w in (old, new))
+    out = transforms.settle(torch.tensor(ok), after, before, {"w": held})
+    fixed = held | (not ok)
+    assert torch.equal(out.params["w"][fixed], old[fixed])
+    assert torch.equal(out.params["w"][~fixed].nan_to_num(7.0), new[~fixed].nan_to_num(7.0))
+    assert torch.equal(out.embeddings["g"].nan_to_num(7.0), (new if ok else old).nan_to_num(7.0))
+
+
+@given(leaf=arrays(ANY))
+def test_finite_sees_every_number(leaf: Tensor) -> None:
+    tree = {"a": torch.ones(2), "b": leaf, "count": torch.tensor(3)}
+    if leaf.isfinite().all() and leaf.double().abs().sum() < 1e38:
+        assert transforms.finite(tree)
+    if not leaf.isfinite().all():
+        assert not transforms.finite(tree)
+
+
+@given(e=arrays(FLOATS), limit=st.floats(0.1, 10))
+def test_embeddings_are_clamped(e: Tensor, limit: float) -> None:
+    assert hatfn.clamp_embeddings({"a": e}, limit)["a"].abs().max() <= limit * (1 + 1e-6)
+
+
+WIRING = Wiring(
+    {"a": 3, "b": 4},
+    {
+        "w": ParamWiring(
+            (4, 3), "shared", Units(torch.arange(3, 7)[:, None], "b"), Units(torch.arange(3)[None], "a")
+        ),
+        "bias": ParamWiring((4,), "shared", Units(torch.arange(3, 7), "b")),
+        "mixed": ParamWiring((3,), "shared", None, Units(torch.tensor([6, -1, 0]))),
+        "norm": ParamWiring((4,), "task", Units(torch.arange(3, 7), "b")),
+    },
+)
+
+
+@given(
+    a=nps.arrays("bool", (5, 3)).map(torch.tensor),
+    b=nps.arrays("bool", (5, 4)).map(torch.tensor),
+    locked=nps.arrays("bool", (5,)).map(torch.tensor),
+    one_more=st.integers(0, 4),
+)
+def test_exact_protection_is_brute_force_and_monotone(
+    a: Tensor, b: Tensor, locked: Tensor, one_more: int
+) -> None:
+    held = transforms.exact_protection(WIRING, {"a": a, "b": b}, locked)
+    tasks = locked.nonzero().flatten().tolist()
+    units = torch.cat([a, b, torch.ones(5, 1, dtype=torch.bool)], 1)
+    for i in range(4):
+        for j in range(3):
+            assert held["w"][i, j] == any(b[t, i] and a[t, j] for t in tasks)
+        assert held["bias"][i] == any(b[t, i] for t in tasks)
+    for entry, unit in enumerate([6, -1, 0]):
+        assert held["mixed"][entry] == any(units[t, unit] for t in tasks)
+    assert "norm" not in held
+    more = locked.index_fill(0, torch.tensor([one_more]), True)
+    wider = transforms.exact_protection(WIRING, {"a": a, "b": b}, more)
+    assert all((held[name] <= wider[name]).all() for name in held)
+
+
+@given(a=arrays(st.floats(0, 1, width=32), (3,)), b=arrays(st.floats(0, 1, width=32), (4,)))
+def test_paper_protection_is_the_smaller_end(a: Tensor, b: Tensor) -> None:
+    held = transforms.paper_protection(WIRING, {"a": a, "b": b})
+    assert torch.equal(held["w"], torch.minimum(b[:, None], a[None]))
+    assert torch.equal(held["bias"], b)
+
+
+@given(
+    a=arrays(st.floats(0, 1, width=32), (3,)), b=arrays(st.floats(0, 1, width=32), (4,)),
+    used_a=nps.arrays("bool", (3,)).map(torch.tensor), used_b=nps.arrays("bool", (4,)).map(torch.tensor),
+    quota=st.floats(0, 1),
+)  # fmt: skip
+def test_sparsity_is_its_formula(
+    a: Tensor, b: Tensor, used_a: Tensor, used_b: Tensor, quota: float
+) -> None:
+    gates, used = {"a": a, "b": b}, {"a": used_a, "b": used_b}
+
+    def cost(pairs: list[tuple[Tensor, Tensor]]) -> float:
+        free = sum(float((~u).sum()) for _, u in pairs)
+        paid = sum(float((g * ~u).sum()) for g, u in pairs) - quota * sum(len(g) for g, _ in pairs)
+        return max(0.0, paid) / free if free else 0.0
+
+    pairs = [(a, used_a), (b, used_b)]
+    whole = hatfn.sparsity(gates, used, quota=quota)
+    assert math.isclose(float(whole), cost(pairs), abs_tol=1e-5)
+    each = hatfn.sparsity(gates, used, over="groups", quota=quota)
+    assert math.isclose(float(each), sum(cost([pair]) for pair in pairs) / 2, abs_tol=1e-5)
+
+
+def test_sparsity_of_a_full_network_is_zero_and_has_a_gradient() -> None:
+    gates = {"a": torch.rand(3, requires_grad=True)}
+    cost = hatfn.sparsity(gates, {"a": torch.ones(3, dtype=torch.bool)})
+    cost.backward()
+    assert cost == 0
+    assert torch.equal(gates["a"].grad, torch.zeros(3))
