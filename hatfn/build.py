@@ -1,0 +1,115 @@
+"""build(): from a module and its wiring to a learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from hatfn import checks
+from hatfn import regularizer as regularizers
+from hatfn.forward import make_network
+from hatfn.gates import Init
+from hatfn.learner import HAT, Optimizer
+from hatfn.transforms import Protection
+from hatfn.wiring import Wiring
+
+
+def build(
+    module: nn.Module,
+    wiring: Wiring,
+    classes: Sequence[int] | None,
+    optimizer: Optimizer,
+    *,
+    num_tasks: int | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    s_max: float = 400.0,
+    sparsity: float = 0.75,
+    regularizer: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor] = regularizers.sparsity,
+    init: Init = "normal",
+    gate: Callable[[Tensor], Tensor] = torch.sigmoid,
+    protection: Protection = "exact",
+    compensation: float | Literal["s_max"] | None = "s_max",
+    max_norm: float | None = 10_000.0,
+    clamp: float = 6.0,
+    decay_embeddings: bool = False,
+) -> HAT:
+    """A continual learner for a module and its wiring.
+
+    Args:
+        module: the one that was traced; it is copied, neither changed nor called. Parameters with
+            ``requires_grad=False`` are gated and never trained.
+        wiring: from :func:`hatfn.trace`.
+        classes: number of classes of each task; every task has a head of its own, in the place of the
+            module's classifier or, where the wiring has no heads, behind the module. None: the
+            module's output as it is, for regression or feature masks.
+        optimizer: an optax-style (init, update) pair, such as ``torchopt.adam(1e-3)``; it trains the
+            shared weights, the task's own parameters and its embeddings together.
+        num_tasks: T, where ``classes`` is None; default 1.
+        loss: (logits (B, C), y) -> ().
+        s_max: the largest mask scale, > 1.
+        sparsity: weight of the penalty on using free units, >= 0.
+        regularizer: (gates, cumulative mask), both {group: (U,)} -> (); see
+            :func:`hatfn.sparsity`.
+        init: "normal", "dense" or "sparse" task embeddings.
+        gate: the function that takes s * e to a gate.
+        protection: "exact": a weight is held if a locked task uses both its ends; "paper": by
+            min(post, pre) of the soft cumulative masks, as published.
+        compensation: the factor of the embeddings' gradients: "s_max" (first paper), a number
+            (HAT-CL: 100), or None to leave the gradients as they are.
+        max_norm: gradients are scaled down to this 2-norm, all together; None: not.
+        clamp: embeddings stay in [-clamp, clamp].
+        decay_embeddings: let the optimiser's weight decay act on embeddings as well; it draws them to
+            0, where training and serving differ.
+
+    Returns:
+        The learner.
+
+    Raises:
+        TypeError, ValueError: a wiring of another module, wrong classes or settings, an optimiser
+            that is not pure.
+
+    Warns:
+        HATWarning: a group with fewer units than there are tasks.
+
+    Example:
+        >>> import hatfn, torchopt
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> x, y = torch.randn(16, 4), torch.randint(0, 2, (16,))
+        >>> wiring = hatfn.trace(net, x, head="2")
+        >>> hat = hatfn.build(net, wiring, classes=[2, 2], optimizer=torchopt.adam(1e-3))
+        >>> state = hat.begin(hat.init(seed=0), task=0)
+        >>> state, info = hat.update(state, (x, y), task=0, scale=100.0)
+        >>> state = hat.consolidate(state, task=0)
+        >>> hat.forward(state, x, task=0).shape
+        torch.Size([16, 2])
+
+    Source:
+        Serrà et al. 2018 (arXiv 1801.01423); Duan 2023 (arXiv 2307.09653).
+    """
+    checks.check_wiring(module, wiring)
+    tasks = checks.check_classes(classes, num_tasks, wiring)
+    checks.check_groups(wiring, tasks)
+    checks.check_hyper(s_max, sparsity, clamp, max_norm)
+    checks.check_choice("init", init, get_args(Init))
+    checks.check_choice("protection", protection, get_args(Protection))
+    pure = checks.check_optimizer(optimizer)
+    hyper = {"lr": 1.0, "sparsity": float(sparsity), "s_max": float(s_max)}
+    hyper["compensation"] = float(s_max if compensation in ("s_max", None) else compensation)
+    return HAT(
+        network=make_network(module, wiring, classes),
+        tasks=tasks,
+        optimizer=pure,
+        loss=loss,
+        regularizer=regularizer,
+        squash=gate,
+        embedding_init=init,
+        protection=protection,
+        hyper=hyper,
+        compensated=compensation is not None,
+        max_norm=max_norm,
+        clamp=clamp,
+        decay_embeddings=decay_embeddings,
+    )

@@ -1,0 +1,316 @@
+"""What the boundary refuses: each message says where, what was expected, what came, how to mend it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor, nn
+
+from hatfn.state import HATState
+from hatfn.wiring import Wiring, digest
+
+
+class HATWarning(UserWarning):
+    """Something that is allowed and rarely meant: no free capacity, a group switched off."""
+
+
+def read(tensor: Tensor) -> Any:
+    """The numbers of a small tensor, or None inside ``vmap``, where numbers cannot be read."""
+    try:
+        return tensor.tolist()
+    except RuntimeError:
+        return None
+
+
+def check_task(where: str, task: Any, tasks: int) -> int:
+    """A task as an int: an int, a numpy integer or a 0-d integer tensor, from 0 to tasks - 1."""
+    right = f"Expected an int from 0 to {tasks - 1} ({tasks} tasks)"
+    try:
+        index = operator.index(task)
+    except (TypeError, RuntimeError):
+        index = None
+    if index is None or isinstance(task, bool):
+        raise TypeError(f"{where}: task={task!r} is a {type(task).__name__}. {right}, such as task=0.")
+    if not 0 <= index < tasks:
+        raise ValueError(
+            f"{where}: task={index} is out of range. {right}; negative numbers do not count from the "
+            f"end. For more tasks, give build() one entry in classes per task."
+        )
+    return index
+
+
+def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
+    """A mask scale in (0, s_max], if its number can be read."""
+    value = read(scale) if isinstance(scale, Tensor) else scale
+    top = read(s_max)
+    if value is None or isinstance(value, list) or isinstance(top, list):
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{where}: scale={scale!r}. Expected a number, or None for binary gates.")
+    if not math.isfinite(value) or value <= 0 or (top is not None and value > top * (1 + 1e-6)):
+        raise ValueError(
+            f"{where}: scale={value}. Expected a number in (0, s_max={top}]; at 0 every gate is 1/2, "
+            f"below it masks invert. Write hatfn.schedule.linear(s_max)(progress), or build(s_max=...)."
+        )
+
+
+def check_active(where: str, state: HATState, task: int) -> None:
+    """``begin`` must have opened the task."""
+    active = read(state.active)
+    if active is not None and not active[task]:
+        opened = [i for i, on in enumerate(active) if on]
+        raise ValueError(
+            f"{where}: task {task} is not open (open: {opened or 'none'}), and its parameters must "
+            f"not move. Write state = hat.begin(state, {task}) first."
+        )
+
+
+def check_learned(where: str, state: HATState, tasks: Sequence[int]) -> None:
+    """Binary gates are those of learned tasks."""
+    learned = read(state.learned)
+    missing = [] if learned is None else [task for task in tasks if not learned[task]]
+    if missing:
+        raise ValueError(
+            f"{where}: task {missing[0]} has no binary gates: it was never learned. Write state = "
+            f"hat.consolidate(state, {missing[0]}) after training it, or give a scale."
+        )
+
+
+def check_locked(where: str, locked: Sequence[int] | None, task: int, tasks: int) -> Tensor | None:
+    """Tasks to lock as an index; None if the choice is left open."""
+    if locked is None:
+        return None
+    if isinstance(locked, int | str) or not hasattr(locked, "__iter__"):
+        raise TypeError(f"{where}: locked={locked!r}. Expected a list of tasks, such as [0, 1].")
+    rows = [check_task(where, other, tasks) for other in locked]
+    if task in rows:
+        raise ValueError(
+            f"{where}: task {task} cannot be trained and locked at once. Write "
+            f"locked={[row for row in rows if row != task]}."
+        )
+    return torch.tensor(rows, dtype=torch.long)
+
+
+def check_wiring(module: Any, wiring: Any) -> None:
+    """The wiring is of this module."""
+    if not isinstance(wiring, Wiring):
+        raise TypeError(
+            f"build: wiring is a {type(wiring).__name__}. Expected what hatfn.trace(module, x) gives: "
+            f"hatfn.build(module, hatfn.trace(module, x), classes, optimizer)."
+        )
+    have = {name: tuple(param.shape) for name, param in module.named_parameters()}
+    want = {name: param.shape for name, param in wiring.params.items()}
+    differ = sorted(set(have.items()) ^ set(want.items()))
+    if differ:
+        raise ValueError(
+            f"build: the wiring is of another module; they differ in {differ[0][0]} "
+            f"(module {have.get(differ[0][0])}, wiring {want.get(differ[0][0])}). Trace this one."
+        )
+    _check_tensors(module, wiring)
+
+
+def _check_tensors(module: nn.Module, wiring: Wiring) -> None:
+    """Parameters that can be trained, and constants as they were when traced."""
+    odd = [name for name, param in module.named_parameters() if not param.is_floating_point()]
+    if odd:
+        raise TypeError(
+            f"build: parameter {odd[0]} is {module.get_parameter(odd[0]).dtype}. Expected floating "
+            f"parameters: register it as a buffer."
+        )
+    buffers = dict(module.named_buffers())
+    changed = [name for name, known in wiring.constants if digest(buffers[name]) != known]
+    if changed:
+        raise ValueError(
+            f"build: buffer {changed[0]} has other values than when the wiring was traced, which "
+            f"relied on them. Trace the module as it is now: hatfn.trace(module, x)."
+        )
+
+
+def check_classes(classes: Any, num_tasks: int | None, wiring: Wiring) -> int:
+    """The number of tasks, from one class count per task or from num_tasks."""
+    if classes is None:
+        count = 1 if num_tasks is None else operator.index(num_tasks)
+        if count < 1:
+            raise ValueError(f"build: num_tasks={num_tasks}. Expected at least 1.")
+        return count
+    if isinstance(classes, int | str):
+        raise TypeError(f"build: classes={classes!r}. Expected one count per task, such as [2, 2, 2].")
+    counts = [operator.index(count) for count in classes]
+    if not counts or min(counts) < 1 or num_tasks not in (None, len(counts)):
+        raise ValueError(
+            f"build: classes={classes!r}, num_tasks={num_tasks}. Expected one positive count per task, "
+            f"such as [2, 2, 2], and no num_tasks."
+        )
+    if not wiring.heads and "head.weight" in wiring.params:
+        raise ValueError(
+            "build: classes are given and the module has a layer 'head', but no head was traced. Write "
+            "hatfn.trace(module, x, head='head') to give every task its own."
+        )
+    if not wiring.heads and len(wiring.output_shape) != 1:
+        raise ValueError(
+            f"build: the module returns (B, {', '.join(map(str, wiring.output_shape))}), and no head "
+            f"was traced. Expected features (B, D) to put one behind: pool or flatten them, or name "
+            f"the classifier: hatfn.trace(module, x, head='fc')."
+        )
+    return len(counts)
+
+
+def check_hyper(s_max: float, sparsity: float, clamp: float, max_norm: float | None) -> None:
+    """Settings in their ranges."""
+    wrong = {
+        "s_max": (s_max, s_max > 1, "above 1"),
+        "sparsity": (sparsity, sparsity >= 0, "of at least 0"),
+        "clamp": (clamp, clamp > 0, "above 0"),
+        "max_norm": (max_norm, max_norm is None or max_norm > 0, "above 0, or None"),
+    }
+    for name, (value, right, expected) in wrong.items():
+        if not right or (value is not None and not math.isfinite(value)):
+            raise ValueError(f"build: {name}={value}. Expected a finite number {expected}.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """One of a few words."""
+    if value not in choices:
+        raise ValueError(f"build: {name}={value!r}. Expected one of {', '.join(map(repr, choices))}.")
+
+
+def check_batch(batch: Any, classes: int | None) -> tuple[Tensor, Tensor]:
+    """A pair of inputs and targets; class labels from 0 to classes - 1."""
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise TypeError(
+            f"update: batch is a {type(batch).__name__}. Expected a pair of tensors: "
+            f"hat.update(state, (x, y), task, scale)."
+        )
+    x, y = batch
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise TypeError(
+            f"update: batch = ({type(x).__name__}, {type(y).__name__}). Expected two tensors: "
+            f"torch.as_tensor(...) each."
+        )
+    if not x.numel():
+        raise ValueError("update: the batch is empty. Expected at least one sample: skip such batches.")
+    if x.shape[:1] != y.shape[:1]:
+        raise ValueError(
+            f"update: x has {x.shape[0]} samples and y {tuple(y.shape)}. Expected as many targets."
+        )
+    if classes is not None and (y.dim() == 1 or not y.is_floating_point()):
+        if y.dtype != torch.int64:
+            raise TypeError(f"update: labels are {y.dtype}. Expected torch.int64: write y.long().")
+        ends = read(torch.stack([y.min(), y.max()])) if y.numel() else None
+        if ends is not None and not 0 <= ends[0] <= ends[1] < classes:
+            raise ValueError(
+                f"update: labels from {ends[0]} to {ends[1]}, but the task has {classes} classes. "
+                f"Expected labels from 0 to {classes - 1}, counted within the task: "
+                f"y - first_class_of_the_task."
+            )
+    return x, y
+
+
+def check_input(where: str, x: Any, wiring: Wiring) -> None:
+    """A tensor with as many dimensions as the input that was traced."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{where}: x is a {type(x).__name__}. Expected a tensor.")
+    if x.dim() != len(wiring.input_shape) + 1:
+        raise ValueError(
+            f"{where}: x has shape {tuple(x.shape)}. Expected {_shape(wiring)}, as it was traced: "
+            f"x[None] for a single sample, x.flatten(1) for flat ones."
+        )
+
+
+@contextmanager
+def explained(x: Tensor, wiring: Wiring) -> Iterator[None]:
+    """Say what the module was given when it fails."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"the module failed on x of shape {tuple(x.shape)} and {x.dtype}. Expected "
+            f"{_shape(wiring)}, as it was traced. It said: {error}"
+        ) from error
+
+
+def _shape(wiring: Wiring) -> str:
+    return f"(B, {', '.join(map(str, wiring.input_shape))})"
+
+
+def check_free(where: str, task: int, used: Mapping[str, Tensor]) -> None:
+    """Warn of groups that the locked tasks use up."""
+    full = [group for group, units in used.items() if read(units.all()) is True]
+    if full:
+        warnings.warn(
+            f"{where}: no free capacity for task {task} in {', '.join(full)}: earlier tasks use every "
+            f"unit. It can only reuse theirs. Raise sparsity for earlier tasks, or widen the module.",
+            HATWarning,
+            stacklevel=4,
+        )
+
+
+def check_alive(where: str, task: int, masks: Mapping[str, Tensor]) -> None:
+    """Warn of groups in which a task uses no unit."""
+    dead = [group for group, mask in masks.items() if read(mask.any()) is False]
+    if dead:
+        warnings.warn(
+            f"{where}: task {task} uses no unit of {', '.join(dead)}, so nothing passes there. Lower "
+            f"sparsity, or train longer at a small scale.",
+            HATWarning,
+            stacklevel=4,
+        )
+
+
+def check_groups(wiring: Wiring, tasks: int) -> None:
+    """Warn of groups that have fewer units than there are tasks."""
+    small = {group: units for group, units in wiring.groups.items() if units < tasks}
+    if small:
+        listed = ", ".join(f"{group} ({units})" for group, units in small.items())
+        warnings.warn(
+            f"build: {tasks} tasks, but fewer units in {listed}: later tasks must share them. Widen "
+            f"the module, or plan fewer tasks.",
+            HATWarning,
+            stacklevel=4,
+        )
+
+
+class PureOptimizer(NamedTuple):
+    """An (init, update) pair that changes nothing it is given."""
+
+    init: Callable[[Any], Any]
+    update: Callable[..., tuple[Any, Any]]
+
+
+def check_optimizer(optimizer: Any) -> PureOptimizer:
+    """The pair, shown to be pure by a small example."""
+    right = (
+        "Expected an optax-style pair of functions (init, update), such as torchopt.adam(1e-3); not "
+        "torch.optim.Adam(...) or torchopt.Adam(...), which change parameters in place"
+    )
+    init, update = getattr(optimizer, "init", None), getattr(optimizer, "update", None)
+    if not (callable(init) and callable(update)):
+        raise TypeError(f"build: optimizer is a {type(optimizer).__name__}. {right}.")
+    if "inplace" in inspect.signature(update).parameters:
+        update = partial(update, inplace=False)
+    params, gradients = {"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([0.5, 0.25])}
+    start = init(params)
+    if not all(isinstance(leaf, Tensor) for leaf in optree.tree_leaves(start)):
+        raise TypeError(
+            "build: the optimizer keeps a plain number in its state, which vmap cannot carry (as "
+            "torchopt's radam and adamax do). Expected tensors only, as in "
+            "torchopt's sgd, adam, adamw or rmsprop."
+        )
+    first, second = (update(gradients, start, params=params)[0] for _ in range(2))
+    if not torch.equal(first["w"], second["w"]):
+        raise ValueError(
+            "build: the optimizer gave two answers to the same question, so it keeps state of its own "
+            "(torchopt's sgd does with dampening). Expected a pure update: leave dampening at 0."
+        )
+    return PureOptimizer(init, update)

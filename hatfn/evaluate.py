@@ -1,0 +1,92 @@
+"""Measures of continual learning: from an accuracy matrix and a state to the numbers of a paper."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hatfn.state import HATState
+from hatfn.transforms import exact_protection
+from hatfn.wiring import Wiring
+
+Matrix = Float[np.ndarray, "T T"]
+"""Row i: after task i; column j: accuracy on task j, in [0, 1]; NaN where j was not yet learned."""
+
+
+def accuracy(logits: Float[Tensor, "B C"], labels: Tensor) -> float:
+    """The share of samples whose largest logit is that of their label, in [0, 1]."""
+    return (logits.argmax(-1) == labels).double().mean().item()
+
+
+def average_accuracy(matrix: Matrix) -> float:
+    """ACC: the mean accuracy on all tasks after the last.
+
+    Example:
+        >>> average_accuracy(np.array([[1.0, np.nan], [0.8, 0.9]]))
+        0.85
+
+    Source:
+        Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), equation 2.
+    """
+    return float(np.mean(matrix[-1]))
+
+
+def backward_transfer(matrix: Matrix) -> float:
+    """BWT: what learning later tasks did to earlier ones, mean of R[-1, j] - R[j, j]; 0 for one task.
+
+    Source:
+        Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), equation 3.
+    """
+    change = (matrix[-1] - np.diag(matrix))[:-1]
+    return float(change.mean()) if len(change) else 0.0
+
+
+def forgetting(matrix: Matrix) -> float:
+    """The mean loss of accuracy on earlier tasks since each was at its best, >= 0; 0 for one task.
+
+    Source:
+        Chaudhry et al. 2018 (arXiv 1801.10112), equations 3 and 4.
+    """
+    loss = (np.nanmax(matrix, axis=0) - matrix[-1])[:-1]
+    return float(loss.mean()) if len(loss) else 0.0
+
+
+def usage(state: HATState, wiring: Wiring) -> pd.DataFrame:
+    """How much of each group each learned task uses, and how much is free.
+
+    Args:
+        state: any state.
+        wiring: of the learner.
+
+    Returns:
+        A row per group: a column per learned task with the share of its units that are on, "free" the
+        share that no learned task uses, and "units", their number.
+    """
+    tasks = state.learned.nonzero().flatten().tolist()
+    rows = {}
+    for group, units in wiring.groups.items():
+        masks = state.masks[group]
+        shares = {task: masks[task].double().mean().item() for task in tasks}
+        free = 1 - masks.any(0).double().mean().item()
+        rows[group] = {**shares, "free": free, "units": units}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def free_weights(state: HATState, wiring: Wiring) -> float:
+    """The share of shared weight entries that no learned task depends on, in [0, 1]."""
+    held = exact_protection(wiring, state.masks, state.learned)
+    total = sum(entries.numel() for entries in held.values())
+    return 1 - sum(int(entries.sum()) for entries in held.values()) / max(total, 1)
+
+
+def drift(before: Tensor, after: Tensor) -> float:
+    """The largest change of any logit; 0.0 exactly if none changed.
+
+    Args:
+        before: logits of a task when it was learned.
+        after: its logits on the same inputs now.
+    """
+    return (after - before).abs().max().item() if not torch.equal(before, after) else 0.0

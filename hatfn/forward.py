@@ -1,0 +1,171 @@
+"""Calling the module with gated parameters: the only ``functional_call`` of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hatfn.checks import explained
+from hatfn.modules import measuring, skeleton
+from hatfn.state import HATState, take
+from hatfn.wiring import Wiring
+
+
+class Network(NamedTuple):
+    """The static half of a learner: what no task changes.
+
+    Attributes:
+        train: the module's structure in train mode, without numbers.
+        evaluate: the same in eval mode.
+        calibrate: the same in eval mode, but batch norms take the statistics of each batch.
+        wiring: which units gate which parameters.
+        initial: {name: tensor}, the module's own parameters and buffers.
+        constants: {name: tensor}, the buffers that training does not change.
+        classes: classes of each task; None: the module's output as it is.
+        heads: names of the heads' parameters, which lead with the classes.
+        added: whether the head is a linear layer put behind the module.
+        frozen: names of the parameters that the module does not train (``requires_grad=False``).
+    """
+
+    train: nn.Module
+    evaluate: nn.Module
+    calibrate: nn.Module
+    wiring: Wiring
+    initial: dict[str, Tensor]
+    constants: dict[str, Tensor]
+    classes: tuple[int, ...] | None
+    heads: tuple[str, ...]
+    added: bool
+    frozen: frozenset[str]
+
+
+def make_network(module: nn.Module, wiring: Wiring, classes: Sequence[int] | None) -> Network:
+    """Take from a module what calling it needs; the module itself is neither changed nor kept."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    initial = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    buffers = [name for name, _ in module.named_buffers()]
+    device = next((tensor.device for tensor in initial.values()), torch.device("cpu"))
+    own = tuple(name for head in wiring.heads for name in head if name is not None)
+    return Network(
+        skeleton(module, training=True),
+        skeleton(module, training=False),
+        measuring(skeleton(module, training=False)),
+        wiring.to(device),
+        initial,
+        {name: initial[name] for name in buffers if name not in wiring.buffers},
+        None if classes is None else tuple(classes),
+        own or ("head.weight", "head.bias"),
+        added=not own,
+        frozen=frozenset(n for n, p in module.named_parameters() if not p.requires_grad) - {*own},
+    )
+
+
+def call(
+    network: Network,
+    module: nn.Module,
+    params: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    gates: Mapping[str, Tensor] | None,
+    x: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The module's output under gates, and the running statistics that it leaves.
+
+    A unit is gated by multiplying the weights and the bias that produce it, or the affine of the norm
+    behind them: a (W x + b) = (a W) x + a b.
+
+    Args:
+        network: the static half.
+        module: its structure in the mode that is wanted: one of the network's three.
+        params: {name: tensor}, all of the module's parameters and the heads' that were added.
+        buffers: {name: tensor}, the running statistics.
+        gates: {group: (U,)}, soft or bool; None: no gates.
+        x: (B, ...).
+
+    Returns:
+        output (B, ...), and the new running statistics.
+    """
+    wiring = network.wiring
+    values = dict(params)
+    if gates is not None:
+        look = wiring.lookup(gates)
+        for name, role in wiring.params.items():
+            if role.gated and role.out is not None:
+                values[name] = values[name] * look(role.out).to(values[name].dtype)
+        if wiring.input is not None:
+            x = x * look(wiring.input).to(x.dtype)
+    head = (
+        {name: values.pop(name) for name in network.heads} if network.added and network.classes else {}
+    )
+    # A module may write into the very tensors it is given: running statistics, an in-place ReLU.
+    x, given = x.clone(), {**buffers, **network.constants}
+    values |= {name: buffer.clone() for name, buffer in given.items()}
+    with explained(x, wiring):
+        output = functional_call(module, values, (x,), strict=True)
+    if head:
+        output = nn.functional.linear(output, head["head.weight"], head["head.bias"])
+    return output, {name: values[name] for name in buffers}
+
+
+def cut_heads(network: Network, own: Mapping[str, Tensor], task: int) -> dict[str, Tensor]:
+    """A task's own parameters, its heads cut to its classes.
+
+    Before the product, not after: a wider head changes the shape of the matrix product, and with it
+    the bits of the logits.
+    """
+    if network.classes is None:
+        return dict(own)
+    return {**own, **{name: own[name][: network.classes[task]] for name in network.heads}}
+
+
+def forward(
+    network: Network, state: HATState, x: Tensor, task: int, gates: Mapping[str, Tensor]
+) -> Tensor:
+    """One task's output in eval mode."""
+    own = cut_heads(network, take(state.task_params, task), task)
+    buffers = take(state.task_buffers, task)
+    return call(network, network.evaluate, {**state.params, **own}, buffers, gates, x)[0]
+
+
+def forward_plain(network: Network, state: HATState, x: Tensor) -> Tensor:
+    """The module as it was, ungated, with the shared weights of the state."""
+    params = {name: network.initial[name] for name in network.wiring.params} | state.params
+    buffers = {name: network.initial[name] for name in network.wiring.buffers}
+    plain = network._replace(added=False)  # its own output, no head behind it
+    return call(plain, network.evaluate, params, buffers, None, x)[0]
+
+
+def predict(
+    network: Network, state: HATState, x: Tensor, tasks: Sequence[int], chunk_size: int | None
+) -> Tensor:
+    """The outputs of many tasks under binary gates, (T, B, ...), in one ``vmap``.
+
+    Classes that a task does not have are -inf.
+    """
+    rows = torch.as_tensor(tasks, device=x.device)
+    own, buffers, masks = (
+        {name: leaf[rows] for name, leaf in tree.items()}
+        for tree in (state.task_params, state.task_buffers, state.masks)
+    )
+
+    def one(own: dict[str, Tensor], buffers: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        return call(network, network.evaluate, {**state.params, **own}, buffers, masks, x)[0]
+
+    # PyTorch has no batching rule for the CPU's fused attention.
+    attention = sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else nullcontext()
+    with attention:
+        outputs = torch.vmap(one, chunk_size=chunk_size)(own, buffers, masks)
+    if network.classes is None:
+        return outputs
+    # In a map of classes over places, which a convolution gives, classes come first.
+    head = network.wiring.params.get(network.heads[0])
+    dim = 2 if head is not None and len(head.shape) > 2 else outputs.dim() - 1
+    classes = torch.tensor([network.classes[task] for task in tasks], device=x.device)
+    valid = torch.arange(outputs.shape[dim], device=x.device) < classes[:, None]
+    shape = [size if d in (0, dim) else 1 for d, size in enumerate(outputs.shape)]
+    return torch.where(valid.reshape(shape), outputs, -torch.inf)

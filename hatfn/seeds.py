@@ -1,0 +1,32 @@
+"""Randomness as a function of numbers: PyTorch's global state is borrowed and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def mixed(*numbers: int) -> int:
+    """One seed, in [0, 2^63), from several numbers, so that no draw depends on an earlier one.
+
+    Example:
+        >>> mixed(0, 1) == mixed(0, 1), mixed(0, 1) == mixed(1, 0)
+        (True, False)
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def seeded(device: torch.device | str, seed: int) -> Iterator[None]:
+    """Set the random state that layers draw from, on the CPU and on ``device``, and put it back."""
+    device = torch.device(device)
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        torch.default_generator.manual_seed(seed)  # manual_seed would reach every other GPU as well
+        for one in cuda:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,120 @@
+"""No public function changes a tensor it was given, nor the module, nor any global state."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import optree
+import pytest
+import torch
+import torchopt
+from nets import ConvNet, learner
+from torch import Tensor, nn
+
+import hatfn
+from hatfn import evaluate, testing
+from hatfn.regularizer import sparsity
+
+pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
+
+MODULE = ConvNet()
+X, Y = torch.randn(8, 1, 6, 6), torch.randint(2, (8,))
+HAT = learner(MODULE, X)
+OPEN = HAT.begin(HAT.consolidate(HAT.init(0), 0), 1)
+LEARNED = HAT.consolidate(OPEN, 1)
+UNITS = {"fc": torch.randn(6)}
+GATES = {"fc": torch.rand(6)}
+
+CALLS = {
+    "trace": (hatfn.trace, (MODULE, X[:1]), {"head": "head"}),
+    "build": (hatfn.build, (MODULE, HAT.wiring, [3, 2]), {"optimizer": torchopt.adam(1e-3)}),
+    "gate": (hatfn.gate, (UNITS["fc"], 3.0), {}),
+    "hard_gate": (hatfn.hard_gate, (UNITS["fc"],), {}),
+    "sparsity": (sparsity, (GATES, {"fc": torch.rand(6) > 0.5}), {}),
+    "protect": (hatfn.protect, (UNITS, {"fc": torch.rand(6) > 0.5}), {}),
+    "compensate": (hatfn.compensate, (GATES, UNITS, 3.0, 400.0), {}),
+    "clamp_embeddings": (hatfn.clamp_embeddings, (UNITS, 0.5), {}),
+    "usage": (hatfn.usage, (LEARNED, HAT.wiring), {}),
+    "drift": (evaluate.drift, (X, X + 1), {}),
+    "accuracy": (evaluate.accuracy, (torch.randn(8, 2), Y), {}),
+    "free_weights": (evaluate.free_weights, (LEARNED, HAT.wiring), {}),
+    "verify_wiring": (testing.verify_wiring, (MODULE, HAT.wiring, X), {}),
+    "verify_no_forgetting": (testing.verify_no_forgetting, (HAT, LEARNED, X), {}),
+    "HAT.init": (HAT.init, (0,), {"fresh": True}),
+    "HAT.begin": (HAT.begin, (LEARNED, 2), {}),
+    "HAT.begin again": (HAT.begin, (LEARNED, 0), {"locked": [1], "carry": True}),
+    "HAT.update": (HAT.update, (OPEN, (X, Y), 1, 5.0), {}),
+    "HAT.update hard": (HAT.update, (OPEN, (X, Y), 1, None), {}),
+    "HAT.recalibrate": (HAT.recalibrate, (OPEN, [X, X], 1), {}),
+    "HAT.consolidate": (HAT.consolidate, (OPEN, 1), {}),
+    "HAT.forward": (HAT.forward, (LEARNED, X, 1), {}),
+    "HAT.forward soft": (HAT.forward, (LEARNED, X, 1, 5.0), {}),
+    "HAT.forward plain": (HAT.forward, (LEARNED, X, None), {}),
+    "HAT.predict": (HAT.predict, (LEARNED, X), {"chunk_size": 1}),
+}  # fmt: skip
+NOT_CALLED = {
+    "HAT", "HATState", "HATWarning", "Info", "TraceError", "CheckpointError", "Wiring",  # types
+    "schedule", "testing", "save", "load",  # numbers only; modules; files, see test_checkpoint.py
+}  # fmt: skip
+
+
+def global_state() -> tuple[bytes, bytes, bool]:
+    """Random states; not Python's own, which the type checker of the tests draws from."""
+    numbers = np.random.get_state()[1].tobytes()
+    return torch.get_rng_state().numpy().tobytes(), numbers, torch.is_grad_enabled()
+
+
+def fingerprint(*things: object) -> list[tuple[int, bytes]]:
+    """Version and bytes of every tensor among arguments, of the module and of the learner."""
+    tensors = [leaf for leaf in optree.tree_leaves(things) if isinstance(leaf, Tensor)]
+    modules = [leaf for leaf in optree.tree_leaves(things) if isinstance(leaf, nn.Module)]
+    for module in (MODULE, *modules):
+        tensors += [*module.parameters(), *module.buffers()]
+    tensors += [*HAT.network.initial.values(), *HAT.network.constants.values()]
+    tensors = [t for t in tensors if not t.is_meta]
+    return [(t._version, t.detach().reshape(-1).view(torch.uint8).numpy().tobytes()) for t in tensors]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_given_is_changed(name: str) -> None:
+    function, args, kwargs = CALLS[name]
+    state = global_state()
+    training = [child.training for child in MODULE.modules()]
+    before = fingerprint(*args, kwargs)
+    function(*args, **kwargs)
+    assert fingerprint(*args, kwargs) == before
+    assert [child.training for child in MODULE.modules()] == training
+    assert global_state() == state
+
+
+def test_every_public_function_is_called_above() -> None:
+    called = {name.split()[0].removeprefix("HAT.") for name in CALLS}
+    methods = {n for n, f in inspect.getmembers(hatfn.HAT, inspect.isfunction) if n[0] != "_"}
+    assert set(hatfn.__all__) | methods <= called | NOT_CALLED
+
+
+def test_the_same_call_gives_the_same_answer() -> None:
+    for name in ("HAT.update", "HAT.init", "HAT.begin", "HAT.predict"):
+        function, args, kwargs = CALLS[name]
+        first, second = (optree.tree_leaves(function(*args, **kwargs)) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_learner_outlives_changes_to_the_module() -> None:
+    module = ConvNet()
+    hat = learner(module, X)
+    before = hat.init(0)
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.add_(1)
+    module.train()
+    assert all(torch.equal(before.params[name], value) for name, value in hat.init(0).params.items())
+
+
+def test_import_registers_networks_only_when_asked() -> None:
+    import subprocess  # noqa: PLC0415
+    import sys  # noqa: PLC0415
+
+    code = "import hatfn, timm; assert not timm.is_model('resnet18s')"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
