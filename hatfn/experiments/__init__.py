@@ -1,0 +1,1 @@
+"""Experiments: data streams, the run loop, reports and the command line."""

@@ -1,0 +1,87 @@
+"""The settings of a run: each one a flag of ``hatfn run``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hatfn.experiments.streams import StreamName
+from hatfn.gates import Init
+from hatfn.transforms import Protection
+
+Method = Literal["hat", "finetune"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Learn a stream of tasks one after another, and report what was kept.
+
+    The defaults were chosen on validation images; examples/sweep.py repeats the search.
+    """
+
+    stream: StreamName = "split-digits"
+    """The sequence of tasks."""
+    tasks: int | None = None
+    """Number of tasks; None: the stream's own (5 split, 10 permuted, 5 rotated)."""
+    model: str = "mlp"
+    """"mlp", or the name of any timm model (resnet18s, vit_tiny_patch16_224, ...)."""
+    width: int = 1000
+    """Units per hidden layer of the mlp."""
+    depth: int = 2
+    """Hidden layers of the mlp."""
+    dropout: float = 0.0
+    """Probability of dropping a hidden unit of the mlp."""
+    image_size: int | None = None
+    """Pixels per side that a timm model is given; None: its own input size."""
+    method: Method = "hat"
+    """"hat"; or "finetune", the same network without gates and protection, which forgets."""
+    epochs: int = 20
+    """Passes over each task's training images."""
+    batch_size: int = 32
+    """Images per step, at most; the last batch is never much smaller."""
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "adam"
+    """The optimiser of weights and embeddings."""
+    lr: float = 3e-3
+    """Learning rate."""
+    momentum: float = 0.0
+    """Momentum of sgd and rmsprop."""
+    weight_decay: float = 0.0
+    """Weight decay; embeddings are never decayed."""
+    carry: bool = False
+    """Keep the optimiser's moments from one task to the next."""
+    schedule: Literal["linear", "exponential", "cosine", "constant"] = "linear"
+    """How the mask scale s goes from small to s_max."""
+    period: Literal["epoch", "task"] = "epoch"
+    """Over what the schedule runs once: each epoch (the first paper) or the whole task."""
+    s_max: float = 100.0
+    """The largest mask scale."""
+    init: Init = "normal"
+    """Initial task embeddings."""
+    sparsity: float = 0.75
+    """Weight of the penalty on units that no earlier task uses."""
+    sparsity_over: Literal["all", "groups"] = "all"
+    """Penalty over all groups together (first paper), or the mean of the groups' own (HAT-CL)."""
+    quota: float = 0.0
+    """Share of the units that every task may take without penalty; HAT-CL's is 1/tasks."""
+    compensation: float | Literal["s_max"] | None = "s_max"
+    """Factor on the embeddings' gradients: s_max (first paper), a number (HAT-CL: 100), None: off."""
+    protection: Protection = "exact"
+    """What is held fixed: weights that one task uses at both ends, or the papers' min(post, pre)."""
+    recalibrate: bool = True
+    """Re-estimate batch-norm statistics under binary gates at the end of each task."""
+    max_norm: float | None = 10_000.0
+    """Gradients are scaled down to this norm; None: not."""
+    evaluate_on: Literal["test", "validation"] = "test"
+    """"test" trains on all other images; "validation" leaves the test images out of everything."""
+    seed: int = 0
+    """Of the weights, embeddings, permutations and the order of the batches."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, ..."""
+    out: Path | None = None
+    """Folder for the results; None: runs/STREAM-MODEL-METHOD-SEED."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.out or Path("runs") / f"{self.stream}-{self.model}-{self.method}-{self.seed}"

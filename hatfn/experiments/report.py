@@ -1,0 +1,105 @@
+"""What a run leaves behind: tables on the console, numbers, a state and plots in its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from hatfn import checkpoint
+from hatfn.experiments import plots
+from hatfn.experiments.config import RunConfig
+from hatfn.experiments.run import Learned, Result, Run, Step
+
+
+class RunFolder:
+    """The files of one run, written as it goes.
+
+    config.json: the settings. metrics.jsonl: a line per step, and one per finished task with its
+    accuracies and drift. state.safetensors: the learner's state after the last finished task.
+    result.json: what was measured in the end. Plots as PNG.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.path = config.folder
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.steps: list[Step] = []
+        self.config = json.loads(json.dumps(asdict(config), default=str))
+        self._write("config.json", json.dumps(self.config, indent=2))
+        self._write("metrics.jsonl", "")
+
+    def log(self, run: Run, event: Step | Learned) -> None:
+        """Keep a step; at the end of a task write its steps, its measures and the state."""
+        if isinstance(event, Step):
+            self.steps.append(event)
+            return
+        lines = [step._asdict() for step in self.steps if step.task == event.task]
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in [*lines, event._asdict()])
+        meta = {"config": self.config, "tasks": event.task + 1}
+        checkpoint.save(self.path / "state.safetensors", run.state, run.hat.wiring, meta)
+
+    def finish(self, result: Result) -> None:
+        """Write the result and the plots."""
+        self._write("result.json", json.dumps(result_dict(result), indent=2))
+        plots.accuracy_matrix(result, self.path / "accuracy_matrix.png")
+        plots.mask_use(result, self.path / "mask_use.png")
+        plots.capacity(result, self.path / "capacity.png")
+        plots.training(self.steps, self.path / "training.png")
+
+    def _write(self, name: str, text: str) -> None:
+        scratch = self.path / f".{name}"
+        scratch.write_text(text)
+        os.replace(scratch, self.path / name)
+
+
+def result_dict(result: Result) -> dict[str, Any]:
+    """A result as JSON holds it; null where a task was not yet learned."""
+    matrix = [[None if math.isnan(a) else a for a in row] for row in result.accuracy_matrix.tolist()]
+    return {
+        "accuracy_matrix": matrix,
+        "acc": result.acc,
+        "bwt": result.bwt,
+        "forgetting": result.forgetting,
+        "drift": result.max_drift,
+        "free_capacity": result.free_units[-1],
+        "free_weights": result.free_weights[-1],
+        "seconds": result.seconds,
+        "tasks": result.names,
+    }
+
+
+def show(result: Result, console: Console) -> None:
+    """Print the accuracy matrix, the summary numbers, mask use and free capacity."""
+    matrix = Table(title="Accuracy (row: after task i, column: on task j)")
+    matrix.add_column("after")
+    for index in range(len(result.names)):
+        matrix.add_column(str(index), justify="right")
+    for index, row in enumerate(result.accuracy_matrix):
+        cells = ["" if np.isnan(a) else f"{a:.4f}" for a in row]
+        matrix.add_row(f"{index} {result.names[index]}", *cells)
+    console.print(matrix)
+
+    masks = Table(title="Mask use (share of a group's units) and free capacity")
+    masks.add_column("group")
+    for column in result.usage.columns:
+        masks.add_column(str(column), justify="right")
+    for group, row in result.usage.iterrows():
+        *shares, units = row
+        masks.add_row(str(group), *(f"{share:.2f}" for share in shares), f"{units:.0f}")
+    console.print(masks)
+
+    numbers = Table.grid(padding=(0, 2))
+    numbers.add_row("ACC", f"{result.acc:.4f}", "mean accuracy on all tasks at the end")
+    numbers.add_row("BWT", f"{result.bwt:+.4f}", "backward transfer")
+    numbers.add_row("forgetting", f"{result.forgetting:.4f}", "mean loss since each task's best")
+    numbers.add_row("drift", repr(result.max_drift), "largest change of an old task's logit")
+    numbers.add_row("free", f"{result.free_weights[-1]:.1%}", "shared weights that no task needs")
+    numbers.add_row("seconds", f"{result.seconds:.1f}", "wall time")
+    console.print(numbers)

@@ -1,0 +1,111 @@
+"""From settings to a learner and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import timm
+import torch
+import torchopt
+from torch import Tensor, nn
+
+from hatfn import schedule
+from hatfn.build import build
+from hatfn.experiments.config import RunConfig
+from hatfn.experiments.streams import Part, Task
+from hatfn.learner import HAT, Optimizer
+from hatfn.networks import MLP
+from hatfn.regularizer import sparsity
+from hatfn.seeds import seeded
+from hatfn.tracing import trace
+
+
+def make_module(config: RunConfig, task: Task) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The module, with weights from the seed, and what resizes the stream's images for it."""
+    with seeded(config.device, config.seed):
+        if config.model == "mlp":
+            features = task.train.x[0].numel()
+            return MLP(features, task.classes, config.width, config.depth, config.dropout), _same
+        known = timm.list_models(config.model) or timm.list_models(f"*{config.model}*")
+        if not timm.is_model(config.model):
+            raise ValueError(
+                f"run: model={config.model!r}. Expected mlp or a timm model"
+                + (f", such as {', '.join(known[:5])}." if known else ": see timm.list_models().")
+            )
+        module = timm.create_model(config.model, num_classes=task.classes)
+    channels, height, width = module.pretrained_cfg["input_size"]  # type: ignore[index]
+    side = config.image_size
+    size = (height, width) if side is None else (side, side)
+    return module, partial(_resize, channels=channels, size=size)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _resize(x: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    x = nn.functional.interpolate(x, size, mode="bilinear", align_corners=False)
+    return x.expand(-1, channels, -1, -1)
+
+
+def make_optimizer(config: RunConfig) -> Optimizer:
+    """torchopt's optimiser of that name."""
+    lr, decay = config.lr, config.weight_decay
+    makers: dict[str, Callable[[], Optimizer]] = {
+        "sgd": lambda: torchopt.sgd(lr, momentum=config.momentum, weight_decay=decay),
+        "adam": lambda: torchopt.adam(lr, weight_decay=decay),
+        "adamw": lambda: torchopt.adamw(lr, weight_decay=decay),
+        "rmsprop": lambda: torchopt.rmsprop(lr, momentum=config.momentum, weight_decay=decay),
+    }
+    return makers[config.optimizer]()
+
+
+def make_learner(config: RunConfig, module: nn.Module, example: Tensor, stream: list[Task]) -> HAT:
+    """The learner. Finetuning is the same one with every gate open and nothing protected."""
+    wiring = trace(module, example)
+    make = partial(
+        build,
+        module,
+        wiring,
+        classes=[task.classes for task in stream],
+        optimizer=make_optimizer(config),
+        s_max=config.s_max,
+        max_norm=config.max_norm,
+    )
+    if config.method == "finetune":
+        return make(init="dense", sparsity=0.0, compensation=None)
+    return make(
+        init=config.init,
+        sparsity=config.sparsity,
+        regularizer=partial(sparsity, over=config.sparsity_over, quota=config.quota),
+        compensation=config.compensation,
+        protection=config.protection,
+    )
+
+
+def make_schedule(config: RunConfig) -> schedule.Schedule:
+    """From progress to mask scale; for finetuning gates of exactly one."""
+    if config.method == "finetune":
+        return schedule.constant(config.s_max)
+    makers = {
+        "linear": schedule.linear,
+        "exponential": schedule.exponential,
+        "cosine": schedule.cosine,
+        "constant": schedule.constant,
+    }
+    return makers[config.schedule](config.s_max)
+
+
+def training_part(config: RunConfig, task: Task) -> Part:
+    """What a task is trained on: with the validation images, unless these are what it is judged by."""
+    if config.evaluate_on == "validation":
+        return task.train
+    return Part(*(torch.cat(pair) for pair in zip(task.train, task.validation, strict=True)))
+
+
+def batches(data: Part, size: int, generator: torch.Generator) -> Iterator[Part]:
+    """One epoch in random order, in batches of nearly equal size: none is left with one image."""
+    order = torch.randperm(len(data.y), generator=generator)
+    for rows in order.tensor_split(-(-len(order) // size)):
+        yield Part(data.x[rows], data.y[rows])

@@ -1,0 +1,190 @@
+"""Streams, the run loop and the command line, on the real digits."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hatfn
+from hatfn import checkpoint, evaluate
+from hatfn.experiments import cli
+from hatfn.experiments.config import RunConfig
+from hatfn.experiments.run import NonFiniteStepError, learn, start
+from hatfn.experiments.setup import batches, training_part
+from hatfn.experiments.streams import Part, digits, make_stream
+
+pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
+QUICK = {"width": 64, "epochs": 3, "tasks": 2}
+
+
+def test_digits_are_all_there_once() -> None:
+    parts = digits()
+    assert {name: len(part.y) for name, part in parts.items()} == {
+        "train": 1149, "validation": 288, "test": 360,
+    }  # fmt: skip
+    rows = torch.cat([part.x.flatten(1) for part in parts.values()])
+    assert len(rows) == 1797
+    assert rows.min() == 0
+    assert rows.max() == 1
+    for part in parts.values():  # stratified
+        assert part.y.bincount().min() > 0.8 * len(part.y) / 10
+
+
+@pytest.mark.parametrize("name", ["split-digits", "permuted-digits", "rotated-digits"])
+def test_streams_are_functions_of_their_seed(name: str) -> None:
+    before = torch.get_rng_state()
+    first, again, other = (make_stream(name, None, seed) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    for a, b in zip(first, again, strict=True):
+        assert a.name == b.name
+        assert torch.equal(a.train.x, b.train.x)
+    same = all(torch.equal(a.train.x, b.train.x) for a, b in zip(first, other, strict=True))
+    assert same == (name != "permuted-digits")
+
+
+def test_split_digits_are_two_digits_a_task() -> None:
+    stream, everything = make_stream("split-digits", None, 0), digits()["test"]
+    assert [task.classes for task in stream] == [2] * 5
+    for index, task in enumerate(stream):
+        rows = everything.y // 2 == index
+        assert torch.equal(task.test.x, everything.x[rows])
+        assert torch.equal(task.test.y, everything.y[rows] - 2 * index)
+    assert [len(make_stream("split-digits", n, 0)) for n in (1, 2)] == [1, 2]
+
+
+def test_permuted_and_rotated_digits_keep_their_pixels() -> None:
+    plain = digits()["train"].x
+    stream = make_stream("permuted-digits", 3, 0)
+    assert torch.equal(stream[0].train.x, plain)
+    assert not torch.equal(stream[1].train.x, stream[2].train.x)
+    for task in stream:
+        assert torch.equal(task.train.x.flatten(1).sort(1).values, plain.flatten(1).sort(1).values)
+    turned = make_stream("rotated-digits", 2, 0)
+    assert torch.equal(turned[0].train.x, plain)
+    torch.testing.assert_close(turned[1].train.x, plain.rot90(1, (2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"), [("digits", None), ("split-digits", 3), ("split-digits", 0)]
+)
+def test_streams_that_are_not_there(name: str, tasks: int | None) -> None:
+    with pytest.raises(ValueError, match=r"stream: .* Expected"):
+        make_stream(name, tasks, 0)
+
+
+@given(count=st.integers(2, 200), size=st.integers(2, 64))
+def test_an_epoch_is_every_image_once_and_no_batch_of_one(count: int, size: int) -> None:
+    data = Part(torch.arange(count), torch.arange(count))
+    parts = list(batches(data, size, torch.Generator().manual_seed(0)))
+    assert torch.cat([part.y for part in parts]).sort().values.tolist() == list(range(count))
+    assert max(len(part.y) for part in parts) <= size
+    assert min(len(part.y) for part in parts) >= min(2, size // 2)
+
+
+def test_test_images_take_no_part_in_a_search() -> None:
+    task = make_stream("split-digits", None, 0)[0]
+    held = training_part(RunConfig(evaluate_on="validation"), task)
+    full = training_part(RunConfig(), task)
+    assert len(full.y) == len(task.train.y) + len(task.validation.y)
+    assert torch.equal(held.x, task.train.x)
+
+
+def finished(**settings) -> tuple:
+    run = start(RunConfig(**QUICK | settings))
+    events = list(learn(run))
+    return run, events
+
+
+@pytest.mark.parametrize("stream", ["split-digits", "permuted-digits", "rotated-digits"])
+def test_a_run_learns_and_nothing_drifts(stream: str) -> None:
+    run, events = finished(stream=stream)
+    result = run.result
+    assert result.max_drift == 0.0
+    assert result.bwt == 0.0
+    assert result.acc > (0.9 if stream == "split-digits" else 0.75)
+    assert np.isnan(result.accuracy_matrix[0, 1])
+    steps = [event for event in events if hasattr(event, "loss")]
+    assert len(steps) == sum(
+        3 * math.ceil(len(training_part(run.config, task).y) / 32) for task in run.stream
+    )
+    assert min(step.scale for step in steps) == pytest.approx(1 / run.config.s_max)
+
+
+def test_finetuning_forgets() -> None:
+    run, _ = finished(method="finetune", tasks=5, epochs=5)
+    assert run.result.max_drift > 0.1
+    assert run.result.forgetting > 0.02
+
+
+def test_runs_repeat_to_the_bit_and_leave_the_global_seed_alone() -> None:
+    before = torch.get_rng_state()
+    first, again = finished(dropout=0.2)[0], finished(dropout=0.2)[0]
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, value in first.state.params.items():
+        assert torch.equal(value, again.state.params[name])
+    assert np.array_equal(first.result.accuracy_matrix, again.result.accuracy_matrix, equal_nan=True)
+
+
+def test_any_timm_name_runs() -> None:
+    run, _ = finished(model="resnet10t", image_size=32, epochs=1, tasks=5)
+    assert run.result.max_drift == 0.0
+    with pytest.raises(ValueError, match=r"model='resnt18'.*Expected mlp or a timm model"):
+        start(RunConfig(model="resnt18"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    run = start(RunConfig(**QUICK, optimizer="sgd", lr=1e30, max_norm=None))
+    with pytest.raises(NonFiniteStepError, match=r"step \d+ of task 0 .*refused"):
+        list(learn(run))
+    assert all(value.isfinite().all() for value in run.state.params.values())
+
+
+def test_the_command_leaves_its_results(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "run"
+    cli.main(["run", "--tasks", "2", "--epochs", "2", "--width", "64", "--out", str(out)])
+    printed = capsys.readouterr().out
+    for word in ("Accuracy", "Mask use", "ACC", "BWT", "forgetting", "drift       0.0", "hidden.0"):
+        assert word in printed
+    names = {path.name for path in out.iterdir()}
+    plots = {"accuracy_matrix.png", "mask_use.png", "capacity.png", "training.png"}
+    assert names == plots | {"config.json", "metrics.jsonl", "result.json", "state.safetensors"}
+    assert all((out / plot).read_bytes().startswith(b"\x89PNG") for plot in plots)
+    result = json.loads((out / "result.json").read_text())
+    assert result["drift"] == 0.0
+    assert result["accuracy_matrix"][0][1] is None
+    assert {
+        "accuracy_matrix", "acc", "bwt", "forgetting", "drift", "free_capacity", "seconds",
+    } <= result.keys()  # fmt: skip
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["task"] for line in lines if "accuracies" in line] == [0, 1]
+    config = json.loads((out / "config.json").read_text())
+    assert config["epochs"] == 2
+
+    run = start(RunConfig(**config | {"out": None}))
+    state = hatfn.load(out / "state.safetensors", run.hat.wiring)
+    logits = run.hat.forward(state, run.prepare(run.stream[1].test.x), 1)
+    assert evaluate.accuracy(logits, run.stream[1].test.y) == result["accuracy_matrix"][1][1]
+    assert checkpoint.read_meta(out / "state.safetensors")["config"] == config
+
+
+def test_a_wrong_flag_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["run", "--model", "resnt18"])
+    assert stopped.value.code == 1
+    assert "resnt18" in capsys.readouterr().out
+
+
+def test_measures_of_an_accuracy_matrix() -> None:
+    matrix = np.array([[0.9, np.nan, np.nan], [0.7, 0.8, np.nan], [0.8, 0.6, 1.0]])
+    assert evaluate.average_accuracy(matrix) == pytest.approx(0.8)
+    assert evaluate.backward_transfer(matrix) == pytest.approx((-0.1 - 0.2) / 2)
+    assert evaluate.forgetting(matrix) == pytest.approx((0.1 + 0.2) / 2)
+    one = np.array([[0.9]])
+    assert (evaluate.backward_transfer(one), evaluate.forgetting(one)) == (0.0, 0.0)
