@@ -1,0 +1,42 @@
+"""What the README says is true: its code runs, its commands are CI's, its map is of this code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_quickstart_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(code.splitlines()) <= 18
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    logits, stream = names["logits"], names["stream"]
+    assert logits.shape == (5, len(stream[0].test.x), 2)
+    right = logits[0].argmax(-1) == stream[0].test.y
+    assert right.double().mean() > 0.95
+    assert names["state"].learned.all()
+    assert torch.isfinite(logits).all()
+
+
+def test_ci_runs_the_command_of_the_readme() -> None:
+    run, test = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)[:2]
+    assert run.endswith("hatfn run")
+    assert test.endswith("pytest")
+    assert test in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_map_names_every_file_once() -> None:
+    listed = re.findall(r"^\| `(hatfn/[\w/]+\.py)` \|", README, re.MULTILINE)
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / "hatfn").rglob("*.py")}
+    assert sorted(listed) == sorted(there)
+
+
+def test_links_lead_to_files() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
