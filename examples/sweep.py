@@ -52,19 +52,28 @@ def train(config: RunConfig) -> dict[str, float]:
 def main() -> None:
     jobs = [
         (", ".join(f"{k}={v}" for k, v in change.items()) or "base", stream, seed, change)
+        for seed in SEEDS
         for change in CHANGES
         for stream in STREAMS
-        for seed in SEEDS
     ]
     configs = [replace(BASE, stream=stream, seed=seed, **change) for _, stream, seed, change in jobs]
+    rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(max_workers=2) as pool:
-        results = list(pool.map(train, configs))
-    rows = [
-        {"setting": name, "stream": stream, **result}
-        for (name, stream, _, _), result in zip(jobs, results, strict=True)
-    ]
-    table = pd.DataFrame(rows).groupby(["setting", "stream"], sort=False).mean().unstack()
+        for (setting, stream, _, _), result in zip(jobs, pool.map(train, configs), strict=True):
+            rows.append({"setting": setting, "stream": stream, **result})
+            write(pd.DataFrame(rows), len(rows) // (len(CHANGES) * len(STREAMS)))
+    print(Path(__file__).with_suffix(".md").read_text())
+
+
+def write(rows: pd.DataFrame, seeds: int) -> None:
+    """The table so far: a sweep that is interrupted keeps what it has measured."""
+    table = rows.groupby(["setting", "stream"], sort=False).mean().unstack().dropna()
     lines = [
+        f"# Settings on validation images, mean of {seeds} seeds",
+        "",
+        f"base: {BASE.optimizer} lr={BASE.lr}, {BASE.epochs} epochs, s_max={BASE.s_max}, "
+        f"{BASE.schedule} per {BASE.period}, init={BASE.init}, sparsity={BASE.sparsity}",
+        "",
         "| setting | split ACC | permuted ACC | split free | permuted free | drift |",
         "|---|---|---|---|---|---|",
     ]
@@ -72,13 +81,7 @@ def main() -> None:
         acc = " | ".join(f"{row['acc'][stream]:.4f}" for stream in STREAMS)
         free = " | ".join(f"{row['free'][stream]:.2f}" for stream in STREAMS)
         lines.append(f"| {setting} | {acc} | {free} | {row['drift'].max()} |")
-    base = f"base: {BASE.optimizer} lr={BASE.lr}, {BASE.epochs} epochs, s_max={BASE.s_max}, "
-    base += f"{BASE.schedule} per {BASE.period}, init={BASE.init}, sparsity={BASE.sparsity}"
-    text = f"# Settings on validation images, mean of {len(SEEDS)} seeds\n\n{base}\n\n" + "\n".join(
-        lines
-    )
-    Path(__file__).with_suffix(".md").write_text(text + "\n")
-    print(text)
+    Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
