@@ -25,8 +25,8 @@ def average_accuracy(matrix: Matrix) -> float:
     """ACC: the mean accuracy on all tasks after the last.
 
     Example:
-        >>> average_accuracy(np.array([[1.0, np.nan], [0.8, 0.9]]))
-        0.85
+        >>> average_accuracy(np.array([[1.0, np.nan], [0.5, 0.75]]))
+        0.625
 
     Source:
         Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), equation 2.

@@ -5,8 +5,8 @@ lets embeddings move, a large one makes gates binary.
 
 Example:
     >>> schedule = linear(400.0)
-    >>> [round(schedule(i / 4), 4) for i in range(5)]
-    [0.0025, 100.0019, 200.0013, 300.0006, 400.0]
+    >>> [round(schedule(i / 4), 2) for i in range(5)]
+    [0.0, 100.0, 200.0, 300.0, 400.0]
 """
 
 from __future__ import annotations
