@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from hatfn import regularizer as regularizers
 from hatfn.forward import make_network
 from hatfn.gates import Init
 from hatfn.learner import HAT, Optimizer
+from hatfn.loss import cross_entropy
 from hatfn.transforms import Protection
 from hatfn.wiring import Wiring
 
@@ -24,7 +25,7 @@ def build(
     optimizer: Optimizer,
     *,
     num_tasks: int | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
     s_max: float = 400.0,
     sparsity: float = 0.75,
     regularizer: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor] = regularizers.sparsity,
@@ -48,7 +49,7 @@ def build(
         optimizer: an optax-style (init, update) pair, such as ``torchopt.adam(1e-3)``; it trains the
             shared weights, the task's own parameters and its embeddings together.
         num_tasks: T, where ``classes`` is None; default 1.
-        loss: (logits (B, C), y) -> ().
+        loss: (what the module returns, logits (B, C) as a rule, y) -> ().
         s_max: the largest mask scale, > 1.
         sparsity: weight of the penalty on using free units, >= 0.
         regularizer: (gates, cumulative mask), both {group: (U,)} -> (); see

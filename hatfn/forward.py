@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -15,6 +16,9 @@ from hatfn.checks import explained
 from hatfn.modules import measuring, skeleton
 from hatfn.state import HATState, take
 from hatfn.wiring import Wiring
+
+Output = Any
+"""What a module returns: a tensor, or a tuple or dict of tensors."""
 
 
 class Network(NamedTuple):
@@ -73,7 +77,7 @@ def call(
     buffers: Mapping[str, Tensor],
     gates: Mapping[str, Tensor] | None,
     x: Tensor,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Output, dict[str, Tensor]]:
     """The module's output under gates, and the running statistics that it leaves.
 
     A unit is gated by multiplying the weights and the bias that produce it, or the affine of the norm
@@ -108,6 +112,11 @@ def call(
     with explained(x, wiring):
         output = functional_call(module, values, (x,), strict=True)
     if head:
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"the module returns a {type(output).__name__}, behind which no classifier can be put. "
+                f"Name those it has: trace(module, x, head=(...)), or build with classes=None."
+            )
         output = nn.functional.linear(output, head["head.weight"], head["head.bias"])
     return output, {name: values[name] for name in buffers}
 
@@ -125,14 +134,14 @@ def cut_heads(network: Network, own: Mapping[str, Tensor], task: int) -> dict[st
 
 def forward(
     network: Network, state: HATState, x: Tensor, task: int, gates: Mapping[str, Tensor]
-) -> Tensor:
+) -> Output:
     """One task's output in eval mode."""
     own = cut_heads(network, take(state.task_params, task), task)
     buffers = take(state.task_buffers, task)
     return call(network, network.evaluate, {**state.params, **own}, buffers, gates, x)[0]
 
 
-def forward_plain(network: Network, state: HATState, x: Tensor) -> Tensor:
+def forward_plain(network: Network, state: HATState, x: Tensor) -> Output:
     """The module as it was, ungated, with the shared weights of the state."""
     params = {name: network.initial[name] for name in network.wiring.params} | state.params
     buffers = {name: network.initial[name] for name in network.wiring.buffers}
@@ -142,7 +151,7 @@ def forward_plain(network: Network, state: HATState, x: Tensor) -> Tensor:
 
 def predict(
     network: Network, state: HATState, x: Tensor, tasks: Sequence[int], chunk_size: int | None
-) -> Tensor:
+) -> Output:
     """The outputs of many tasks under binary gates, (T, B, ...), in one ``vmap``.
 
     Classes that a task does not have are -inf.
@@ -153,7 +162,7 @@ def predict(
         for tree in (state.task_params, state.task_buffers, state.masks)
     )
 
-    def one(own: dict[str, Tensor], buffers: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+    def one(own: dict[str, Tensor], buffers: dict[str, Tensor], masks: dict[str, Tensor]) -> Output:
         return call(network, network.evaluate, {**state.params, **own}, buffers, masks, x)[0]
 
     # PyTorch has no batching rule for the CPU's fused attention.
@@ -164,8 +173,13 @@ def predict(
         return outputs
     # In a map of classes over places, which a convolution gives, classes come first.
     head = network.wiring.params.get(network.heads[0])
-    dim = 2 if head is not None and len(head.shape) > 2 else outputs.dim() - 1
+    first = head is not None and len(head.shape) > 2
     classes = torch.tensor([network.classes[task] for task in tasks], device=x.device)
-    valid = torch.arange(outputs.shape[dim], device=x.device) < classes[:, None]
-    shape = [size if d in (0, dim) else 1 for d, size in enumerate(outputs.shape)]
-    return torch.where(valid.reshape(shape), outputs, -torch.inf)
+
+    def pad(logits: Tensor) -> Tensor:
+        dim = 2 if first else logits.dim() - 1
+        valid = torch.arange(logits.shape[dim], device=x.device) < classes[:, None]
+        shape = [size if d in (0, dim) else 1 for d, size in enumerate(logits.shape)]
+        return torch.where(valid.reshape(shape), logits, -torch.inf)
+
+    return optree.tree_map(pad, outputs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hatfn import checks, transforms
-from hatfn.forward import Network, call, cut_heads, forward, forward_plain, predict
+from hatfn.forward import Network, Output, call, cut_heads, forward, forward_plain, predict
 from hatfn.gates import Init, flush, gate, hard_gate
 from hatfn.initial import initial_state
 from hatfn.state import HATState, Trainable, binary_gates, put, take, trainable, tree_map
@@ -34,14 +34,15 @@ class Info(NamedTuple):
     Attributes:
         loss: (), the criterion without the penalty.
         penalty: (), the sparsity before its weight.
-        logits: (B, classes of the task), before the step, in train mode.
+        logits: (B, classes of the task), or the module's several outputs, before the step, in train
+            mode.
         grad_norm: (), of everything trained, after protection and compensation, before the clip.
         ok: () bool; False: something was not finite, and the step was refused.
     """
 
     loss: Tensor
     penalty: Tensor
-    logits: Tensor
+    logits: Output
     grad_norm: Tensor
     ok: Tensor
 
@@ -56,7 +57,7 @@ class HAT(NamedTuple):
     network: Network
     tasks: int
     optimizer: Optimizer
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[[Output, Tensor], Tensor]
     regularizer: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
     squash: Callable[[Tensor], Tensor]
     embedding_init: Init
@@ -180,7 +181,7 @@ class HAT(NamedTuple):
 
         def objective(
             own: Trainable,
-        ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]]:
+        ) -> tuple[Tensor, tuple[Tensor, Tensor, Output, dict[str, Tensor]]]:
             gates = self._gates(own.embeddings, scale)
             params = {**own.params, **cut_heads(self.network, own.task_params, t)}
             logits, buffers = call(self.network, self.network.train, params, before, gates, x)
@@ -271,7 +272,7 @@ class HAT(NamedTuple):
 
     def forward(
         self, state: HATState, x: Tensor, task: int | None, scale: float | Tensor | None = None
-    ) -> Tensor:
+    ) -> Output:
         """The output of one task in eval mode.
 
         Args:
@@ -282,7 +283,8 @@ class HAT(NamedTuple):
             scale: None: the binary gates of a learned task; a number s in (0, s_max]: soft gates.
 
         Returns:
-            (B, classes of the task), or what the module gives if there are no classes.
+            (B, classes of the task), or what the module gives if there are no classes; a tuple or
+            dict of such where the module returns one.
 
         Raises:
             TypeError, ValueError: a wrong task, input or scale; binary gates of a task that was never
@@ -304,7 +306,7 @@ class HAT(NamedTuple):
         x: Tensor,
         tasks: Sequence[int] | None = None,
         chunk_size: int | None = None,
-    ) -> Tensor:
+    ) -> Output:
         """The outputs of many learned tasks on the same inputs, in one ``vmap``.
 
         Args:
@@ -314,7 +316,8 @@ class HAT(NamedTuple):
             chunk_size: how many tasks at a time; bounds memory.
 
         Returns:
-            (T, B, C), C the classes of the widest task; -inf where a task has fewer.
+            (T, B, C), C the classes of the widest task; -inf where a task has fewer. A tuple or dict of
+            such where the module returns one.
 
         Raises:
             TypeError, ValueError: a wrong task or input; a task that was never learned.

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from hatfn.seeds import seeded
 from hatfn.wiring import Head
 
 
@@ -65,6 +67,22 @@ def first_names(module: nn.Module) -> dict[str, str]:
     return names
 
 
+def changed_buffers(module: nn.Module, x: Tensor, names: dict[str, str]) -> tuple[str, ...]:
+    """The buffers that training changes: norms' statistics, and whatever one step changes."""
+    before = dict(module.named_buffers())
+    if not before:
+        return ()
+    trained = twin(module, training=True)
+    values = {**dict(module.named_parameters()), **{n: b.clone() for n, b in before.items()}}
+    with seeded(x.device, 0), torch.no_grad():
+        functional_call(trained, values, (x.clone(),), strict=True)
+    changed = {name for name in before if not torch.equal(values[name], before[name])}
+    for path, child in trained.named_modules(remove_duplicate=False):
+        if isinstance(child, nn.modules.batchnorm._NormBase) and child.training:
+            changed |= {names[f"{path}.{name}".lstrip(".")] for name, _ in child.named_buffers()}
+    return tuple(name for name in before if name in changed)
+
+
 def find_heads(module: nn.Module, head: str | tuple[str, ...] | None) -> list[Head]:
     """The parameters of the classifier's layers.
 
@@ -78,13 +96,8 @@ def find_heads(module: nn.Module, head: str | tuple[str, ...] | None) -> list[He
             counts classes.
     """
     modules = dict(module.named_modules())
-    if head is None:
-        found = module.get_classifier() if hasattr(module, "get_classifier") else ()  # type: ignore[operator]
-        wanted = found if isinstance(found, tuple | list) else (found,)
-        layers = [name for name, child in modules.items() if any(child is w for w in wanted)]
-        layers = [name for name in layers if _is_head(modules[name])]
-    else:
-        layers = [head] if isinstance(head, str) else list(head)
+    named = [head] if isinstance(head, str) else head
+    layers = _classifiers(module) if named is None else list(named)
     for name in layers:
         if not _is_head(modules.get(name)):
             known = [other for other, child in modules.items() if _is_head(child)]
@@ -96,6 +109,29 @@ def find_heads(module: nn.Module, head: str | tuple[str, ...] | None) -> list[He
     return [
         Head(first[f"{name}.weight".lstrip(".")], first.get(f"{name}.bias".lstrip(".")))
         for name in layers
+    ]
+
+
+def _classifiers(module: nn.Module) -> list[str]:
+    """The layers behind timm's ``get_classifier``, looked for in tuples, lists and wrappers.
+
+    And the layers called "...head" that are as wide: VOLO's second classifier is in no list.
+    """
+    if not hasattr(module, "get_classifier"):
+        return []
+    found = module.get_classifier()  # type: ignore[operator]
+    several = isinstance(found, tuple | list | nn.ModuleList)
+    wanted = [child for child in (found if several else [found]) if isinstance(child, nn.Module)]
+    classes = getattr(module, "num_classes", None)
+    inside = {id(layer) for child in wanted for layer in child.modules()}
+    return [
+        name
+        for name, layer in module.named_modules()
+        if _is_head(layer)
+        and (
+            any(layer is child for child in wanted)
+            or (len(layer.weight) == classes and (id(layer) in inside or name.endswith("head")))
+        )
     ]
 
 

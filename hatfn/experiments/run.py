@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import optree
 import pandas as pd
 import torch
 from torch import Tensor
@@ -183,7 +184,7 @@ def _learn_task(run: Run, index: int) -> Iterator[Step]:
                     f"{info.loss.item()} and was refused. Lower lr ({config.lr}), or set max_norm."
                 )
             step += 1
-            train_accuracy = accuracy(info.logits, y)
+            train_accuracy = accuracy(optree.tree_leaves(info.logits)[0], y)
             loss, penalty = info.loss.item(), info.penalty.item()
             yield Step(index, epoch, step, steps, loss, penalty, scale, train_accuracy)
     if config.recalibrate:
