@@ -7,6 +7,7 @@ from hatfn.checks import HATWarning
 from hatfn.evaluate import usage
 from hatfn.gates import gate, hard_gate
 from hatfn.learner import HAT, Info
+from hatfn.manual import manual_wiring
 from hatfn.regularizer import sparsity
 from hatfn.state import HATState
 from hatfn.tracing import TraceError, trace
@@ -27,6 +28,7 @@ __all__ = [
     "gate",
     "hard_gate",
     "load",
+    "manual_wiring",
     "protect",
     "save",
     "schedule",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from hatfn.modules import find_heads, first_names, twin
-from hatfn.seeds import seeded
+from hatfn.modules import changed_buffers, find_heads, first_names, twin
 from hatfn.tracing.interpret import interpret
 from hatfn.tracing.readout import read_wiring
 from hatfn.tracing.tracer import Tracer, UnreadableError
@@ -65,7 +66,13 @@ def trace(
     names = first_names(module)
     if len(x) == 1:  # two samples, or what mixes samples would look like what mixes features
         x = torch.cat([x, x])
-    changed = _changed_buffers(module, x, names)
+    try:
+        changed = changed_buffers(module, x, names)
+    except Exception as error:
+        raise TraceError(
+            f"trace: {type(module).__name__} fails in train mode at an input of shape "
+            f"{tuple(x.shape)}: {error}"
+        ) from error
     program = _export(module, x)
     shapes = {name: param.shape for name, param in module.named_parameters()}
     tracer = Tracer(shapes, [head.weight for head in heads])
@@ -100,9 +107,12 @@ def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
             exported = torch.export.export(twin(module, training=False), (x,), strict=False)
             program: torch.export.ExportedProgram = exported.run_decompositions({})
     except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TraceError(
             f"trace: torch.export cannot read {type(module).__name__} at an input of shape "
-            f"{tuple(x.shape)}: {error}"
+            f"{tuple(x.shape)}. It stops at {_line_of(error)} {reason} Two ways out: let that line do "
+            f"without the numbers in a tensor (torch.where for an if, a constant for an .item()), or "
+            f"write the wiring down with hatfn.manual_wiring."
         ) from error
     written = [s.target for s in program.graph_signature.output_specs if "PARAMETER" in s.kind.name]
     if written:
@@ -113,26 +123,22 @@ def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
     return program
 
 
-def _changed_buffers(module: nn.Module, x: Tensor, names: dict[str, str]) -> tuple[str, ...]:
-    """The buffers that training changes: norms' statistics, and whatever one step changes."""
-    before = dict(module.named_buffers())
-    if not before:
-        return ()
-    trained = twin(module, training=True)
-    values = {**dict(module.named_parameters()), **{n: b.clone() for n, b in before.items()}}
-    try:
-        with seeded(x.device, 0), torch.no_grad():
-            functional_call(trained, values, (x.clone(),), strict=True)
-    except Exception as error:
-        raise TraceError(
-            f"trace: {type(module).__name__} fails in train mode at an input of shape "
-            f"{tuple(x.shape)}: {error}"
-        ) from error
-    changed = {name for name in before if not torch.equal(values[name], before[name])}
-    for path, child in trained.named_modules(remove_duplicate=False):
-        if isinstance(child, nn.modules.batchnorm._NormBase) and child.training:
-            changed |= {names[f"{path}.{name}".lstrip(".")] for name, _ in child.named_buffers()}
-    return tuple(name for name in before if name in changed)
+def _line_of(error: BaseException) -> str:
+    """The innermost line, on the way to an error, that is neither PyTorch's nor Python's own."""
+    found = "no line of the model"
+    link: BaseException | None = error
+    while link is not None and found.startswith("no "):
+        for frame in traceback.extract_tb(link.__traceback__)[1:]:  # the first is in this file
+            if frame.filename.startswith("<") or not frame.line:
+                continue
+            path = Path(frame.filename)
+            own = (
+                path.is_relative_to(sysconfig.get_path("stdlib")) and "site-packages" not in path.parts
+            )
+            if not own and not path.is_relative_to(Path(torch.__file__).parent):
+                found = f"{frame.filename}:{frame.lineno}, {frame.line!r}."
+        link = link.__cause__ or link.__context__
+    return found
 
 
 def _check_heads(t: Tracer, heads: list[Head], names: dict[str, str]) -> None:
