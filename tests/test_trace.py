@@ -128,6 +128,11 @@ RULES = {
         image(), "head",
     ),
     "layer norm": (Transformer(), torch.randn(2, 4, 5), "head"),
+    "layer norm of a linear layer": (
+        Fn(lambda m, x: m.head(m.b(m.n(m.a(x))).relu()), a=nn.Linear(5, 8), n=nn.LayerNorm(8),
+           b=nn.Linear(8, 8), head=nn.Linear(8, 3)),
+        torch.randn(2, 5), "head",
+    ),
     "layer norm of the input": (
         Fn(lambda m, x: m.head(m.a(m.n(x)).relu()), n=nn.LayerNorm(5), a=nn.Linear(5, 8),
            head=nn.Linear(8, 3)),
@@ -180,8 +185,8 @@ RULES = {
         image(), "head",
     ),
     "add: a residual stream": (
-        Fn(lambda m, x: (lambda h: m.head(h + m.b(h.relu())))(m.a(x)), a=nn.Linear(5, 8),
-           b=nn.Linear(8, 8), head=nn.Linear(8, 3)),
+        Fn(lambda m, x: (lambda h: m.head(m.c(h + m.b(h.relu())).relu()))(m.a(x)), a=nn.Linear(5, 8),
+           b=nn.Linear(8, 8), c=nn.Linear(8, 6), head=nn.Linear(6, 3)),
         torch.randn(2, 5), "head",
     ),
     "add: rolled onto itself": (
@@ -234,6 +239,11 @@ RULES = {
            a=nn.Linear(5, 8), b=nn.Linear(12, 6), head=nn.Linear(6, 3)),
         torch.randn(2, 5), "head",
     ),
+    "cat of unlike places": (
+        Fn(lambda m, x: m.head(m.b(torch.cat([m.a(x), m.c(x)], 2)).mean((2, 3))), a=nn.Conv2d(2, 4, 3),
+           c=nn.Conv2d(2, 4, 3), b=nn.Conv2d(4, 6, 1), head=nn.Linear(6, 3)),
+        image(), "head",
+    ),
     "channel shuffle": (
         Fn(lambda m, x: m.head(m.b(m.a(x).relu().reshape(-1, 2, 4, 6, 6).transpose(1, 2)
                                    .reshape(-1, 8, 6, 6)).mean((2, 3))),
@@ -249,6 +259,11 @@ RULES = {
         Fn(lambda m, x: m.head(m.b(F.pad(m.a(x), (1, 1, 1, 1), value=1.0)).mean((2, 3))),
            a=nn.Conv2d(2, 4, 3), b=nn.Conv2d(4, 6, 3), head=nn.Linear(6, 3)),
         image(), "head",
+    ),
+    "softmax over channels": (
+        Fn(lambda m, x: m.head(m.b(torch.softmax(m.a(x), -1))), a=nn.Linear(5, 8), b=nn.Linear(8, 6),
+           head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
     ),
     "attention by hand": (
         Fn(lambda m, x: m.head((torch.softmax(m.q(x) @ m.k(x).mT, -1) @ m.v(x)).mean(1)),
@@ -269,6 +284,12 @@ RULES = {
         Fn(lambda m, x: m.head(m.b(m.t(m.a(x).relu().transpose(1, 2)).transpose(1, 2)).mean(1)),
            a=nn.Linear(5, 8), t=nn.Linear(4, 4), b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
         torch.randn(2, 4, 5), "head",
+    ),
+    "positions that are resized": (
+        Fn(lambda m, x: m.head(m.b((m.a(x) + F.interpolate(m.p, (6, 6), mode="bicubic")).relu()).mean((2, 3))),
+           a=nn.Conv2d(2, 4, 3), p=nn.Parameter(torch.randn(1, 4, 3, 3)), b=nn.Conv2d(4, 6, 1),
+           head=nn.Linear(6, 3)),
+        image(), "head",
     ),
     "a class token": (
         Fn(lambda m, x: m.head(m.b(torch.cat([m.token.expand(len(x), -1, -1), m.a(x)], 1)).relu().mean(1)),
@@ -377,9 +398,9 @@ RULES = {
         torch.randn(2, 5), "head",
     ),
     "a bias put together": (
-        Fn(lambda m, x: m.head(F.linear(x, m.w, torch.cat([m.u, torch.zeros(3), m.v])).tanh()),
+        Fn(lambda m, x: m.head(m.b(F.linear(x, m.w, torch.cat([m.u, torch.zeros(3), m.v])).tanh())),
            w=nn.Parameter(torch.randn(8, 5)), u=nn.Parameter(torch.randn(3)),
-           v=nn.Parameter(torch.randn(2)), head=nn.Linear(8, 3)),
+           v=nn.Parameter(torch.randn(2)), b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
         torch.randn(2, 5), "head",
     ),
     "a weight that is standardised": (

@@ -30,8 +30,7 @@ def window(t: Tracer, node: Node, x: Value, *_: Any, **__: Any) -> Tensor:
     A channel keeps the unit that zeroes it at every place. The padding that pooling adds itself
     does not count: a mean counts zeros, a maximum ignores what is outside.
     """
-    label = t.roots(x)
-    return agree(label, tuple(range(-_spatial(node), 0))).expand(shape_of(node))
+    return t.combined(x, tuple(range(-_spatial(node), 0))).expand(shape_of(node))
 
 
 def _spatial(node: Node) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from hatfn.tracing.labels import ZERO, Forest, filled, merge, shrink
+from hatfn.tracing.labels import ZERO, Forest, agree, filled, merge, shrink
 from hatfn.wiring import OPEN
 
 
@@ -116,6 +116,21 @@ class Tracer:
             return None
         self.forest, label = merged
         return label
+
+    def combined(self, value: Value, dims: tuple[int, ...]) -> Tensor:
+        """The label of a mean, maximum or weighted sum over ``dims`` (kept, with size one).
+
+        The elements of a parameter that has no gate yet can be given one gate together: a table of
+        positions that is resized takes the units of the channels that it is added to.
+        """
+        label = self.roots(value)
+        if value.sources and 0 not in label.shape:
+            first = label
+            for dim in dims:
+                first = first.narrow(dim, 0, 1)
+            if bool((label >= 0).all()) and self.merge(label, first.expand(label.shape)) is not None:
+                label = self.forest.find(label)
+        return agree(label, dims)
 
     def bind(self, value: Value, wanted: Tensor, into: Tensor | None) -> Tensor:
         """Gate a parameter, or what was computed from parameters, with the units ``wanted``.
