@@ -1,29 +1,77 @@
-"""The command line: ``hatfn run``."""
+"""The command line: ``hatfn run`` and ``hatfn trace``."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 
+import timm
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
 
 from hatfn.checks import HATWarning
-from hatfn.experiments.config import RunConfig
+from hatfn.experiments import atlas
+from hatfn.experiments.config import RunConfig, TraceConfig
 from hatfn.experiments.report import RunFolder, show
 from hatfn.experiments.run import NonFiniteStepError, Run, Step, learn, start
+from hatfn.testing import verify_wiring
+from hatfn.tracing import TraceError
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of the ``hatfn`` command."""
-    config = tyro.extras.subcommand_cli_from_dict({"run": RunConfig}, prog="hatfn", args=arguments)
+    commands: dict[str, Callable[..., RunConfig | TraceConfig]] = {
+        "run": RunConfig,
+        "trace": TraceConfig,
+    }
+    config = tyro.extras.subcommand_cli_from_dict(dict(commands), prog="hatfn", args=arguments)
     console = Console()
     try:
-        run_and_report(config, console)
-    except (ValueError, NonFiniteStepError) as error:
-        console.print(f"[red]{error}")
+        if isinstance(config, RunConfig):
+            run_and_report(config, console)
+        elif config.all:
+            sweep_and_report(config, console)
+        else:
+            trace_and_report(config, console)
+    except (ValueError, AssertionError, TraceError, NonFiniteStepError) as error:
+        console.print(str(error), style="red", markup=False)
         sys.exit(1)
+
+
+def trace_and_report(config: TraceConfig, console: Console) -> None:
+    """Trace one model and show its wiring."""
+    if config.model is None:
+        raise ValueError("trace: no model. Write hatfn trace resnet18, or hatfn trace --all.")
+    module, x, built = atlas.make(config.model, config.side)
+    traced = atlas.measured(module, x)
+    console.print(f"{config.model}, {built}\n")
+    console.print(traced.wiring.summary(), highlight=False, markup=False)
+    console.print(f"seconds     {traced.seconds:.1f}", highlight=False)
+    if config.verify:
+        seen = verify_wiring(module, traced.wiring, x)
+        untested = ", ".join(seen.untested) or "none"
+        console.print(f"verified    {len(seen.tested)} shared parameters; not tested: {untested}")
+
+
+def sweep_and_report(config: TraceConfig, console: Console) -> None:
+    """Trace the smallest model of every family, a row at a time, and write the table."""
+    entries = []
+    families = timm.list_modules()
+    for entry in track(atlas.sweep(config.verify, families), "tracing", len(families), console=console):
+        entries.append(entry)
+        console.print(atlas.line(entry), highlight=False, markup=False)
+        if config.out is not None:
+            config.out.write_text(atlas.markdown(entries))
+    console.print(atlas.verdict(entries), highlight=False, markup=False)
 
 
 def run_and_report(config: RunConfig, console: Console) -> Run:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from hatfn.experiments.streams import StreamName
 from hatfn.gates import Init
 from hatfn.transforms import Protection
@@ -85,3 +87,19 @@ class RunConfig:
     def folder(self) -> Path:
         """Where the results go."""
         return self.out or Path("runs") / f"{self.stream}-{self.model}-{self.method}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class TraceConfig:
+    """Find the wiring of a timm model, and show how good it is."""
+
+    model: tyro.conf.Positional[str | None] = None
+    """The name of any timm model."""
+    all: bool = False
+    """Instead of one model, the smallest of every family of timm."""
+    verify: bool = False
+    """Prove the wiring by perturbation as well."""
+    side: int | None = None
+    """Pixels per side of the image; None: the smallest common size that the model takes."""
+    out: Path | None = None
+    """Where --all writes its table, in Markdown."""

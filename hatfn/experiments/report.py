@@ -78,22 +78,24 @@ def result_dict(result: Result) -> dict[str, Any]:
 def show(result: Result, console: Console) -> None:
     """Print the accuracy matrix, the summary numbers, mask use and free capacity."""
     matrix = Table(title="Accuracy (row: after task i, column: on task j)")
-    matrix.add_column("after")
+    matrix.add_column("after", min_width=max(len(name) + 3 for name in result.names))
     for index in range(len(result.names)):
-        matrix.add_column(str(index), justify="right")
+        matrix.add_column(str(index), justify="right", min_width=6)
     for index, row in enumerate(result.accuracy_matrix):
         cells = ["" if np.isnan(a) else f"{a:.4f}" for a in row]
         matrix.add_row(f"{index} {result.names[index]}", *cells)
-    console.print(matrix)
+    console.print(matrix, soft_wrap=True)  # a narrow terminal breaks lines, never numbers
 
     masks = Table(title="Mask use (share of a group's units) and free capacity")
-    masks.add_column("group")
+    masks.add_column(
+        "group", min_width=max(len(str(group)) for group in ["group", *result.usage.index])
+    )
     for column in result.usage.columns:
-        masks.add_column(str(column), justify="right")
+        masks.add_column(str(column), justify="right", min_width=5)
     for group, row in result.usage.iterrows():
         *shares, units = row
         masks.add_row(str(group), *(f"{share:.2f}" for share in shares), f"{units:.0f}")
-    console.print(masks)
+    console.print(masks, soft_wrap=True)
 
     numbers = Table.grid(padding=(0, 2))
     numbers.add_row("ACC", f"{result.acc:.4f}", "mean accuracy on all tasks at the end")
