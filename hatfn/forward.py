@@ -99,8 +99,9 @@ def call(
     if gates is not None:
         look = wiring.lookup(gates)
         for name, role in wiring.params.items():
-            if role.gated and role.out is not None:
-                values[name] = values[name] * look(role.out).to(values[name].dtype)
+            for units in (role.out if role.gated else None, role.into if role.folded else None):
+                if units is not None:
+                    values[name] = values[name] * look(units).to(values[name].dtype)
         if wiring.input is not None:
             x = x * look(wiring.input).to(x.dtype)
     head = (

@@ -25,7 +25,8 @@ class Units:
     """The unit behind each entry of a tensor.
 
     Attributes:
-        index: integers that broadcast to the tensor; units are numbered through all groups laid end
+        index: integers that broadcast with the tensor (one number that is added to all channels is
+            gated once per channel); units are numbered through all groups laid end
             to end, in the order of ``Wiring.groups``; ``OPEN`` (-1) where no gate governs an entry.
         group: the group whose units are ``index``, in order and all of them, if there is one; its
             values are then used by a view, without an index.
@@ -46,6 +47,8 @@ class ParamWiring(NamedTuple):
         into: the unit whose activation each entry is multiplied with.
         gated: False where a later norm's affine holds the gate of ``out`` instead, because the norm
             would normalise a gate on this parameter away.
+        folded: True where the module mixes the columns before it uses them (weight standardisation):
+            the gate of ``into`` then multiplies the parameter as well.
     """
 
     shape: tuple[int, ...]
@@ -53,6 +56,7 @@ class ParamWiring(NamedTuple):
     out: Units | None = None
     into: Units | None = None
     gated: bool = True
+    folded: bool = False
 
 
 class Head(NamedTuple):
@@ -135,7 +139,7 @@ class Wiring:
             return "none" if units is None else digest(units.index)
 
         params = [
-            (name, p.shape, p.kind, p.gated, seen(p.out), seen(p.into))
+            (name, p.shape, p.kind, p.gated, p.folded, seen(p.out), seen(p.into))
             for name, p in self.params.items()
         ]
         whole = (

@@ -181,6 +181,10 @@ def share_what_is_shown(patch: Patch) -> None:
     patch.setattr(tracer.Tracer, "own", lambda self, value: None)
 
 
+def no_folding(patch: Patch) -> None:
+    patch.setattr(tracer.Tracer, "fold", lambda self, value: None)
+
+
 def norm_without_its_bias(patch: Patch) -> None:
     affine = norms._affine
     patch.setattr(norms, "_affine", lambda t, node, label, w, b: affine(t, node, label, w, None))
@@ -211,6 +215,7 @@ LEAKS: dict[str, tuple[Callable[[Patch], None], str]] = {
     "attention keeps the query": (attention_keeps_the_query, "layer norm"),
     "know the unknown": (know_the_unknown, "an operator without a rule"),
     "share what is shown": (share_what_is_shown, "a weight that is also an output"),
+    "a standardised weight is not folded": (no_folding, "a weight that batch norm standardises"),
     "norm without its bias": (norm_without_its_bias, "layer norm"),
     "a norm without affine keeps zero": (a_norm_without_affine_keeps_zero, "layer norm without affine"),
 }  # fmt: skip

@@ -55,6 +55,17 @@ def tied() -> dict[str, nn.Module]:
     return {"a": a, "b": b}
 
 
+def into_a_part(x: Tensor, part: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, 2:6] = part
+    return x
+
+
+def standardised(weight: Tensor, gain: Tensor | None = None) -> Tensor:
+    """As timm's ScaledStdConv2d does it."""
+    return F.batch_norm(weight[None], None, None, gain, training=True)[0]
+
+
 RULES = {
     "linear": (mlp(), torch.randn(2, 5), "4"),
     "linear without bias": (
@@ -204,6 +215,17 @@ RULES = {
            head=nn.Linear(8, 3)),
         torch.randn(2, 5), "head",
     ),
+    "add: one number to all channels": (
+        Fn(lambda m, x: m.head(m.b(m.a(x).relu() ** 2 * m.scale + m.shift).mean((2, 3))), a=nn.Conv2d(2, 8, 3),
+           b=nn.Conv2d(8, 6, 1), scale=nn.Parameter(torch.ones(1)), shift=nn.Parameter(torch.ones(1)),
+           head=nn.Linear(6, 3)),
+        image(), "head",
+    ),
+    "add: one number in two places": (
+        Fn(lambda m, x: m.head(m.b(m.a(x).relu() + m.shift) + m.shift), a=nn.Linear(5, 8), b=nn.Linear(8, 6),
+           shift=nn.Parameter(torch.ones(1)), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
     "add: a constant": (
         Fn(lambda m, x: m.head(m.b((m.a(x) + 1).relu())), a=nn.Linear(5, 8), b=nn.Linear(8, 8),
            head=nn.Linear(8, 3)),
@@ -269,6 +291,27 @@ RULES = {
         Fn(lambda m, x: m.head((torch.softmax(m.q(x) @ m.k(x).mT, -1) @ m.v(x)).mean(1)),
            q=nn.Linear(5, 4), k=nn.Linear(5, 4), v=nn.Linear(5, 6), head=nn.Linear(6, 3)),
         torch.randn(2, 4, 5), "head",
+    ),
+    "einsum": (
+        Fn(lambda m, x: m.head(m.b(torch.einsum("nqk,nkc->nqc", torch.einsum("nqc,nkc->nqk", m.a(x), m.c(x)),
+                                                m.v(x))).mean(1)),
+           a=nn.Linear(5, 4), c=nn.Linear(5, 4), v=nn.Linear(5, 6), b=nn.Linear(6, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 4, 5), "head",
+    ),
+    "einsum with a parameter": (
+        Fn(lambda m, x: m.head(m.b(torch.einsum("nc,oc->no", m.a(x), m.w).relu())), a=nn.Linear(5, 8),
+           w=nn.Parameter(torch.randn(7, 8)), b=nn.Linear(7, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "written into a part": (
+        Fn(lambda m, x: m.head(m.b(into_a_part(m.a(x), m.c(x)))), a=nn.Linear(5, 8), c=nn.Linear(5, 4),
+           b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "written into zeros": (
+        Fn(lambda m, x: m.head(m.b(into_a_part(torch.zeros_like(m.a(x)), m.c(x)))), a=nn.Linear(5, 8),
+           c=nn.Linear(5, 4), b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
     ),
     "a matrix as a parameter": (
         Fn(lambda m, x: m.head(m.b((x @ m.w).relu())), w=nn.Parameter(torch.randn(5, 8)),
@@ -408,6 +451,22 @@ RULES = {
            a=nn.Linear(5, 8), w=nn.Parameter(torch.randn(8, 8)), head=nn.Linear(8, 3)),
         torch.randn(2, 5), "head",
     ),
+    "a weight that batch norm standardises": (
+        Fn(lambda m, x: m.head(F.linear(m.a(x), standardised(m.w, m.gain)).relu() @ m.v), a=nn.Linear(5, 8),
+           w=nn.Parameter(torch.randn(7, 8)), gain=nn.Parameter(torch.rand(7)),
+           v=nn.Parameter(torch.randn(7, 6)), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "a standardised weight without gain": (
+        Fn(lambda m, x: m.head(F.linear(m.a(x), standardised(m.w)).relu() @ m.v), a=nn.Linear(5, 8),
+           w=nn.Parameter(torch.randn(7, 8)), v=nn.Parameter(torch.randn(7, 6)), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "a standardised weight that another layer uses": (
+        Fn(lambda m, x: m.head(F.linear(m.a(x), standardised(m.w)) + F.linear(m.b(x), m.w)), a=nn.Linear(5, 8),
+           b=nn.Linear(5, 8), w=nn.Parameter(torch.randn(7, 8)), head=nn.Linear(7, 3)),
+        torch.randn(2, 5), "head",
+    ),
     "an operator without a rule": (
         Fn(lambda m, x: m.head(m.b(m.a(x).cumsum(1))), a=nn.Linear(5, 8), b=nn.Linear(8, 6),
            head=nn.Linear(6, 3)),
@@ -432,7 +491,8 @@ def test_rule_is_sound(name: str) -> None:
 
 SHARED = [
     "weights put together", "a weight moved and scaled", "tied weights", "a module used twice",
-    "a bias put together", "a matrix as a parameter", "linear without bias", "conv2d in groups",
+    "a bias put together", "a matrix as a parameter",
+    "a standardised weight without gain", "linear without bias", "conv2d in groups",
 ]  # fmt: skip
 
 
@@ -441,6 +501,13 @@ def test_what_can_be_shared_is_shared(name: str) -> None:
     module, x, head = RULES[name]
     kinds = {role.kind for role in hatfn.trace(module, x[:1], head=head).params.values()}
     assert kinds == {"shared", "head"}
+
+
+def test_one_number_for_all_channels_is_gated_channel_by_channel() -> None:
+    module, x, head = RULES["add: one number to all channels"]
+    wiring = hatfn.trace(module, x, head=head)
+    assert wiring.params["b.weight"].into.group == "a"
+    assert wiring.params["shift"].out.index.shape == (8, 1, 1)
 
 
 def test_no_group_of_one_unit_is_made_of_a_scalar() -> None:

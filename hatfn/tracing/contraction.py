@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -183,6 +184,26 @@ def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Tensor:
     row = agree(t.roots(a), (-1,)).expand(shape)
     column = column.where(column != ZERO, OPEN)
     return column.where(column >= 0, row)
+
+
+@rule("einsum")
+def einsum(t: Tracer, node: Node, equation: str, operands: list[Value], *_: Any, **__: Any) -> Tensor:
+    """A sum of products is zero where one factor is zero in every term; parameters are per task."""
+    for operand in operands:
+        t.own(operand)
+    shape = shape_of(node)
+    result = filled(shape, OPEN)
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    if not arrow or "." in equation or any(len(set(term)) < len(term) for term in inputs.split(",")):
+        return result
+    for term, operand in zip(inputs.split(","), operands, strict=True):
+        summed = tuple(i for i, letter in enumerate(term) if letter not in output)
+        label = agree(t.roots(operand), summed)
+        kept = [term.index(letter) for letter in output if letter in term]
+        places = [slice(None) if letter in term else None for letter in output]
+        label = label.permute(*kept, *summed).reshape([label.shape[i] for i in kept])[tuple(places)]
+        result = torch.where((result < 0) & (label >= 0), label, result)
+    return result.expand(shape)
 
 
 @rule("scaled_dot_product_attention")

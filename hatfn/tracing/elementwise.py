@@ -64,6 +64,17 @@ def pointwise(t: Tracer, node: Node, *args: Any, **kwargs: Any) -> Tensor:
     return label.expand(shape)
 
 
+@rule("add")
+def add(t: Tracer, node: Node, a: Any, b: Any, **kwargs: Any) -> Tensor:
+    """A sum. One learnable number added to all channels (StarReLU) is gated channel by channel."""
+    for value, other in ((a, b), (b, a)):
+        if isinstance(value, Value) and isinstance(other, Value) and value.dynamic:
+            label = t.label(value).expand(shape_of(node))
+            if t.spread(other, label):
+                return label
+    return pointwise(t, node, a, b, **kwargs)
+
+
 @rule("hardswish", "prelu", "_prelu_kernel", "rrelu", "rrelu_with_noise")
 def preserving(t: Tracer, node: Node, x: Value, *_: Any) -> Tensor:
     """Activations that keep zero, and that PyTorch does not tag as elementwise, or as random."""

@@ -73,6 +73,27 @@ def same(t: Tracer, node: Node, x: Value, *_: Any, **__: Any) -> Tensor:
     return t.label(x)
 
 
+@rule("copy")
+def copy(t: Tracer, node: Node, onto: Value, x: Value, *_: Any) -> Tensor:
+    """What is copied, whatever was there."""
+    return t.label(x).expand(shape_of(node))
+
+
+@rule("slice_scatter", "select_scatter", "diagonal_scatter")
+def scatter(t: Tracer, node: Node, x: Value, part: Value, *place: Any, **kwargs: Any) -> Tensor:
+    """One value written into a part of another."""
+    result: Tensor = node.target(t.label(x), t.label(part), *place, **kwargs)  # type: ignore[operator]
+    return result
+
+
+@rule("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like")
+def constant(t: Tracer, node: Node, x: Value, *args: Any, **__: Any) -> Tensor:
+    """Numbers that no unit has a part in."""
+    name = str(node.target)
+    value = args[-1] if "full" in name else float("zeros" not in name)
+    return torch.full((), ZERO if value == 0 else OPEN).expand(shape_of(node))
+
+
 @rule("cat", "concat")
 def cat(t: Tracer, node: Node, tensors: list[Value], dim: int = 0) -> Tensor:
     """Concatenation; dimensions along which no operand varies stay expanded."""

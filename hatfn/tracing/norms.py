@@ -97,8 +97,29 @@ def batch_norm(
     **__: Any,
 ) -> Tensor:
     """Batch norm: channels do not mix, so an ungated channel cannot reach its neighbours."""
+    if x.sources and 0 not in x.shape and len(x.shape) == 3:
+        return _standardise(t, x, weight, bias)
     label = _per_channel(t, node, x, weight, bias)
     _defer(t, node, x, label)
+    return label
+
+
+def _standardise(t: Tracer, x: Value, gain: Value | None, bias: Value | None) -> Tensor:
+    """Weight standardisation: each row of a parameter, less its mean, over its deviation.
+
+    The entries keep their places, but each depends on its whole row: the columns that are off must be
+    zero before, so the parameter is gated at both ends. A gate on a row is normalised away while it is
+    soft; the gain takes it as well.
+    """
+    label = t.roots(x)
+    if bias is not None:
+        t.own(x)
+        t.own(bias)
+        label = filled(label.shape, OPEN)
+    t.fold(x)
+    if gain is not None:
+        t.own(gain)
+        t.merge(label[0, :, 0], t.label(gain))
     return label
 
 

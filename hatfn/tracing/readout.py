@@ -79,7 +79,8 @@ def read_wiring(
     for name, role in roles.items():
         kind = _kind(name in head_names, t.params[name], number[role.out], number[role.into])
         into = units(role.into) if kind == "shared" else None
-        params[name] = ParamWiring(tuple(t.params[name].shape), kind, units(role.out), into, role.gated)
+        shape, folded = tuple(t.params[name].shape), t.params[name].folded and into is not None
+        params[name] = ParamWiring(shape, kind, units(role.out), into, role.gated, folded)
     return Wiring(
         groups={name: len(ids) for name, ids in groups.items()},
         params=params,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from hatfn.tracing.labels import ZERO, Forest, agree, filled, merge, shrink
+from hatfn.tracing.labels import ZERO, Forest, agree, compress, filled, merge, shrink
 from hatfn.wiring import OPEN
 
 
@@ -53,6 +53,7 @@ class Param:
         cells: the id of its first cell, once it has been moved or combined before use.
         bound: (numel,) which cells have met an activation in a contraction.
         own: some use keeps it from being shared.
+        folded: it is standardised before use, so that the gate of ``into`` must multiply it too.
         readers: the graph nodes that read it.
     """
 
@@ -62,6 +63,7 @@ class Param:
     cells: int | None = None
     bound: Tensor | None = None
     own: bool = False
+    folded: bool = False
     readers: set[Node] = field(default_factory=set)
 
     @property
@@ -198,6 +200,33 @@ class Tracer:
         """Keep every parameter that a value was computed from per task."""
         for name in value.sources:
             self.params[name].own = True
+
+    def fold(self, value: Value) -> None:
+        """Gate every parameter that a value was computed from at both ends."""
+        for name in value.sources:
+            self.params[name].folded = True
+
+    def spread(self, value: Value, label: Tensor) -> bool:
+        """Gate one number with many units: every element that it is added to gets a gate of its own.
+
+        That is possible if nothing else reads it, since its gated value has the shape of the units.
+        """
+        param = self.params.get(value.param or "")
+        vector = shrink(self.forest.find(compress(label)))
+        while vector.dim() and vector.shape[0] == 1:
+            vector = vector[0]
+        if (
+            param is None
+            or param.shape.numel() != 1
+            or param.out is not None
+            or param.cells is not None
+            or len(param.readers) > 1
+            or vector.dim() in (0, label.dim())  # one unit, or samples that differ
+            or bool((vector < 0).any())
+        ):
+            return False
+        param.out, param.own = vector, True
+        return True
 
     def promote(self, label: Tensor, name: str) -> None:
         """Give units of their own to the cells of a parameter that scales something ungated."""
