@@ -169,7 +169,14 @@ def predict(
     # PyTorch has no batching rule for the CPU's fused attention.
     attention = sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else nullcontext()
     with attention:
-        outputs = torch.vmap(one, chunk_size=chunk_size)(own, buffers, masks)
+        try:
+            outputs = torch.vmap(one, chunk_size=chunk_size)(own, buffers, masks)
+        except ValueError as error:
+            if "atching rule not implemented" not in str(error):
+                raise
+            # A module with an operator that vmap cannot batch, a recurrent layer: task by task.
+            slices = ([take(tree, i) for tree in (own, buffers, masks)] for i in range(len(rows)))
+            outputs = optree.tree_map(lambda *parts: torch.stack(parts), *(one(*s) for s in slices))
     if network.classes is None:
         return outputs
     # In a map of classes over places, which a convolution gives, classes come first.

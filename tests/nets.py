@@ -67,6 +67,20 @@ class Transformer(nn.Module):
         return self.head(x.mean(1))
 
 
+class Recurrent(nn.Module):
+    """An LSTM read at its last step, which vmap cannot batch."""
+
+    def __init__(self, features: int = 5, width: int = 8, classes: int = 3) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(features, width, batch_first=True), nn.Linear(width, classes)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
 def learner(module: nn.Module, x: Tensor, head: str = "head", **settings: Any) -> hatfn.HAT:
     """A learner of three tasks with 3, 2 and 3 classes, unless told otherwise."""
     settings = {"classes": [3, 2, 3], "optimizer": torchopt.sgd(0.1, momentum=0.9)} | settings

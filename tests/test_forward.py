@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torchopt
-from nets import ConvNet, Transformer, equal, learn, learner, mlp
+from nets import ConvNet, Recurrent, Transformer, equal, learn, learner, mlp
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
@@ -25,6 +25,7 @@ MODULES = {
         lambda: timm.create_model("resnet18s", num_classes=3),
         lambda: torch.randn(2, 3, 32, 32),
     ),
+    "lstm": (Recurrent, lambda: torch.randn(4, 6, 5)),
     "vit": (
         lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3),
         lambda: torch.randn(2, 3, 32, 32),

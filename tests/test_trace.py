@@ -55,6 +55,13 @@ def tied() -> dict[str, nn.Module]:
     return {"a": a, "b": b}
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two heads of queries on one of keys and values."""
+    q = q.unflatten(-1, (2, -1)).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, k[:, None], v[:, None])
+    return mixed.transpose(1, 2).flatten(2)
+
+
 def into_a_part(x: Tensor, part: Tensor) -> Tensor:
     x = x.clone()
     x[:, 2:6] = part
@@ -272,6 +279,16 @@ RULES = {
            a=nn.Conv2d(2, 8, 3), b=nn.Conv2d(8, 6, 1, groups=2), head=nn.Linear(6, 3)),
         image(), "head",
     ),
+    "unfold and fold": (
+        Fn(lambda m, x: m.head(m.b(F.fold(F.unfold(m.a(x), 3, padding=1), (6, 6), 3, padding=1)).mean((2, 3))),
+           a=nn.Conv2d(2, 4, 3), b=nn.Conv2d(4, 6, 3), head=nn.Linear(6, 3)),
+        image(), "head",
+    ),
+    "unfold into a linear layer": (
+        Fn(lambda m, x: m.head(m.b(F.unfold(m.a(x), 3, stride=3).mT).relu().mean(1)), a=nn.Conv2d(2, 4, 3),
+           b=nn.Linear(36, 6), head=nn.Linear(6, 3)),
+        image(), "head",
+    ),
     "padding": (
         Fn(lambda m, x: m.head(m.b(F.pad(F.pad(m.a(x), (1, 1, 1, 1)), (1, 1, 1, 1), mode="reflect")).mean((2, 3))),
            a=nn.Conv2d(2, 4, 3), b=nn.Conv2d(4, 6, 3), head=nn.Linear(6, 3)),
@@ -477,6 +494,57 @@ RULES = {
            l=nn.LSTM(6, 4, batch_first=True), b=nn.Linear(4, 6), head=nn.Linear(6, 3)),
         torch.randn(2, 4, 5), "head",
     ),
+    "an lstm of two layers in both directions": (
+        Fn(lambda m, x: m.head(m.b(m.l(m.a(x))[0].mean(1)).relu()), a=nn.Linear(5, 6),
+           l=nn.LSTM(6, 4, 2, batch_first=True, bidirectional=True, bias=False), b=nn.Linear(8, 6),
+           head=nn.Linear(6, 3)),
+        torch.randn(2, 4, 5), "head",
+    ),
+    "an lstm that starts from the input": (
+        Fn(lambda m, x: m.head(m.b(m.l(m.a(x), (x[None, :, 0, :4], x[None, :, 0, :4]))[0][:, -1]).relu()),
+           a=nn.Linear(5, 6), l=nn.LSTM(6, 4, batch_first=True), b=nn.Linear(4, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 4, 5), "head",
+    ),
+    "an lstm's last state": (
+        Fn(lambda m, x: m.head(m.b(m.l(m.a(x))[1][0][0]).relu()), a=nn.Linear(5, 6),
+           l=nn.LSTM(6, 4, batch_first=True), b=nn.Linear(4, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 4, 5), "head",
+    ),
+    "a gru": (
+        Fn(lambda m, x: m.head(m.b(m.l(m.a(x))[0][-1]).relu()), a=nn.Linear(5, 6), l=nn.GRU(6, 4),
+           b=nn.Linear(4, 6), head=nn.Linear(6, 3)),
+        torch.randn(4, 2, 5), "head",
+    ),
+    "a recurrent layer": (
+        Fn(lambda m, x: m.head(m.b(m.l(m.a(x))[0][:, -1]).relu()), a=nn.Linear(5, 6),
+           l=nn.RNN(6, 4, batch_first=True), b=nn.Linear(4, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 4, 5), "head",
+    ),
+    "an lstm with projections": (
+        Fn(lambda m, x: m.head(m.b(m.l(m.a(x))[0][:, -1]).relu()), a=nn.Linear(5, 6),
+           l=nn.LSTM(6, 4, proj_size=3, batch_first=True), b=nn.Linear(3, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 4, 5), "head",
+    ),
+    "an lstm used twice": (
+        Fn(lambda m, x: m.head(m.b(m.l(m.l(m.a(x))[0])[0][:, -1]).relu()), a=nn.Linear(5, 6),
+           l=nn.LSTM(6, 6, batch_first=True), b=nn.Linear(6, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 4, 5), "head",
+    ),
+    "a sum of two paths": (
+        Fn(lambda m, x: m.head(m.b(torch.stack([m.a(x), m.c(x)], 1).relu().sum(1))), a=nn.Linear(5, 8),
+           c=nn.Linear(5, 8), b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "a sum over a few channels": (
+        Fn(lambda m, x: m.head(m.b(m.a(x) * m.a(x).sum(1, keepdim=True))), a=nn.Linear(5, 8),
+           b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "attention with one head of values": (
+        Fn(lambda m, x: m.head(m.b(attend(m.q(x), m.k(x), m.v(x))).relu().mean(1)), q=nn.Linear(5, 8),
+           k=nn.Linear(5, 4), v=nn.Linear(5, 4), b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 4, 5), "head",
+    ),
 }  # fmt: skip
 
 
@@ -492,7 +560,8 @@ def test_rule_is_sound(name: str) -> None:
 SHARED = [
     "weights put together", "a weight moved and scaled", "tied weights", "a module used twice",
     "a bias put together", "a matrix as a parameter",
-    "a standardised weight without gain", "linear without bias", "conv2d in groups",
+    "a standardised weight without gain", "an lstm", "a gru", "a recurrent layer",
+    "an lstm of two layers in both directions", "an lstm's last state", "linear without bias", "conv2d in groups",
 ]  # fmt: skip
 
 

@@ -221,6 +221,7 @@ def attention(
     for operand in (query, key, value, *([] if mask is None else [mask])):
         t.own(operand)
     shape = shape_of(node)
-    if value.shape[:-2] != shape[:-2]:  # fewer heads for v than for q
-        return filled(shape, OPEN)
-    return agree(t.roots(value), (-2,)).expand(shape)
+    label = agree(t.roots(value), (-2,))
+    if len(shape) > 2 and value.shape[-3] != shape[-3]:  # several heads of q share one of v
+        label = label.repeat_interleave(shape[-3] // value.shape[-3], -3)
+    return label.expand(shape)

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from hatfn.tracing import contraction, elementwise, movement, norms, reduction
+from hatfn.tracing import contraction, elementwise, movement, norms, recurrence, reduction
 from hatfn.tracing.labels import ZERO, compress, filled, shrink
 from hatfn.tracing.tracer import Result, Rule, Tracer, Value, place_of, shape_of
 from hatfn.wiring import OPEN
 
-BINDING = {**contraction.RULES, **norms.RULES}
+BINDING = {**contraction.RULES, **norms.RULES, **recurrence.RULES}
 """Rules that say themselves what becomes of the parameters they are given."""
 
 PASSING = {**elementwise.RULES, **movement.RULES, **reduction.RULES}

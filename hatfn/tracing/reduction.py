@@ -10,6 +10,7 @@ from torch.fx import Node
 from hatfn.tracing.labels import agree
 from hatfn.tracing.registry import registrar
 from hatfn.tracing.tracer import Rule, Tracer, Value, shape_of
+from hatfn.wiring import OPEN
 
 RULES: dict[str, Rule] = {}
 rule = registrar(RULES)
@@ -38,16 +39,55 @@ def _spatial(node: Node) -> int:
     return int(next(char for char in reversed(str(node.target)) if char.isdigit()))
 
 
+@rule("im2col")
+def unfold(t: Tracer, node: Node, x: Value, *args: Any) -> Tensor:
+    """Patches laid out as columns: each channel as often as the window has places."""
+    label = agree(t.roots(x), (-2, -1))
+    places = shape_of(node)[-2] // x.shape[-3]
+    return label[..., 0].repeat_interleave(places, -2).expand(shape_of(node))
+
+
+@rule("col2im")
+def fold(t: Tracer, node: Node, x: Value, *args: Any) -> Tensor:
+    """Columns summed back into an image: a channel is zero where all its rows are."""
+    shape = shape_of(node)
+    rows = agree(t.roots(x), (-1,)).unflatten(-2, (shape[-3], -1))
+    return agree(rows, (-2,)).reshape(*rows.shape[:-3], shape[-3], 1, 1).expand(shape)
+
+
+PATHS = 8
+"""The most slices whose sum is taken for a sum of paths."""
+
+
 @rule("mean", "sum", "amax", "amin", "nansum", "linalg_vector_norm", "norm")
 def reduce(t: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -> Tensor:
-    """Reductions that take zeros to zero keep the unit that zeroes all they reduce."""
+    """Reductions that take zeros to zero keep the unit that zeroes all they reduce.
+
+    The sum of a few paths laid side by side (selective kernels, split attention) merges their units,
+    as in a residual stream.
+    """
     label = t.roots(x)
     shape = shape_of(node)
     dims = next((arg for arg in args if isinstance(arg, list | tuple)), kwargs.get("dim"))
-    dims = tuple(dims) if dims else tuple(range(label.dim()))
-    reduced = agree(label, dims)
+    dims = tuple(dim % label.dim() for dim in dims) if dims else tuple(range(label.dim()))
+    if len(dims) == 1 and 1 < x.shape[dims[0]] <= PATHS:
+        reduced = _sum_of_paths(t, label, dims[0])
+    else:
+        reduced = agree(label, dims)
     if len(shape) == label.dim():
         return reduced.expand(shape)
-    kept = [d for d in range(label.dim()) if d not in {dim % label.dim() for dim in dims}]
-    index = tuple(slice(None) if d in kept else 0 for d in range(label.dim()))
+    index = tuple(0 if d in dims else slice(None) for d in range(label.dim()))
     return reduced[index].expand(shape)
+
+
+def _sum_of_paths(t: Tracer, label: Tensor, dim: int) -> Tensor:
+    agreed = agree(label, (dim,))
+    first, *others = (label.narrow(dim, i, 1) for i in range(label.shape[dim]))
+    if bool((agreed != OPEN).any()) or any(t.forest.width(path) < 2 for path in (first, *others)):
+        return agreed
+    for other in others:
+        merged = t.merge(first, other)
+        if merged is None:
+            return agreed
+        first = merged
+    return first
