@@ -304,6 +304,11 @@ RULES = {
            head=nn.Linear(6, 3)),
         torch.randn(2, 5), "head",
     ),
+    "padding for a maximum": (
+        Fn(lambda m, x: m.head(m.b(F.max_pool2d(F.pad(m.a(x), (1, 1, 1, 1), value=-torch.inf), 2)).mean((2, 3))),
+           a=nn.Conv2d(2, 4, 3), b=nn.Conv2d(4, 6, 3), head=nn.Linear(6, 3)),
+        image(), "head",
+    ),
     "attention by hand": (
         Fn(lambda m, x: m.head((torch.softmax(m.q(x) @ m.k(x).mT, -1) @ m.v(x)).mean(1)),
            q=nn.Linear(5, 4), k=nn.Linear(5, 4), v=nn.Linear(5, 6), head=nn.Linear(6, 3)),
@@ -570,6 +575,16 @@ def test_what_can_be_shared_is_shared(name: str) -> None:
     module, x, head = RULES[name]
     kinds = {role.kind for role in hatfn.trace(module, x[:1], head=head).params.values()}
     assert kinds == {"shared", "head"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["padding for a maximum", "unfold and fold", "a sum of two paths", "attention with one head of values",
+     "einsum", "written into zeros", "positions that are resized"],
+)  # fmt: skip
+def test_units_reach_the_layer_behind(name: str) -> None:
+    module, x, head = RULES[name]
+    assert hatfn.trace(module, x, head=head).params["b.weight"].into is not None
 
 
 def test_one_number_for_all_channels_is_gated_channel_by_channel() -> None:

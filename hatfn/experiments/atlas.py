@@ -28,7 +28,7 @@ REDUCED: dict[str, dict[str, Any]] = {
     "deepseek_vit_412m": {"depth": 2},
     "gemma4_vit_167m": {"depth": 2},
     "naflexvit_base_patch16_parfac_gap": {"depth": 2},
-    "qwen3_vit_88m": {"depth": 2},
+    "qwen3_vit_88m": {"depth": 6},
     "samvit_base_patch16_224": {"depth": 2, "global_attn_indexes": (1,)},
     "vgg11": {"mlp_ratio": 0.1},
 }

@@ -108,14 +108,18 @@ def cat(t: Tracer, node: Node, tensors: list[Value], dim: int = 0) -> Tensor:
 
 @rule("pad", "constant_pad_nd")
 def pad(t: Tracer, node: Node, x: Value, pad: list[int], *mode: Any, **kwargs: Any) -> Tensor:
-    """Padding with zeros adds elements that are always zero; other modes repeat elements."""
+    """Padding with zeros adds elements that are always zero; other modes repeat elements.
+
+    What is padded with -inf only to be pooled by a maximum is never seen.
+    """
     label = t.label(x)
     if "constant_pad_nd" in str(node.target):
         kind, value = "constant", (*mode, 0)[0]
     else:
         kind, value = (*mode, "constant")[0], (*mode, "constant", None)[1]
     if kind == "constant":
-        edge = ZERO if not value else OPEN
+        pooled = value == -torch.inf and all("max_pool" in str(user.target) for user in node.users)
+        edge = ZERO if not value or pooled else OPEN
         return torch.nn.functional.pad(label, pad, value=edge)
     # Reflection and its kin are defined for floats; 53 bits hold any label.
     return torch.nn.functional.pad(label.double(), pad, mode=kind).long()
