@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import optree
@@ -150,6 +150,18 @@ def forward_plain(network: Network, state: HATState, x: Tensor) -> Output:
     return call(plain, network.evaluate, params, buffers, None, x)[0]
 
 
+@contextmanager
+def _batchable(device: torch.device) -> Iterator[None]:
+    """Keep modules off the kernels that vmap cannot batch: fused attention, for want of a rule."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def predict(
     network: Network, state: HATState, x: Tensor, tasks: Sequence[int], chunk_size: int | None
 ) -> Output:
@@ -166,9 +178,7 @@ def predict(
     def one(own: dict[str, Tensor], buffers: dict[str, Tensor], masks: dict[str, Tensor]) -> Output:
         return call(network, network.evaluate, {**state.params, **own}, buffers, masks, x)[0]
 
-    # PyTorch has no batching rule for the CPU's fused attention.
-    attention = sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else nullcontext()
-    with attention:
+    with _batchable(x.device):
         try:
             outputs = torch.vmap(one, chunk_size=chunk_size)(own, buffers, masks)
         except ValueError as error:

@@ -1,7 +1,8 @@
 """Networks of the papers, registered with timm: ``timm.create_model("resnet18s")`` after this import.
 
 The ``s`` of resnet18s and resnet34s stands for small images: a 3x3 stem of stride 1 and no pooling
-behind it, for 32x32 pixels. ``MLP`` and ``AlexNet`` are the networks of Serrà et al. 2018.
+behind it, for 32x32 pixels. The one with bottlenecks is resnet50_small, because timm has given the name
+resnet50s to another network. ``MLP`` and ``AlexNet`` are the networks of Serrà et al. 2018.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from typing import Any
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-__all__ = ["MLP", "AlexNet", "SmallImageResNet", "resnet18s", "resnet34s"]
+__all__ = ["MLP", "AlexNet", "SmallImageResNet", "resnet18s", "resnet34s", "resnet50_small"]
 
 
 class MLP(nn.Module):
@@ -114,12 +115,14 @@ class SmallImageResNet(ResNet):
 
 
 _SMALL = {
+    "num_classes": 1000,
     "input_size": (3, 32, 32),
     "pool_size": (4, 4),
     "first_conv": "conv1",
     "classifier": "fc",
 }
-default_cfgs = generate_default_cfgs({f"resnet{depth}s": _SMALL for depth in (18, 34)})
+_NAMES = ("resnet18s", "resnet34s", "resnet50_small")
+default_cfgs = generate_default_cfgs(dict.fromkeys(_NAMES, _SMALL))
 """Where timm looks for what it should know of the models that this file registers."""
 
 
@@ -137,3 +140,9 @@ def resnet18s(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def resnet34s(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-34 for 32x32 images."""
     return _resnet("resnet34s", pretrained, block=BasicBlock, layers=(3, 4, 6, 3), **kwargs)
+
+
+@register_model
+def resnet50_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """ResNet-50, with bottlenecks, for 32x32 images."""
+    return _resnet("resnet50_small", pretrained, block=Bottleneck, layers=(3, 4, 6, 3), **kwargs)

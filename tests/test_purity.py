@@ -28,6 +28,10 @@ GATES = {"fc": torch.rand(6)}
 
 CALLS = {
     "trace": (hatfn.trace, (MODULE, X[:1]), {"head": "head"}),
+    "manual_wiring": (
+        hatfn.manual_wiring, (MODULE, X, {"conv1": ("stream", None), "norm1": "stream"}),
+        {"head": "head", "verify": False},
+    ),
     "build": (hatfn.build, (MODULE, HAT.wiring, [3, 2]), {"optimizer": torchopt.adam(1e-3)}),
     "gate": (hatfn.gate, (UNITS["fc"], 3.0), {}),
     "hard_gate": (hatfn.hard_gate, (UNITS["fc"],), {}),

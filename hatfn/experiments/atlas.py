@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import timm
@@ -145,6 +146,11 @@ def examine(family: str, name: str, verify: bool) -> Entry:
     )  # fmt: skip
 
 
+def families() -> list[str]:
+    """The modules of timm that hold models; not those that others register."""
+    return [name for name in timm.list_modules() if find_spec(f"timm.models.{name}") is not None]
+
+
 def smallest(family: str) -> str:
     """The name of the family's model with the fewest parameters."""
 
@@ -159,12 +165,12 @@ def smallest(family: str) -> str:
     return min(timm.list_models(module=family), key=count)
 
 
-def sweep(verify: bool, families: list[str]) -> Iterator[Entry]:
-    """An entry for every family, each from a fresh process, as they come."""
+def sweep(verify: bool, chosen: list[str]) -> Iterator[Entry]:
+    """An entry for each of some families, each from a fresh process, as they come."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(2, context, max_tasks_per_child=1) as pool:
-        yield from pool.map(_examine_family, families, [verify] * len(families))
+        yield from pool.map(_examine_family, chosen, [verify] * len(chosen))
 
 
 def _examine_family(family: str, verify: bool) -> Entry:

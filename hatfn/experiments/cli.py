@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Callable
 
-import timm
 import tyro
 from rich.console import Console
 from rich.progress import (
@@ -65,10 +64,10 @@ def trace_and_report(config: TraceConfig, console: Console) -> None:
 def sweep_and_report(config: TraceConfig, console: Console) -> None:
     """Trace the smallest model of every family, a row at a time, and write the table."""
     entries = []
-    families = timm.list_modules()
+    families = atlas.families()
     for entry in track(atlas.sweep(config.verify, families), "tracing", len(families), console=console):
         entries.append(entry)
-        console.print(atlas.line(entry), highlight=False, markup=False)
+        console.print(atlas.line(entry), highlight=False, markup=False, soft_wrap=True)
         if config.out is not None:
             config.out.write_text(atlas.markdown(entries))
     console.print(atlas.verdict(entries), highlight=False, markup=False)

@@ -104,7 +104,9 @@ def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return _fold(node, args, kwargs)
     name = _operator_name(node)
     if name in BINDING:
-        return _wrap(node, BINDING[name](t, node, *args, **kwargs), operands)
+        # What a layer makes of a parameter (a learned query) is an activation like any other.
+        activation = name not in norms.RULES or any(operand.dynamic for operand in operands)
+        return _wrap(node, BINDING[name](t, node, *args, **kwargs), operands, activation)
     rule = PASSING.get(name) or (elementwise.pointwise if elementwise.is_pointwise(node) else None)
     if rule is None:
         place = place_of(node)
@@ -113,7 +115,8 @@ def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if not _follows(name, rule, operands):
         for operand in operands:
             t.own(operand)
-    result = _wrap(node, rule(t, node, *args, **kwargs), operands)
+    dynamic = any(operand.dynamic for operand in operands)
+    result = _wrap(node, rule(t, node, *args, **kwargs), operands, dynamic)
     for value in pytree.tree_leaves(result):
         if not value.dynamic and bool((shrink(value.label) == OPEN).any()):
             t.own(value)  # arithmetic on parameters that no label follows
@@ -155,9 +158,8 @@ def _fold(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return pytree.tree_map_only(Tensor, _constant, result)
 
 
-def _wrap(node: Node, result: Result, operands: list[Value]) -> Any:
+def _wrap(node: Node, result: Result, operands: list[Value], dynamic: bool) -> Any:
     """Values of a rule's labels; further outputs of its operator (indices, statistics) are open."""
-    dynamic = any(operand.dynamic for operand in operands)
     sources = frozenset() if dynamic else frozenset().union(*(o.sources for o in operands))
     outputs = node.meta["val"]
     shapes = [shape_of(node)]

@@ -1,0 +1,53 @@
+"""The small-image ResNets: as timm makes them, with its own way to pretrained weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchopt
+from safetensors.torch import save_file
+
+import hatfn
+from hatfn.networks import SmallImageResNet
+
+
+@pytest.mark.parametrize("name", ["resnet18s", "resnet34s", "resnet50_small"])
+def test_the_stem_keeps_the_size_of_small_images(name: str) -> None:
+    with torch.device("meta"):
+        module = timm.create_model(name, num_classes=7)
+        x = torch.empty(2, 3, 32, 32)
+        assert module.eval()(x).shape == (2, 7)
+        assert module.forward_features(x).shape[-2:] == (4, 4)
+    assert isinstance(module, SmallImageResNet)
+    assert module.get_classifier() is module.fc
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "resnet18s.safetensors"
+    save_file(timm.create_model("resnet18s").state_dict(), path)
+    return path
+
+
+def test_pretrained_weights_come_by_timms_own_path(checkpoint: Path) -> None:
+    saved = timm.create_model("resnet18s", checkpoint_path=str(checkpoint)).state_dict()
+    module = timm.create_model(
+        "resnet18s", pretrained=True, num_classes=4, pretrained_cfg_overlay={"file": str(checkpoint)}
+    )
+    weights = module.state_dict()
+    for name, tensor in saved.items():
+        if not name.startswith("fc."):  # timm drops a classifier of another width
+            assert torch.equal(weights[name], tensor), name
+    x = torch.randn(2, 3, 32, 32)
+    hat = hatfn.build(module, hatfn.trace(module, x), [4, 4], torchopt.sgd(0.1))
+    state = hat.init(seed=0)
+    assert torch.equal(state.params["layer1.0.conv1.weight"], saved["layer1.0.conv1.weight"])
+    assert torch.equal(state.task_buffers["bn1.running_var"][1], saved["bn1.running_var"])
+
+
+def test_pretrained_without_weights_says_so() -> None:
+    with pytest.raises(RuntimeError, match="No pretrained weights"):
+        timm.create_model("resnet18s", pretrained=True)
