@@ -104,8 +104,13 @@ def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
         with warnings.catch_warnings():
             # Export warns of what could not be saved and deployed; this program is read and dropped.
             warnings.simplefilter("ignore")
-            exported = torch.export.export(twin(module, training=False), (x,), strict=False)
-            program: torch.export.ExportedProgram = exported.run_decompositions({})
+            copied = twin(module, training=False)
+            for child in copied.modules():
+                if getattr(child, "inplace", False) is True:
+                    vars(child)["inplace"] = False  # the same numbers, without writing over others
+            program = torch.export.export(copied, (x,), strict=False)
+            if any(_writes(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})  # takes longer than the export itself
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TraceError(
@@ -121,6 +126,12 @@ def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
             f"Expected one that only reads its parameters (an embedding without max_norm, say)."
         )
     return program
+
+
+def _writes(node: torch.fx.Node) -> bool:
+    """Whether an operator changes one of its operands."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def _line_of(error: BaseException) -> str:
