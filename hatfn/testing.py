@@ -6,7 +6,7 @@ Each verifier also runs positive controls, changes that *must* show, so that it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import optree
@@ -174,9 +174,10 @@ class _Seen:
                 self.leaks["several parameters together"] = math.nan
         for name in self.names:
             if name not in self.tested:
-                value = params[name]
-                moved = torch.where(held[name], value + _noise(value, generator, (1.0,)), value)
-                if not torch.equal(run({**params, name: moved}), before):
+                if any(
+                    not torch.equal(run({**params, name: moved}), before)
+                    for moved in _moved(params[name], held[name], generator)
+                ):
                     self.tested.add(name)
 
     def verdict(self, where: str) -> Verification:
@@ -213,6 +214,12 @@ def _noise(
 ) -> Tensor:
     size = torch.tensor(magnitudes)[torch.randint(len(magnitudes), value.shape, generator=generator)]
     return (torch.randn(value.shape, generator=generator) * size).to(value)
+
+
+def _moved(value: Tensor, held: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Changes of the protected entries: small ones, and large ones where an activation saturates."""
+    for size in (1.0, 30.0):
+        yield torch.where(held, value + _noise(value, generator, (size,)), value)
 
 
 def _flat(output: Any) -> Tensor:

@@ -187,7 +187,9 @@ class Wiring:
     def summary(self) -> str:
         """The groups, the per-task parameters, the measures and what fell back, as text."""
         measures = self.measures
-        own = [name for name, param in self.params.items() if param.kind == "task"]
+        own = {name: param.shape for name, param in self.params.items() if param.kind == "task"}
+        numbers = sum(torch.Size(shape).numel() for shape in own.values())
+        tables = [n for n, shape in own.items() if sum(size > 1 for size in shape) > 1]
         heads = ", ".join(head.weight for head in self.heads) or "none"
         width = max([len("group"), *map(len, self.groups)])
         lines = [f"{'group':<{width}}  units"]
@@ -199,7 +201,8 @@ class Wiring:
             f"protected   {measures.protected:7.1%} of the shared entries by one half-open task",
             f"smallest    {measures.smallest_group} units",
             f"heads       {heads}",
-            f"per task    {len(own)} parameters, {len(self.buffers)} buffers",
+            f"per task    {len(own)} parameters of {numbers} numbers, {len(self.buffers)} buffers",
+            *(f"  {name} {own[name]}" for name in tables),  # vectors, as of norms, go without saying
             f"fell back   {len(self.fallbacks)} operators",
         ]
         return "\n".join(lines + [f"  {place}" for place in self.fallbacks])

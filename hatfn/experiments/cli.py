@@ -55,6 +55,7 @@ def trace_and_report(config: TraceConfig, console: Console) -> None:
     console.print(f"{config.model}, {built}\n")
     console.print(traced.wiring.summary(), highlight=False, markup=False)
     console.print(f"seconds     {traced.seconds:.1f}", highlight=False)
+    console.print(f"memory      {traced.memory:.1f} times the parameters", highlight=False)
     if config.verify:
         seen = verify_wiring(module, traced.wiring, x)
         untested = ", ".join(seen.untested) or "none"
