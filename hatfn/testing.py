@@ -173,12 +173,11 @@ class _Seen:
             if not self.leaks:
                 self.leaks["several parameters together"] = math.nan
         for name in self.names:
-            if name not in self.tested:
-                if any(
-                    not torch.equal(run({**params, name: moved}), before)
-                    for moved in _moved(params[name], held[name], generator)
-                ):
-                    self.tested.add(name)
+            if name not in self.tested and any(
+                not torch.equal(run({**params, name: moved}), before)
+                for moved in _moved(params[name], held[name], generator)
+            ):
+                self.tested.add(name)
 
     def verdict(self, where: str) -> Verification:
         """The report, or an error if the promise does not hold."""
