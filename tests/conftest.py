@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # The leaf functions, whose arguments are ours; the public boundary answers wrong types itself.
 LEAVES = ("gates", "transforms", "forward", "evaluate", "state", "tracing.labels")
 with install_import_hook([f"hatfn.{leaf}" for leaf in LEAVES], "beartype.beartype"):
     pass
+
+# No deadline: machines are shared, and speed is a matter of benchmarks. The same examples every time.
+settings.register_profile("hatfn", deadline=None, derandomize=True)
+settings.load_profile("hatfn")
 
 
 @pytest.fixture(autouse=True)
