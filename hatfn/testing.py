@@ -51,8 +51,8 @@ def verify_wiring(
 
     In float64, with weights drawn anew so that every layer passes signal, for several random masks
     that switch on half of each group: every unprotected entry of every shared parameter is replaced
-    by noise of up to 1e30, and the outputs must stay equal to the bit. Then, one parameter at a time,
-    the protected entries are changed, and the outputs must move.
+    by noise of up to 1e30, and the outputs must stay equal to the bit. The protected entries of each
+    parameter must have a say: their derivative is not zero, or changing them moves the outputs.
 
     Args:
         module: the one that was traced.
@@ -107,8 +107,8 @@ def verify_no_forgetting(hat: HAT, state: HATState, x: Tensor, seed: int = 0) ->
 
     For every learned task that is not left out of ``locked``: every shared entry that no such task
     uses, and every other task's own parameters, statistics and embeddings, are replaced by noise;
-    the task's outputs must stay equal to the bit. Then the protected entries are changed, and they
-    must move.
+    the task's outputs must stay equal to the bit. The protected entries of each parameter must have a
+    say, as in :func:`verify_wiring`.
 
     Args:
         hat: the learner.
@@ -172,10 +172,14 @@ class _Seen:
                     self.leaks[name] = max(change, self.leaks.get(name, 0.0))
             if not self.leaks:
                 self.leaks["several parameters together"] = math.nan
+        slopes = _slopes(run, {name: params[name] for name in self.names}, before, generator)
         for name in self.names:
-            if name not in self.tested and any(
-                not torch.equal(run({**params, name: moved}), before)
-                for moved in _moved(params[name], held[name], generator)
+            if name not in self.tested and (
+                bool((torch.where(held[name], slopes[name], 0) != 0).any())
+                or any(
+                    not torch.equal(run({**params, name: moved}), before)
+                    for moved in _moved(params[name], held[name], generator)
+                )
             ):
                 self.tested.add(name)
 
@@ -213,6 +217,28 @@ def _noise(
 ) -> Tensor:
     size = torch.tensor(magnitudes)[torch.randint(len(magnitudes), value.shape, generator=generator)]
     return (torch.randn(value.shape, generator=generator) * size).to(value)
+
+
+def _slopes(
+    run: Run, params: Mapping[str, Tensor], output: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The derivative of a random sum of outputs: where it is not zero, a change must show.
+
+    One backward pass for all parameters. Zeros where an operator has no derivative; what they leave
+    open is tried by changing one parameter at a time.
+    """
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
+    weights = torch.randn(output.shape, generator=generator).to(output)
+    slopes: tuple[Tensor | None, ...]
+    try:
+        total = (run(leaves) * weights).sum()
+        slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    except RuntimeError:
+        slopes = (None,) * len(leaves)
+    return {
+        name: torch.zeros_like(leaf) if slope is None else slope.nan_to_num(0.0)
+        for (name, leaf), slope in zip(leaves.items(), slopes, strict=True)
+    }
 
 
 def _moved(value: Tensor, held: Tensor, generator: torch.Generator) -> Iterator[Tensor]:

@@ -53,11 +53,11 @@ def merge_everything(patch: Patch) -> None:
 
 def open_everything(patch: Patch) -> None:
     wrap = interpret._wrap
-    patch.setattr(
-        interpret,
-        "_wrap",
-        lambda node, result, operands: wrap(node, labels.filled(tracer.shape_of(node), OPEN), operands),
-    )
+
+    def opened(node, result, *rest):
+        return wrap(node, labels.filled(tracer.shape_of(node), OPEN), *rest)
+
+    patch.setattr(interpret, "_wrap", opened)
 
 
 def never_refuse_a_merge(patch: Patch) -> None:

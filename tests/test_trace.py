@@ -331,7 +331,7 @@ RULES = {
         torch.randn(2, 5), "head",
     ),
     "written into zeros": (
-        Fn(lambda m, x: m.head(m.b(into_a_part(torch.zeros_like(m.a(x)), m.c(x)))), a=nn.Linear(5, 8),
+        Fn(lambda m, x: m.head(m.b(into_a_part(torch.zeros_like(x[:, :1]).repeat(1, 8), m.c(x)))),
            c=nn.Linear(5, 4), b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
         torch.randn(2, 5), "head",
     ),
