@@ -75,6 +75,16 @@ def interpret(
     raise AssertionError("a graph without an output")
 
 
+def is_simple(node: Node) -> bool:
+    """Whether an operator has a rule and changes none of its operands: nothing need be decomposed."""
+    if node.op != "call_function" or node.target is operator.getitem or node.meta.get("val") is None:
+        return True
+    if getattr(node.target, "_schema", None) is None or node.target._schema.is_mutable:  # type: ignore[union-attr]
+        return False
+    name = _operator_name(node)
+    return name in BINDING or name in PASSING or elementwise.is_pointwise(node)
+
+
 def _parameter(t: Tracer, node: Node, name: str) -> Value:
     t.params[name].readers |= set(node.users)
     return Value(filled(node.meta["val"].shape, OPEN), param=name, sources=frozenset([name]))

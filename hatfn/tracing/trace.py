@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hatfn.modules import changed_buffers, find_heads, first_names, twin
-from hatfn.tracing.interpret import interpret
+from hatfn.tracing.interpret import interpret, is_simple
 from hatfn.tracing.readout import read_wiring
 from hatfn.tracing.tracer import Tracer, UnreadableError
 from hatfn.wiring import Head, Wiring, digest
@@ -109,7 +109,7 @@ def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
                 if getattr(child, "inplace", False) is True:
                     vars(child)["inplace"] = False  # the same numbers, without writing over others
             program = torch.export.export(copied, (x,), strict=False)
-            if any(_writes(node) for node in program.graph.nodes):
+            if not all(map(is_simple, program.graph.nodes)):
                 program = program.run_decompositions({})  # takes longer than the export itself
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -126,12 +126,6 @@ def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
             f"Expected one that only reads its parameters (an embedding without max_norm, say)."
         )
     return program
-
-
-def _writes(node: torch.fx.Node) -> bool:
-    """Whether an operator changes one of its operands."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
 
 
 def _line_of(error: BaseException) -> str:
