@@ -22,8 +22,8 @@ rule = registrar(RULES)
     "permute", "transpose", "t", "numpy_T", "mT", "expand", "expand_as", "squeeze", "unsqueeze",
     "select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind", "unflatten", "flatten",
     "roll", "flip", "repeat", "repeat_interleave", "movedim", "swapaxes", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "diagonal", "unfold", "index", "index_select",
-    "gather", "stack", "tile",
+    "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "diagonal", "unfold", "index",
+    "index_select", "gather", "stack", "tile",
 )  # fmt: skip
 def move(t: Tracer, node: Node, *args: Any, **kwargs: Any) -> Result:
     """Operators that place elements without changing them, run on labels instead of numbers.
