@@ -314,6 +314,22 @@ RULES = {
            q=nn.Linear(5, 4), k=nn.Linear(5, 4), v=nn.Linear(5, 6), head=nn.Linear(6, 3)),
         torch.randn(2, 4, 5), "head",
     ),
+    "addmm": (
+        Fn(lambda m, x: m.head(m.b(torch.addmm(m.v, m.a(x), m.w).relu())), a=nn.Linear(5, 8),
+           w=nn.Parameter(torch.randn(8, 7)), v=nn.Parameter(torch.randn(7)), b=nn.Linear(7, 6),
+           head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "the largest of some places": (
+        Fn(lambda m, x: m.head(m.b(m.a(x).max(1)[0])), a=nn.Linear(5, 8), b=nn.Linear(8, 6),
+           head=nn.Linear(6, 3)),
+        torch.randn(2, 4, 5), "head",
+    ),
+    "the larger of two": (
+        Fn(lambda m, x: m.head(m.b(torch.max(m.a(x), m.c(x)))), a=nn.Linear(5, 8), c=nn.Linear(5, 8),
+           b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
     "einsum": (
         Fn(lambda m, x: m.head(m.b(torch.einsum("nqk,nkc->nqc", torch.einsum("nqc,nkc->nqk", m.a(x), m.c(x)),
                                                 m.v(x))).mean(1)),
@@ -565,7 +581,7 @@ def test_rule_is_sound(name: str) -> None:
 SHARED = [
     "weights put together", "a weight moved and scaled", "tied weights", "a module used twice",
     "a bias put together", "a matrix as a parameter",
-    "a standardised weight without gain", "an lstm", "a gru", "a recurrent layer",
+    "addmm", "a standardised weight without gain", "an lstm", "a gru", "a recurrent layer",
     "an lstm of two layers in both directions", "an lstm's last state", "linear without bias", "conv2d in groups",
 ]  # fmt: skip
 
@@ -580,7 +596,8 @@ def test_what_can_be_shared_is_shared(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["padding for a maximum", "unfold and fold", "a sum of two paths", "attention with one head of values",
-     "einsum", "written into zeros", "positions that are resized"],
+     "einsum", "written into zeros", "addmm", "the largest of some places", "the larger of two",
+     "positions that are resized"],
 )  # fmt: skip
 def test_units_reach_the_layer_behind(name: str) -> None:
     module, x, head = RULES[name]

@@ -186,6 +186,18 @@ def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Tensor:
     return column.where(column >= 0, row)
 
 
+@rule("addmm")
+def addmm(t: Tracer, node: Node, bias: Value, x: Value, weight: Value, **_: Any) -> Tensor:
+    """x W + b with the weight the other way round than in a linear layer."""
+    product = matmul(t, node, x, weight)
+    if len(bias.shape) != 1:
+        t.own(bias)
+        return filled(product.shape, OPEN)
+    unit = agree(product, (0,)).expand(1, product.shape[1]).reshape(-1)
+    biased = t.bind(bias, unit, filled(unit.shape, OPEN))
+    return t.same(unit, biased).expand(product.shape)
+
+
 @rule("einsum")
 def einsum(t: Tracer, node: Node, equation: str, operands: list[Value], *_: Any, **__: Any) -> Tensor:
     """A sum of products is zero where one factor is zero in every term; parameters are per task."""

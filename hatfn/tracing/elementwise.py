@@ -149,7 +149,7 @@ def glu(t: Tracer, node: Node, x: Value, dim: int = -1) -> Tensor:
     return t.label(x).chunk(2, dim)[0]
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax")
+@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "logsumexp", "argmax", "argmin")
 def softmax(t: Tracer, node: Node, *_: Any, **__: Any) -> Tensor:
-    """A softmax of zeros is not zero."""
+    """A softmax of zeros is not zero, and a place is no activation."""
     return filled(shape_of(node), OPEN)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
+from hatfn.tracing.elementwise import pointwise
 from hatfn.tracing.labels import agree
 from hatfn.tracing.registry import registrar
 from hatfn.tracing.tracer import Rule, Tracer, Value, shape_of
@@ -78,6 +79,15 @@ def reduce(t: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -> Tensor
         return reduced.expand(shape)
     index = tuple(0 if d in dims else slice(None) for d in range(label.dim()))
     return reduced[index].expand(shape)
+
+
+@rule("max", "min")
+def extreme(t: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -> Tensor:
+    """The largest element along a dimension, or of two values, as a residual sum."""
+    if any(isinstance(arg, Value) for arg in (*args, *kwargs.values())):
+        return pointwise(t, node, x, *args, **kwargs)
+    dims = [[arg] if isinstance(arg, int) else arg for arg in args[:1]]
+    return reduce(t, node, x, *dims)
 
 
 def _sum_of_paths(t: Tracer, label: Tensor, dim: int) -> Tensor:

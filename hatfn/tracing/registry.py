@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from hatfn.tracing.tracer import Rule
 
+F = TypeVar("F", bound=Rule)
 
-def registrar(table: dict[str, Rule]) -> Callable[..., Callable[[Rule], Rule]]:
+
+def registrar(table: dict[str, Rule]) -> Callable[..., Callable[[F], F]]:
     """A decorator that enters a rule into ``table`` under the names of ATen operators.
 
     A name stands for all overloads: "add" for add.Tensor and add.Scalar. A rule is called as
@@ -16,8 +19,8 @@ def registrar(table: dict[str, Rule]) -> Callable[..., Callable[[Rule], Rule]]:
     Value, or a tuple of Values.
     """
 
-    def rule(*operators: str) -> Callable[[Rule], Rule]:
-        def enter(function: Rule) -> Rule:
+    def rule(*operators: str) -> Callable[[F], F]:
+        def enter(function: F) -> F:
             for operator in operators:
                 table[operator] = function
             return function
