@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import sys
 import time
 import warnings
@@ -20,6 +19,9 @@ from torch import Tensor, nn
 from hatfn.testing import verify_wiring
 from hatfn.tracing import trace
 from hatfn.wiring import Measures, Wiring
+
+if sys.platform != "win32":
+    import resource
 
 SIDES = (64, 96, 128, 160, 224)
 """Image sizes to try, in pixels: small images make the perturbation test affordable."""
@@ -124,7 +126,9 @@ def measured(module: nn.Module, x: Tensor) -> Traced:
 
 
 def _peak() -> int:
-    """The most memory that this process has ever held, in bytes."""
+    """The most memory that this process has ever held, in bytes; 0 where that is not known."""
+    if sys.platform == "win32":
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
