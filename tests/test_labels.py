@@ -72,14 +72,14 @@ def test_cells_take_any_unit_and_do_not_count() -> None:
     assert merged is not None  # two cells each, as a position embedding has, join one unit
     joined, label = merged
     assert joined.find(torch.arange(2, 6)).tolist() == [0, 1, 0, 1]
-    assert joined.units()[torch.arange(6)].tolist() == [0, 1, 0, 1, 0, 1]
+    assert joined.units[torch.arange(6)].tolist() == [0, 1, 0, 1, 0, 1]
     assert forest.width(torch.arange(2, 6)) == 0
     assert label.shape == (2, 2)
 
 
 def test_a_class_of_cells_alone_is_open() -> None:
     forest = units(1, cells=2).join(torch.tensor([1]), torch.tensor([2]))
-    assert forest.units().tolist() == [0, OPEN, OPEN]
+    assert forest.units.tolist() == [0, OPEN, OPEN]
 
 
 def test_a_label_of_a_large_value_is_small() -> None:

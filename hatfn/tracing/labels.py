@@ -11,6 +11,7 @@ the model's own operator on them, and a label of a large activation costs a vect
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -108,6 +109,7 @@ class Forest:
             while not torch.equal(up := root[root], root):
                 root = up
 
+    @cached_property
     def units(self) -> Tensor:
         """(N,) for every root, the smallest unit of its class; ``OPEN`` where it holds only cells."""
         none = len(self.root)
@@ -118,7 +120,7 @@ class Forest:
     def width(self, label: Tensor) -> int:
         """How many different units the label holds."""
         ids = self.find(shrink(label)).flatten()
-        units = self.units()[ids[ids >= 0]].unique()
+        units = self.units[ids[ids >= 0]].unique()
         return int((units >= 0).sum())
 
 

@@ -42,7 +42,7 @@ def read_wiring(
         open_outputs: leave their units ungated, but for those that also feed a parameter.
         input_shape: shape of the input without its batch dimension.
     """
-    first = t.forest.units()
+    first = t.forest.units
 
     def resolve(label: Tensor) -> Tensor:
         label = t.forest.find(shrink(label))

@@ -231,7 +231,7 @@ class Tracer:
     def promote(self, label: Tensor, name: str) -> None:
         """Give units of their own to the cells of a parameter that scales something ungated."""
         cells = self.forest.find(shrink(label)).unique()
-        cells = cells[(cells >= 0) & (self.forest.units()[cells] == OPEN)]
+        cells = cells[(cells >= 0) & (self.forest.units[cells] == OPEN)]
         units = self.fresh(len(cells), name)
         self.forest = self.forest.join(cells, units)
 
