@@ -167,7 +167,7 @@ def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Tensor:
 
     With a parameter on the right it is a linear layer. Of two activations, as in attention's
     ``softmax(q k') v``, column j is zero for a unit that zeroes all of column j of b, and row i
-    likewise for a.
+    likewise for a; a label can name one of them.
     """
     shape = shape_of(node)
     if a.dynamic and not b.dynamic and b.data is None and b.label.dim() == 2:
@@ -182,6 +182,8 @@ def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Tensor:
         return filled(shape, OPEN)
     column = agree(t.roots(b), (-2,)).expand(shape)
     row = agree(t.roots(a), (-1,)).expand(shape)
+    if t.forest.width(row) > t.forest.width(column):  # either will do: keep the finer
+        column, row = row, column
     column = column.where(column != ZERO, OPEN)
     return column.where(column >= 0, row)
 
