@@ -32,11 +32,9 @@ CHANGES: list[dict[str, Any]] = [
     {"period": "task"}, {"schedule": "cosine"}, {"schedule": "exponential"},
     {"init": "sparse"}, {"init": "dense"},
     {"sparsity": 0.1}, {"sparsity": 0.3}, {"sparsity": 1.5}, {"sparsity": 3.0},
-    {"lr": 1e-3}, {"lr": 2e-3}, {"lr": 5e-3},
-    {"compensation": None}, {"epochs": 10}, {"epochs": 40},
 ]  # fmt: skip
 STREAMS = ("split-digits", "permuted-digits")
-SEEDS = (0, 1)
+SEEDS = (0,)
 
 
 def train(config: RunConfig) -> dict[str, float]:

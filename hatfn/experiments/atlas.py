@@ -39,10 +39,10 @@ REDUCED: dict[str, dict[str, Any]] = {
 
 
 NOTES = {
-    "gemma4_vit": "positions are one-hot vectors times a table, and layers clamp by tensors: neither has a "
-    "rule that keeps units, so the residual stream is ungated.",
-    "vision_transformer": "a sixth of the weights of so small a model read the image, which has no gates; "
-    "deit_tiny is the same architecture at its usual size.",
+    "gemma4_vit": "positions are one-hot vectors times a table, and layers clamp by tensors: neither "
+    "has a rule that keeps units, so the residual stream is ungated.",
+    "vision_transformer": "a sixth of the weights of so small a model read the image, which has no "
+    "gates; deit_tiny is the same architecture at its usual size.",
     "vision_transformer_relpos": "a tenth of the weights of so small a model read the image.",
 }
 """Why a family misses a mark."""
