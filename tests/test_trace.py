@@ -473,6 +473,26 @@ RULES = {
         nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)),
         torch.randn(2, 5), "3",
     ),
+    "written over what is read again": (
+        Fn(lambda m, x: (lambda h: m.head(m.b(h.add_(1.0)) + m.c(h)))(m.a(x)), a=nn.Linear(5, 8),
+           b=nn.Linear(8, 6), c=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "written over a view": (
+        Fn(lambda m, x: (lambda h: (h.view(-1, 2, 4).add_(1.0), m.head(m.b(h))))(m.a(x))[1], a=nn.Linear(5, 8),
+           b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "written over what dropout passed on": (
+        Fn(lambda m, x: (lambda h: (F.dropout(h, training=m.training).add_(1.0), m.head(m.b(h))))(m.a(x))[1],
+           a=nn.Linear(5, 8), b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "a shortcut added in place": (
+        Fn(lambda m, x: (lambda h: m.head(m.c(m.b(h.relu()).add_(h).relu_())))(m.a(x)), a=nn.Linear(5, 8),
+           b=nn.Linear(8, 8), c=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
     "a temperature": (  # one number is no unit: it would switch a task off as a whole
         Fn(lambda m, x: m.scale * m.head(m.a(x).relu()), a=nn.Linear(5, 8),
            scale=nn.Parameter(torch.ones(1)), head=nn.Linear(8, 3)),

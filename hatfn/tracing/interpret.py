@@ -81,7 +81,7 @@ def is_simple(node: Node) -> bool:
         return True
     if getattr(node.target, "_schema", None) is None or node.target._schema.is_mutable:  # type: ignore[union-attr]
         return False
-    name = _operator_name(node)
+    name = operator_name(node)
     return name in BINDING or name in PASSING or elementwise.is_pointwise(node)
 
 
@@ -112,7 +112,7 @@ def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
     if all(operand.data is not None for operand in operands) and _is_deterministic(node):
         return _fold(node, args, kwargs)
-    name = _operator_name(node)
+    name = operator_name(node)
     if name in BINDING:
         # What a layer makes of a parameter (a learned query) is an activation like any other.
         activation = name not in norms.RULES or any(operand.dynamic for operand in operands)
@@ -150,7 +150,8 @@ def _unknown(t: Tracer, node: Node, *_: Any, **__: Any) -> Tensor:
     return filled(shape_of(node), OPEN)
 
 
-def _operator_name(node: Node) -> str:
+def operator_name(node: Node) -> str:
+    """The name of an ATen operator without its overload; empty for anything else."""
     schema = getattr(node.target, "_schema", None)
     namespace, _, name = (schema.name if schema else "").partition("::")
     return name if namespace == "aten" else ""

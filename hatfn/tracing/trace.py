@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hatfn.modules import changed_buffers, find_heads, first_names, twin
-from hatfn.tracing.interpret import interpret, is_simple
+from hatfn.tracing.functional import functional
+from hatfn.tracing.interpret import interpret
 from hatfn.tracing.readout import read_wiring
 from hatfn.tracing.tracer import Tracer, UnreadableError
 from hatfn.wiring import Head, Wiring, digest
@@ -108,9 +109,7 @@ def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
             for child in copied.modules():
                 if getattr(child, "inplace", False) is True:
                     vars(child)["inplace"] = False  # the same numbers, without writing over others
-            program = torch.export.export(copied, (x,), strict=False)
-            if not all(map(is_simple, program.graph.nodes)):
-                program = program.run_decompositions({})  # takes longer than the export itself
+            program = functional(torch.export.export(copied, (x,), strict=False))
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TraceError(
