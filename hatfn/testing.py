@@ -233,7 +233,7 @@ def _slopes(
     try:
         total = (run(leaves) * weights).sum()
         slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # call() explains what PyTorch raises as a ValueError
         slopes = (None,) * len(leaves)
     return {
         name: torch.zeros_like(leaf) if slope is None else slope.nan_to_num(0.0)
