@@ -60,7 +60,6 @@ class Entry:
         measures: of the wiring; None if there is none.
         heads: number of classifiers found.
         seconds: wall time of the trace.
-        memory: see :class:`Traced`.
         fell_back: operators without a rule.
         untested: parameters that no positive control reached; None if not verified.
         error: what went wrong, or empty.
@@ -73,7 +72,6 @@ class Entry:
     measures: Measures | None = None
     heads: int = 0
     seconds: float = 0.0
-    memory: float = 0.0
     fell_back: tuple[str, ...] = ()
     untested: tuple[str, ...] | None = None
     error: str = ""
@@ -144,14 +142,14 @@ def examine(family: str, name: str, verify: bool) -> Entry:
     torch.manual_seed(0)
     try:
         module, x, built = make(name)
-        wiring, seconds, memory = measured(module, x)
+        wiring, seconds, _ = measured(module, x)
         untested = verify_wiring(module, wiring, x, draws=2).untested if verify else None
     except Exception as error:  # one model must not end the sweep of all
         line = (str(error).strip().splitlines() or [""])[0]
         return Entry(family, name, error=f"{type(error).__name__}: {line}")
     count = sum(p.numel() for p in module.parameters())
     return Entry(
-        family, name, built, count, wiring.measures, len(wiring.heads), seconds, memory,
+        family, name, built, count, wiring.measures, len(wiring.heads), seconds,
         wiring.fallbacks, untested,
     )  # fmt: skip
 

@@ -112,10 +112,10 @@ def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
     if all(operand.data is not None for operand in operands) and _is_deterministic(node):
         return _fold(node, args, kwargs)
-    name = operator_name(node)
+    name, dynamic = operator_name(node), any(operand.dynamic for operand in operands)
     if name in BINDING:
         # What a layer makes of a parameter (a learned query) is an activation like any other.
-        activation = name not in norms.RULES or any(operand.dynamic for operand in operands)
+        activation = dynamic or name not in norms.RULES
         return _wrap(node, BINDING[name](t, node, *args, **kwargs), operands, activation)
     rule = PASSING.get(name) or (elementwise.pointwise if elementwise.is_pointwise(node) else None)
     if rule is None:
@@ -125,7 +125,6 @@ def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if not _follows(name, rule, operands):
         for operand in operands:
             t.own(operand)
-    dynamic = any(operand.dynamic for operand in operands)
     result = _wrap(node, rule(t, node, *args, **kwargs), operands, dynamic)
     for value in pytree.tree_leaves(result):
         if not value.dynamic and bool((shrink(value.label) == OPEN).any()):
