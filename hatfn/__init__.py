@@ -6,10 +6,11 @@ from hatfn.checkpoint import CheckpointError, load, save
 from hatfn.checks import HATWarning
 from hatfn.evaluate import usage
 from hatfn.gates import gate, hard_gate
-from hatfn.learner import HAT, Info
+from hatfn.learner import HAT
 from hatfn.manual import manual_wiring
 from hatfn.regularizer import sparsity
 from hatfn.state import HATState
+from hatfn.step import Info
 from hatfn.tracing import TraceError, trace
 from hatfn.transforms import clamp_embeddings, compensate, protect
 from hatfn.wiring import Wiring

@@ -12,8 +12,9 @@ from hatfn import checks
 from hatfn import regularizer as regularizers
 from hatfn.forward import make_network
 from hatfn.gates import Init
-from hatfn.learner import HAT, Optimizer
+from hatfn.learner import HAT
 from hatfn.loss import cross_entropy
+from hatfn.optimizer import Optimizer, check_optimizer
 from hatfn.transforms import Protection
 from hatfn.wiring import Wiring
 
@@ -96,7 +97,7 @@ def build(
     checks.check_hyper(s_max, sparsity, clamp, max_norm)
     checks.check_choice("init", init, get_args(Init))
     checks.check_choice("protection", protection, get_args(Protection))
-    pure = checks.check_optimizer(optimizer)
+    pure = check_optimizer(optimizer)
     hyper = {"lr": 1.0, "sparsity": float(sparsity), "s_max": float(s_max)}
     hyper["compensation"] = float(s_max if compensation in ("s_max", None) else compensation)
     return HAT(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import optree
 import torch
@@ -48,6 +46,20 @@ def check_task(where: str, task: Any, tasks: int) -> int:
     return index
 
 
+def check_tasks(where: str, task: Any, tasks: int) -> list[int]:
+    """One task as a list of one; several in ascending order, each once."""
+    if not isinstance(task, list | tuple | range):
+        return [check_task(where, task, tasks)]
+    rows = [check_task(where, one, tasks) for one in task]
+    if not rows or rows != sorted(set(rows)):
+        right = f"task={sorted(set(rows))}" if rows else "task=0"
+        raise ValueError(
+            f"{where}: task={task!r}. Expected tasks in ascending order, each once, as the optimiser's "
+            f"moments are kept in that order. Write {right}."
+        )
+    return rows
+
+
 def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
     """A mask scale in (0, s_max], if its number can be read."""
     value = read(scale) if isinstance(scale, Tensor) else scale
@@ -63,14 +75,22 @@ def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
         )
 
 
-def check_active(where: str, state: HATState, task: int) -> None:
-    """``begin`` must have opened the task."""
+def check_active(where: str, state: HATState, rows: Sequence[int], together: bool = False) -> None:
+    """``begin`` must have opened the tasks; ``together``: these and no others."""
     active = read(state.active)
-    if active is not None and not active[task]:
-        opened = [i for i, on in enumerate(active) if on]
+    if active is None:
+        return
+    opened, asked = [i for i, on in enumerate(active) if on], list(rows)
+    one = asked[0] if len(asked) == 1 else asked
+    if not set(asked) <= set(opened):
         raise ValueError(
-            f"{where}: task {task} is not open (open: {opened or 'none'}), and its parameters must "
-            f"not move. Write state = hat.begin(state, {task}) first."
+            f"{where}: task {one} is not open (open: {opened or 'none'}), and its parameters must "
+            f"not move. Write state = hat.begin(state, {one}) first."
+        )
+    if together and asked != opened:
+        raise ValueError(
+            f"{where}: task={one}, but {opened} were opened together, and so are the optimiser's "
+            f"moments. Write task={opened}, or state = hat.begin(state, {one}) first."
         )
 
 
@@ -85,19 +105,33 @@ def check_learned(where: str, state: HATState, tasks: Sequence[int]) -> None:
         )
 
 
-def check_locked(where: str, locked: Sequence[int] | None, task: int, tasks: int) -> Tensor | None:
-    """Tasks to lock as an index; None if the choice is left open."""
+def check_locked(
+    where: str, locked: Sequence[int] | None, opened: Sequence[int], tasks: int
+) -> list[int] | None:
+    """Tasks to lock; None if the choice is left open."""
     if locked is None:
         return None
     if isinstance(locked, int | str) or not hasattr(locked, "__iter__"):
         raise TypeError(f"{where}: locked={locked!r}. Expected a list of tasks, such as [0, 1].")
     rows = [check_task(where, other, tasks) for other in locked]
-    if task in rows:
+    both = sorted(set(rows) & set(opened))
+    if both:
         raise ValueError(
-            f"{where}: task {task} cannot be trained and locked at once. Write "
-            f"locked={[row for row in rows if row != task]}."
+            f"{where}: task {both[0]} cannot be trained and locked at once. Write "
+            f"locked={[row for row in rows if row not in opened]}."
         )
-    return torch.tensor(rows, dtype=torch.long)
+    return rows
+
+
+def check_carried(where: str, carried: Any, fresh: Any, count: int) -> Any:
+    """Moments of as many tasks as are open now."""
+    shapes = [[leaf.shape for leaf in optree.tree_leaves(tree)] for tree in (carried, fresh)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{where}: carry=True, but the optimiser's moments are not those of {count} tasks trained "
+            f"together, or were not saved. Write carry=False to start with new ones."
+        )
+    return carried
 
 
 def check_wiring(module: Any, wiring: Any) -> None:
@@ -183,6 +217,23 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"build: {name}={value!r}. Expected one of {', '.join(map(repr, choices))}.")
 
 
+def check_batches(
+    batch: Any, rows: Sequence[int], several: bool, classes: Sequence[int] | None
+) -> list[tuple[Tensor, Tensor]]:
+    """A batch for each task: the pair itself, or slices of a pair with a leading axis over tasks."""
+    counts = [None if classes is None else classes[task] for task in rows]
+    if not several:
+        return [check_batch(batch, counts[0])]
+    x, y = check_batch(batch, None)
+    if len(x) != len(rows):
+        raise ValueError(
+            f"update: x has shape {tuple(x.shape)} for {len(rows)} tasks. Expected an axis over tasks "
+            f"in front, (K, B, ...): hat.update(state, (torch.stack(xs), torch.stack(ys)), "
+            f"{list(rows)}, scale)."
+        )
+    return [check_batch((x[k], y[k]), count) for k, count in enumerate(counts)]
+
+
 def check_batch(batch: Any, classes: int | None) -> tuple[Tensor, Tensor]:
     """A pair of inputs and targets; class labels from 0 to classes - 1."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
@@ -244,12 +295,13 @@ def _shape(wiring: Wiring) -> str:
     return f"(B, {', '.join(map(str, wiring.input_shape))})"
 
 
-def check_free(where: str, task: int, used: Mapping[str, Tensor]) -> None:
+def check_free(where: str, rows: Sequence[int], used: Mapping[str, Tensor]) -> None:
     """Warn of groups that the locked tasks use up."""
     full = [group for group, units in used.items() if read(units.all()) is True]
     if full:
         warnings.warn(
-            f"{where}: no free capacity for task {task} in {', '.join(full)}: earlier tasks use every "
+            f"{where}: no free capacity for task {', '.join(map(str, rows))} in {', '.join(full)}: "
+            f"earlier tasks use every "
             f"unit. It can only reuse theirs. Raise sparsity for earlier tasks, or widen the module.",
             HATWarning,
             stacklevel=4,
@@ -279,38 +331,3 @@ def check_groups(wiring: Wiring, tasks: int) -> None:
             HATWarning,
             stacklevel=4,
         )
-
-
-class PureOptimizer(NamedTuple):
-    """An (init, update) pair that changes nothing it is given."""
-
-    init: Callable[[Any], Any]
-    update: Callable[..., tuple[Any, Any]]
-
-
-def check_optimizer(optimizer: Any) -> PureOptimizer:
-    """The pair, shown to be pure by a small example."""
-    right = (
-        "Expected an optax-style pair of functions (init, update), such as torchopt.adam(1e-3); not "
-        "torch.optim.Adam(...) or torchopt.Adam(...), which change parameters in place"
-    )
-    init, update = getattr(optimizer, "init", None), getattr(optimizer, "update", None)
-    if not (callable(init) and callable(update)):
-        raise TypeError(f"build: optimizer is a {type(optimizer).__name__}. {right}.")
-    if "inplace" in inspect.signature(update).parameters:
-        update = partial(update, inplace=False)
-    params, gradients = {"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([0.5, 0.25])}
-    start = init(params)
-    if not all(isinstance(leaf, Tensor) for leaf in optree.tree_leaves(start)):
-        raise TypeError(
-            "build: the optimizer keeps a plain number in its state, which vmap cannot carry (as "
-            "torchopt's radam and adamax do). Expected tensors only, as in "
-            "torchopt's sgd, adam, adamw or rmsprop."
-        )
-    first, second = (update(gradients, start, params=params)[0] for _ in range(2))
-    if not torch.equal(first["w"], second["w"]):
-        raise ValueError(
-            "build: the optimizer gave two answers to the same question, so it keeps state of its own "
-            "(torchopt's sgd does with dampening). Expected a pure update: leave dampening at 0."
-        )
-    return PureOptimizer(init, update)

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hatfn.checks import explained
-from hatfn.modules import measuring, skeleton
+from hatfn.modules import GATE, measuring, skeleton
 from hatfn.state import HATState, take
 from hatfn.wiring import Wiring
 
@@ -57,9 +57,9 @@ def make_network(module: nn.Module, wiring: Wiring, classes: Sequence[int] | Non
     device = next((tensor.device for tensor in initial.values()), torch.device("cpu"))
     own = tuple(name for head in wiring.heads for name in head if name is not None)
     return Network(
-        skeleton(module, training=True),
-        skeleton(module, training=False),
-        measuring(skeleton(module, training=False)),
+        skeleton(module, True, wiring.layers),
+        skeleton(module, False, wiring.layers),
+        measuring(skeleton(module, False, wiring.layers)),
         wiring.to(device),
         initial,
         {name: initial[name] for name in buffers if name not in wiring.buffers},
@@ -77,11 +77,13 @@ def call(
     buffers: Mapping[str, Tensor],
     gates: Mapping[str, Tensor] | None,
     x: Tensor,
+    one_weight: bool = False,
 ) -> tuple[Output, dict[str, Tensor]]:
     """The module's output under gates, and the running statistics that it leaves.
 
-    A unit is gated by multiplying the weights and the bias that produce it, or the affine of the norm
-    behind them: a (W x + b) = (a W) x + a b.
+    A unit is gated by multiplying what a layer returns, or the weights and the bias that produce it,
+    or the affine of the norm behind them: a (W x + b) = (a W) x + a b. Of the first two, whichever
+    has fewer numbers.
 
     Args:
         network: the static half.
@@ -90,16 +92,22 @@ def call(
         buffers: {name: tensor}, the running statistics.
         gates: {group: (U,)}, soft or bool; None: no gates.
         x: (B, ...).
+        one_weight: gate what layers return however large: under ``vmap`` many gates share one weight.
 
     Returns:
         output (B, ...), and the new running statistics.
     """
     wiring = network.wiring
-    values = dict(params)
+    values, outputs = dict(params), {path: x.new_empty(0) for path in wiring.layers}
     if gates is not None:
-        look = wiring.lookup(gates)
+        look, done = wiring.lookup(gates), set[str]()
+        for path, layer in wiring.layers.items():
+            if one_weight or len(x) * layer.size <= sum(values[n].numel() for n in layer.params):
+                outputs[path] = look(layer.units)
+                done |= {*layer.params}
         for name, role in wiring.params.items():
-            for units in (role.out if role.gated else None, role.into if role.folded else None):
+            out = role.out if role.gated and name not in done else None
+            for units in (out, role.into if role.folded else None):
                 if units is not None:
                     values[name] = values[name] * look(units).to(values[name].dtype)
         if wiring.input is not None:
@@ -110,6 +118,7 @@ def call(
     # A module may write into the very tensors it is given: running statistics, an in-place ReLU.
     x, given = x.clone(), {**buffers, **network.constants}
     values |= {name: buffer.clone() for name, buffer in given.items()}
+    values |= {f"{path}.{GATE}": gate for path, gate in outputs.items()}
     with explained(x, wiring):
         output = functional_call(module, values, (x,), strict=True)
     if head:
@@ -176,7 +185,8 @@ def predict(
     )
 
     def one(own: dict[str, Tensor], buffers: dict[str, Tensor], masks: dict[str, Tensor]) -> Output:
-        return call(network, network.evaluate, {**state.params, **own}, buffers, masks, x)[0]
+        params = {**state.params, **own}
+        return call(network, network.evaluate, params, buffers, masks, x, one_weight=True)[0]
 
     with _batchable(x.device):
         try:

@@ -79,7 +79,7 @@ def _fresh_values(network: Network, seed: int) -> dict[str, Tensor]:
     }
 
     def real(hollow: Tensor) -> Tensor:
-        value = start[names[id(hollow)]].clone()
+        value = start.get(names[id(hollow)], hollow).clone()  # a gate's buffer holds nothing
         return torch.nn.Parameter(value) if isinstance(hollow, torch.nn.Parameter) else value
 
     module = twin(network.evaluate, False, real)
@@ -90,7 +90,8 @@ def _fresh_values(network: Network, seed: int) -> dict[str, Tensor]:
                 reset()
         if callable(weights := getattr(module, "init_weights", None)):
             weights()
-    return {n: t.detach() for n, t in (*module.named_parameters(), *module.named_buffers())}
+    drawn = dict((*module.named_parameters(), *module.named_buffers()))
+    return {name: drawn[name].detach() for name in start}
 
 
 def _heads(

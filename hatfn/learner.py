@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hatfn import checks, transforms
-from hatfn.forward import Network, Output, call, cut_heads, forward, forward_plain, predict
+from hatfn.forward import Network, Output, call, forward, forward_plain, predict
 from hatfn.gates import Init, flush, gate, hard_gate
 from hatfn.initial import initial_state
-from hatfn.state import HATState, Trainable, binary_gates, put, take, trainable, tree_map
+from hatfn.optimizer import Optimizer
+from hatfn.state import HATState, binary_gates, over_groups, put, take, trainable, tree_map
+from hatfn.step import Info, step
 from hatfn.wiring import Wiring
-
-
-class Optimizer(Protocol):
-    """Any optax-style pair, such as torchopt's."""
-
-    @property
-    def init(self) -> Callable[..., Any]:
-        """From parameters to the optimiser's state."""
-
-    @property
-    def update(self) -> Callable[..., tuple[Any, Any]]:
-        """From gradients and state to updates and state."""
-
-
-class Info(NamedTuple):
-    """What one update reports; every leaf a tensor.
-
-    Attributes:
-        loss: (), the criterion without the penalty.
-        penalty: (), the sparsity before its weight.
-        logits: (B, classes of the task), or the module's several outputs, before the step, in train
-            mode.
-        grad_norm: (), of everything trained, after protection and compensation, before the clip.
-        ok: () bool; False: something was not finite, and the step was refused.
-    """
-
-    loss: Tensor
-    penalty: Tensor
-    logits: Output
-    grad_norm: Tensor
-    ok: Tensor
 
 
 class HAT(NamedTuple):
@@ -93,46 +64,47 @@ class HAT(NamedTuple):
         state = initial_state(
             self.network, self.tasks, self.embedding_init, self.protection, self.hyper, seed, fresh
         )
-        return state._replace(opt_state=self.optimizer.init(trainable(state, 0)))
+        return state._replace(opt_state=self.optimizer.init(trainable(state, [0])))
 
     def begin(
-        self, state: HATState, task: int, locked: Sequence[int] | None = None, carry: bool = False
+        self,
+        state: HATState,
+        task: int | Sequence[int],
+        locked: Sequence[int] | None = None,
+        carry: bool = False,
     ) -> HATState:
-        """Open a task for training and protect what earlier ones use.
+        """Open a task for training, or several to be trained together, and protect what others use.
 
         A learned task that is opened again counts as not learned until it is consolidated.
 
         Args:
             state: any state.
-            task: the task to train.
-            locked: the tasks to keep unchanged; None: every learned task but this one. One that is
-                not learned counts with its current binary gates. A learned task left out is no longer
-                guaranteed: ``state.locked`` says so.
-            carry: keep the optimiser's moments instead of starting anew.
+            task: the task to train; a list in ascending order: tasks to train in the same steps.
+            locked: the tasks to keep unchanged; None: every learned task but the open ones. One that
+                is not learned counts with its current binary gates. A learned task left out is no
+                longer guaranteed: ``state.locked`` says so.
+            carry: keep the optimiser's moments instead of starting anew; as many tasks as before.
 
         Raises:
-            TypeError, ValueError: a task that does not exist, or that is both open and locked.
+            TypeError, ValueError: a task that does not exist, or that is both open and locked;
+                ``carry`` with another number of tasks.
 
         Warns:
             HATWarning: a group without a free unit.
         """
-        t = checks.check_task("begin", task, self.tasks)
-        here = torch.arange(self.tasks, device=state.learned.device) == t
+        opened = checks.check_tasks("begin", task, self.tasks)
+        here = self._flags(state, opened)
         learned = state.learned & ~here
-        rows = checks.check_locked("begin", locked, t, self.tasks)
-        holds = (
-            learned
-            if rows is None
-            else torch.zeros_like(here).index_fill(0, rows.to(here.device), True)
-        )
+        rows = checks.check_locked("begin", locked, opened, self.tasks)
+        holds = learned if rows is None else self._flags(state, rows)
         state = state._replace(
             masks={group: mask & ~here[:, None] for group, mask in state.masks.items()},
             learned=learned,
             locked=holds,
             active=here,
         )
-        used = self._used(state)
-        checks.check_free("begin", t, used)
+        used = self.used(state)
+        checks.check_free("begin", opened, used)
         protection = (
             transforms.exact_protection(self.wiring, binary_gates(state), holds)
             if self.protection == "exact"
@@ -140,14 +112,16 @@ class HAT(NamedTuple):
         )
         frozen = self.network.frozen & protection.keys()
         protection |= {name: torch.ones_like(protection[name]) for name in frozen}
-        opt_state = state.opt_state if carry else self.optimizer.init(trainable(state, t))
+        opt_state = self.optimizer.init(trainable(state, opened))
+        if carry:
+            opt_state = checks.check_carried("begin", state.opt_state, opt_state, len(opened))
         return state._replace(protection=protection, opt_state=opt_state)
 
     def update(
         self,
         state: HATState,
         batch: tuple[Tensor, Tensor],
-        task: int,
+        task: int | Sequence[int],
         scale: float | Tensor | None,
     ) -> tuple[HATState, Info]:
         """One step of training.
@@ -156,64 +130,24 @@ class HAT(NamedTuple):
         optimiser, protection of the update, clamp of the embeddings. A step with a result that is not
         finite is refused: the state stays as it was and ``info.ok`` is False.
 
-        There is no branch on a tensor's value, so that ``vmap(hat.update, in_dims=(0, 0, None, None),
-        randomness="different")`` trains as many seeds as the states have a leading axis of.
+        Several tasks in one step go each through its own gates, with its own head; their gradients
+        are summed on the shared weights.
+
+        No value of a tensor decides what is computed, so that ``vmap(hat.update, in_dims=(0, 0, None,
+        None), randomness="different")`` trains as many seeds as the states have a leading axis of.
 
         Args:
             state: with ``task`` opened by :meth:`begin`.
             batch: x (B, ...) and the loss's target; for class labels (B,) int64, counted within the
-                task.
-            task: which.
+                task. For several tasks both lead with an axis over them: x (K, B, ...), y (K, B).
+            task: which; the very tasks that were opened together.
             scale: mask scale s in (0, s_max]; None trains the weights under binary gates and leaves
                 the embeddings alone.
 
         Raises:
             TypeError, ValueError: a wrong task, batch or scale, or a task that is not open.
         """
-        t = checks.check_task("update", task, self.tasks)
-        checks.check_active("update", state, t)
-        if scale is not None:
-            checks.check_scale("update", scale, state.hyper["s_max"])
-        x, y = checks.check_batch(batch, None if self.classes is None else self.classes[t])
-        checks.check_input("update", x, self.wiring)
-        own, before = trainable(state, t), take(state.task_buffers, t)
-        used = self._used(state)
-
-        def objective(
-            own: Trainable,
-        ) -> tuple[Tensor, tuple[Tensor, Tensor, Output, dict[str, Tensor]]]:
-            gates = self._gates(own.embeddings, scale)
-            params = {**own.params, **cut_heads(self.network, own.task_params, t)}
-            logits, buffers = call(self.network, self.network.train, params, before, gates, x)
-            loss, penalty = self.loss(logits, y), self.regularizer(gates, used)
-            return loss + state.hyper["sparsity"] * penalty, (loss, penalty, logits, buffers)
-
-        raw, (loss, penalty, logits, buffers) = torch.func.grad(objective, has_aux=True)(own)
-        gradients, norm = transforms.clip_by_norm(
-            self._corrected(raw, state, own, scale), self.max_norm
-        )
-        seen = own if self.decay_embeddings else own._replace(embeddings=_zeros(own.embeddings))
-        steps, opt_state = self.optimizer.update(gradients, state.opt_state, params=seen)
-        if scale is None:
-            steps = steps._replace(embeddings=_zeros(own.embeddings))
-        new = transforms.apply_updates(own, steps, state.hyper["lr"])
-        new = new._replace(embeddings=transforms.clamp_embeddings(new.embeddings, self.clamp))
-
-        frozen = self.network.frozen & own.task_params.keys()
-        kept = {name: own.task_params[name] for name in frozen}
-        new = new._replace(task_params=new.task_params | kept)
-
-        ok = transforms.finite((loss, new, buffers, opt_state)) & state.active[t]
-        new = transforms.settle(ok, new, own, state.protection)
-        buffers, opt_state = transforms.choose(ok, (buffers, opt_state), (before, state.opt_state))
-        state = state._replace(
-            params=new.params,
-            task_params=put(state.task_params, t, new.task_params),
-            task_buffers=put(state.task_buffers, t, buffers),
-            embeddings=put(state.embeddings, t, new.embeddings),
-            opt_state=opt_state,
-        )
-        return state, Info(loss, penalty, logits, norm, ok)
+        return step(self, state, batch, task, scale)
 
     def recalibrate(self, state: HATState, batches: Iterable[Tensor], task: int) -> HATState:
         """Re-estimate the open task's batch-norm statistics under binary gates.
@@ -236,7 +170,7 @@ class HAT(NamedTuple):
                 outputs must not move.
         """
         t = checks.check_task("recalibrate", task, self.tasks)
-        checks.check_active("recalibrate", state, t)
+        checks.check_active("recalibrate", state, [t])
         before, gates = take(state.task_buffers, t), take(binary_gates(state), t)
         params = {**state.params, **take(state.task_params, t)}
         seen = []
@@ -249,7 +183,8 @@ class HAT(NamedTuple):
             if seen and old.is_floating_point()
         }
         buffers = transforms.choose(transforms.finite(mean), before | mean, before)
-        return state._replace(task_buffers=put(state.task_buffers, t, buffers))
+        rows = tree_map(lambda leaf: leaf[None], buffers)
+        return state._replace(task_buffers=put(state.task_buffers, [t], rows))
 
     def consolidate(self, state: HATState, task: int) -> HATState:
         """Close a task: its binary gates become its mask, and it counts as learned.
@@ -261,11 +196,11 @@ class HAT(NamedTuple):
             HATWarning: a group in which the task uses no unit.
         """
         t = checks.check_task("consolidate", task, self.tasks)
-        here = torch.arange(self.tasks, device=state.learned.device) == t
+        here = self._flags(state, [t])
         gates = take(binary_gates(state), t)
         checks.check_alive("consolidate", t, gates)
         return state._replace(
-            masks=put(state.masks, t, gates),
+            masks=put(state.masks, [t], tree_map(lambda mask: mask[None], gates)),
             learned=state.learned | here,
             active=state.active & ~here,
         )
@@ -298,7 +233,7 @@ class HAT(NamedTuple):
             checks.check_learned("forward", state, [t])
             return forward(self.network, state, x, t, take(state.masks, t))
         checks.check_scale("forward", scale, state.hyper["s_max"])
-        return forward(self.network, state, x, t, self._gates(take(state.embeddings, t), scale))
+        return forward(self.network, state, x, t, self.gates(take(state.embeddings, t), scale))
 
     def predict(
         self,
@@ -333,33 +268,21 @@ class HAT(NamedTuple):
         checks.check_learned("predict", state, rows)
         return predict(self.network, state, x, rows, chunk_size)
 
-    def _gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
+    def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
+        """Gates of task embeddings, {group: (..., U)} in [0, 1], at a scale; None: binary ones."""
         if scale is None:
-            return {group: hard_gate(e).to(e.dtype) for group, e in embeddings.items()}
-        return {group: flush(gate(e, scale, self.squash)) for group, e in embeddings.items()}
+            return over_groups(lambda e: hard_gate(e).to(e.dtype), embeddings)
+        return over_groups(lambda e: flush(gate(e, scale, self.squash)), embeddings)
 
-    def _used(self, state: HATState) -> dict[str, Tensor]:
-        """The cumulative mask: which units the locked tasks use, {group: (U,)}."""
+    def used(self, state: HATState) -> dict[str, Tensor]:
+        """The cumulative mask: which units the locked tasks use, {group: (U,)}, bool or in [0, 1]."""
         lock = state.locked[:, None]
         if self.protection == "exact":
-            return {group: (on & lock).any(0) for group, on in binary_gates(state).items()}
-        soft = self._gates(state.embeddings, state.hyper["s_max"])
-        return {group: (a * lock).amax(0) for group, a in soft.items()}
+            return over_groups(lambda on: (on & lock).any(0), binary_gates(state))
+        soft = self.gates(state.embeddings, state.hyper["s_max"])
+        return over_groups(lambda a: (a * lock).amax(0), soft)
 
-    def _corrected(
-        self, raw: Trainable, state: HATState, own: Trainable, scale: float | Tensor | None
-    ) -> Trainable:
-        """Gradients with earlier tasks protected and embeddings compensated."""
-        gradients = raw._replace(params=transforms.protect(raw.params, state.protection))
-        if scale is None or not self.compensated:
-            return gradients
-        hyper = state.hyper
-        return gradients._replace(
-            embeddings=transforms.compensate(
-                raw.embeddings, own.embeddings, scale, hyper["s_max"], hyper["compensation"]
-            )
-        )
-
-
-def _zeros(tree: dict[str, Tensor]) -> dict[str, Tensor]:
-    return tree_map(torch.zeros_like, tree)  # type: ignore[no-any-return]
+    def _flags(self, state: HATState, rows: Sequence[int]) -> Tensor:
+        """(T,) bool, True for some tasks."""
+        flags = torch.tensor([t in rows for t in range(self.tasks)])
+        return flags.to(state.learned.device)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hatfn.bits import select
 from hatfn.seeds import seeded
 from hatfn.wiring import Head
 
@@ -33,8 +34,18 @@ def twin(
     return copy.deepcopy(module, memo).train(training)
 
 
-def skeleton(module: nn.Module, training: bool) -> nn.Module:
-    """A twin without numbers: ``functional_call`` must supply every parameter and buffer."""
+GATE = "hatfn_gate"
+"""The buffer of a skeleton's layer by which its output is gated; an empty one gates nothing."""
+
+
+def skeleton(module: nn.Module, training: bool, layers: Iterable[str] = ()) -> nn.Module:
+    """A twin without numbers: ``functional_call`` must supply every parameter and buffer.
+
+    Args:
+        module: any.
+        training: train or eval mode.
+        layers: paths of the layers that get one buffer more, ``GATE``, and gate what they return by it.
+    """
 
     def empty(tensor: Tensor) -> Tensor:
         hollow = torch.empty_like(tensor, device="meta")
@@ -42,7 +53,21 @@ def skeleton(module: nn.Module, training: bool) -> nn.Module:
             nn.Parameter(hollow, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else hollow
         )
 
-    return twin(module, training, empty)
+    hollow = twin(module, training, empty)
+    for path in layers:
+        layer = hollow.get_submodule(path)
+        layer.register_buffer(GATE, torch.empty(0, device="meta"))
+        layer.register_forward_hook(_gated)
+    return hollow
+
+
+def _gated(layer: nn.Module, _: object, output: Tensor) -> Tensor:
+    gate = layer.get_buffer(GATE)
+    if not gate.numel():
+        return output
+    if gate.dtype == torch.bool:  # a product would make an overflow in a row that is off a nan
+        return select(~gate, None, output)
+    return output * gate.to(output.dtype)
 
 
 def measuring(module: nn.Module) -> nn.Module:

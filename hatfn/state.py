@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optree
@@ -52,12 +52,12 @@ class HATState(NamedTuple):
 
 
 class Trainable(NamedTuple):
-    """What one step of one task trains: the shared weights and the task's own slice.
+    """What one step trains: the shared weights and the slices of the K tasks that are open.
 
     Attributes:
         params: {name: tensor}, shared.
-        task_params: {name: tensor}, this task's.
-        embeddings: {group: (U,)}, this task's.
+        task_params: {name: (K, ...)}.
+        embeddings: {group: (K, U)}.
     """
 
     params: dict[str, Tensor]
@@ -78,17 +78,50 @@ def take(tree: dict[str, Tensor], task: int) -> dict[str, Tensor]:
     return {name: leaf[task] for name, leaf in tree.items()}
 
 
-def put(tree: dict[str, Tensor], task: int, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of the tree in which one task's slice is ``values``."""
-    return {name: leaf.select_scatter(values[name], 0, task) for name, leaf in tree.items()}
+def put(
+    tree: dict[str, Tensor], rows: Sequence[int], values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A copy of the tree in which the slices of some tasks are those of ``values``, (K, ...)."""
+
+    def written(leaf: Tensor, new: Tensor) -> Tensor:
+        if len(rows) == 1:
+            return leaf.select_scatter(new[0], 0, rows[0])
+        parts = dict(zip(rows, new.unbind(0), strict=True))
+        return torch.stack([parts.get(task, old) for task, old in enumerate(leaf.unbind(0))])
+
+    return {name: written(leaf, values[name]) for name, leaf in tree.items()}
 
 
-def trainable(state: HATState, task: int) -> Trainable:
-    """What a step of ``task`` trains."""
-    return Trainable(state.params, take(state.task_params, task), take(state.embeddings, task))
+def trainable(state: HATState, rows: Sequence[int]) -> Trainable:
+    """What a step of some tasks trains."""
+
+    def of_rows(tree: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: torch.stack([leaf[task] for task in rows]) for name, leaf in tree.items()}
+
+    return Trainable(state.params, of_rows(state.task_params), of_rows(state.embeddings))
+
+
+def over_groups(function: Callable[..., Tensor], *trees: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``function``, elementwise along units, of every group in one call.
+
+    Args:
+        function: of tensors (..., units of all groups).
+        trees: {group: (..., U)}, of one structure.
+
+    Returns:
+        {group: (..., U)}
+    """
+    groups = list(trees[0])
+    if not groups:
+        return {}
+    sizes = [trees[0][group].shape[-1] for group in groups]
+    whole = function(*(torch.cat([tree[group] for group in groups], -1) for tree in trees))
+    return dict(zip(groups, whole.split(sizes, -1), strict=True))
 
 
 def binary_gates(state: HATState) -> dict[str, Tensor]:
     """{group: (T, U)} bool: the masks of learned tasks, and what the others' embeddings would give."""
     learned = state.learned[:, None]
-    return {g: torch.where(learned, state.masks[g], hard_gate(e)) for g, e in state.embeddings.items()}
+    return over_groups(
+        lambda mask, e: (learned & mask) | (~learned & hard_gate(e)), state.masks, state.embeddings
+    )

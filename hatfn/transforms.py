@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 
 import optree
 import torch
 from torch import Tensor
 
+from hatfn.bits import select
 from hatfn.checks import read
-from hatfn.state import Trainable, Tree, tree_map
+from hatfn.state import Trainable, Tree, over_groups, tree_map
 from hatfn.wiring import ParamWiring, Units, Wiring
 
 Protection = Literal["exact", "paper"]
@@ -91,7 +92,7 @@ def protect(tree: Mapping[str, Tensor], protection: Mapping[str, Tensor]) -> dic
     def hold(value: Tensor, held: Tensor) -> Tensor:
         if held.dtype != torch.bool:
             value, held = value * (1 - held).to(value.dtype), held == 1
-        return torch.where(held, 0, value)
+        return select(held, None, value)
 
     return {name: hold(value, protection[name]) for name, value in tree.items()}
 
@@ -123,9 +124,9 @@ def compensate(
 
     def steepen(g: Tensor, e: Tensor) -> Tensor:
         soft, plain = torch.cosh((scale * e).clamp(-50, 50)) + 1, torch.cosh(e) + 1
-        return g * (factor / scale) * (soft / plain)
+        return (g * (factor / scale) * (soft / plain)).to(g.dtype)
 
-    return {group: steepen(g, embeddings[group]) for group, g in gradients.items()}
+    return over_groups(steepen, gradients, {group: embeddings[group] for group in gradients})
 
 
 def clip_by_norm(tree: Tree, max_norm: float | None) -> tuple[Tree, Tensor]:
@@ -143,6 +144,8 @@ def clip_by_norm(tree: Tree, max_norm: float | None) -> tuple[Tree, Tensor]:
     if max_norm is None:
         return tree, norm
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    if _known(factor) == 1.0:
+        return tree, norm
     return tree_map(lambda leaf: leaf * factor.to(leaf.dtype), tree), norm
 
 
@@ -168,14 +171,28 @@ def finite(tree: Tree) -> Tensor:
     numbers are finite but too large to add up count as not finite, too.
     """
     floating = [leaf for leaf in optree.tree_leaves(tree) if leaf.is_floating_point()]
-    wide = (torch.promote_types(leaf.dtype, torch.float32) for leaf in floating)
-    totals = [leaf.sum(dtype=dtype) for leaf, dtype in zip(floating, wide, strict=True)]
-    flags = [torch.isfinite(total) for total in totals]
-    return torch.stack(flags).all() if flags else torch.tensor(True)
+    if not floating:
+        return torch.tensor(True)
+    wide = reduce(torch.promote_types, {leaf.dtype for leaf in floating}, torch.float32)
+    return torch.isfinite(torch.stack([leaf.sum(dtype=wide) for leaf in floating])).all()
+
+
+def _known(number: Tensor) -> Any:
+    """A number that can be read for free, on a CPU and outside ``vmap``, else None.
+
+    It may save work, never change a result.
+    """
+    return read(number) if number.device.type == "cpu" else None
 
 
 def choose(condition: Tensor, new: Tree, old: Tree) -> Tree:
-    """``new`` if the () condition holds, else ``old``, leaf by leaf and without a branch."""
+    """``new`` if the () condition holds, else ``old``.
+
+    Nothing is copied where the condition is known.
+    """
+    known = _known(condition)
+    if known is not None:
+        return new if known else old
     return tree_map(lambda n, o: torch.where(condition, n, o), new, old)
 
 
@@ -188,10 +205,7 @@ def settle(ok: Tensor, new: Trainable, old: Trainable, protection: Mapping[str, 
         old: before it.
         protection: {name: tensor}, bool or in [0, 1], for the shared weights; 1 holds an entry.
     """
-    chosen: Trainable = choose(ok, new._replace(params={}), old._replace(params={}))
     held = {name: p if p.dtype == torch.bool else p == 1 for name, p in protection.items()}
-    params = {
-        name: torch.where(held[name] | ~ok, value, new.params[name])
-        for name, value in old.params.items()
-    }
-    return chosen._replace(params=params)
+    params = {name: select(held[name], old.params[name], new.params[name]) for name in old.params}
+    settled: Trainable = choose(ok, new._replace(params=params), old)
+    return settled

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -71,6 +71,20 @@ class Head(NamedTuple):
     bias: str | None
 
 
+class Layer(NamedTuple):
+    """A layer whose output can be gated in the place of its parameters: a (W x + b) = (a W) x + a b.
+
+    Attributes:
+        units: the unit behind each channel of the output, shaped to broadcast with it.
+        params: names of the parameters that need no gate then.
+        size: numbers that the layer returned for a sample of the traced input.
+    """
+
+    units: Units
+    params: tuple[str, ...]
+    size: int
+
+
 class Measures(NamedTuple):
     """What makes a trace a good one; every field but the last is a share in [0, 1].
 
@@ -101,6 +115,7 @@ class Wiring:
         input: the gate on the input's features, if asked for.
         input_shape: shape of the traced input without its batch dimension.
         output_shape: shape of the module's (first) output without its batch dimension.
+        layers: the layers whose output can be gated instead of their parameters, by their path.
         constants: buffers that never change and a digest of each; the trace relied on their numbers.
         fallbacks: operators that no rule covers and the place where each stands: their results are
             taken as ungated, and the parameters that feed them are per task.
@@ -113,16 +128,18 @@ class Wiring:
     input: Units | None = None
     input_shape: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
+    layers: Mapping[str, Layer] = field(default_factory=dict)
     constants: tuple[tuple[str, str], ...] = ()
     fallbacks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
         object.__setattr__(self, "params", MappingProxyType(dict(self.params)))
+        object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
 
     def __reduce__(self) -> tuple[type[Wiring], tuple[object, ...]]:
         # A mapping proxy neither copies nor pickles; a dict does.
-        values = (getattr(self, field.name) for field in fields(self))
+        values = (getattr(self, entry.name) for entry in fields(self))
         return Wiring, tuple(dict(v) if isinstance(v, Mapping) else v for v in values)
 
     def __eq__(self, other: object) -> bool:
@@ -133,7 +150,7 @@ class Wiring:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything but the list of fallbacks: equal wirings, equal fingerprints."""
+        """SHA-256 over what a state depends on, so not over fallbacks and layers."""
 
         def seen(units: Units | None) -> str:
             return "none" if units is None else digest(units.index)
@@ -217,7 +234,11 @@ class Wiring:
             name: param._replace(out=move(param.out), into=move(param.into))
             for name, param in self.params.items()
         }
-        return replace(self, params=params, input=move(self.input))
+        layers = {
+            path: layer._replace(units=replace(layer.units, index=layer.units.index.to(device)))
+            for path, layer in self.layers.items()
+        }
+        return replace(self, params=params, layers=layers, input=move(self.input))
 
     def lookup(self, values: Mapping[str, Tensor]) -> Callable[[Units], Tensor]:
         """A function from units to their values; ungated entries read 1 (True).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import optree
 import pytest
@@ -11,9 +12,9 @@ import torchopt
 from nets import ConvNet, Transformer, equal, learn, learner, mlp
 from torch import Tensor, nn
 
-import hatfn
 from hatfn.networks import MLP
 from hatfn.testing import verify_no_forgetting
+from hatfn.wiring import Units
 
 # Learners this small use up their units; test_errors.py has the warnings that say so.
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
@@ -407,9 +408,9 @@ def test_verify_no_forgetting_can_fail() -> None:
     hat = learner(MLP(5, 3, width=16), x)
     state = learn(hat, hat.init(0), x, 0)
     wrong = hat.wiring.params["hidden.1.weight"]
-    swapped = wrong._replace(into=wrong.out, out=wrong.into)
-    params = dict(hat.wiring.params) | {"hidden.1.weight": swapped}
-    wiring = hatfn.Wiring(hat.wiring.groups, params, heads=hat.wiring.heads, input_shape=(5,))
+    flipped = wrong._replace(into=Units(wrong.into.index.flip(1)))
+    params = dict(hat.wiring.params) | {"hidden.1.weight": flipped}
+    wiring = replace(hat.wiring, params=params)
     broken = hat._replace(network=hat.network._replace(wiring=wiring))
     with pytest.raises(AssertionError, match=r"hidden\.1\.weight by"):
         verify_no_forgetting(broken, state, x)

@@ -50,6 +50,12 @@ CALLS = {
     "HAT.begin again": (HAT.begin, (LEARNED, 0), {"locked": [1], "carry": True}),
     "HAT.update": (HAT.update, (OPEN, (X, Y), 1, 5.0), {}),
     "HAT.update hard": (HAT.update, (OPEN, (X, Y), 1, None), {}),
+    "HAT.begin together": (HAT.begin, (LEARNED, [0, 2]), {}),
+    "HAT.update together": (
+        HAT.update, (HAT.begin(LEARNED, [0, 2]), (torch.stack([X, X]), torch.stack([Y, Y])), [0, 2], 5.0), {},
+    ),
+    "HAT.gates": (HAT.gates, (OPEN.embeddings, 5.0), {}),
+    "HAT.used": (HAT.used, (OPEN,), {}),
     "HAT.recalibrate": (HAT.recalibrate, (OPEN, [X, X], 1), {}),
     "HAT.consolidate": (HAT.consolidate, (OPEN, 1), {}),
     "HAT.forward": (HAT.forward, (LEARNED, X, 1), {}),

@@ -14,8 +14,9 @@ from hatfn import schedule
 from hatfn.build import build
 from hatfn.experiments.config import RunConfig
 from hatfn.experiments.streams import Part, Task
-from hatfn.learner import HAT, Optimizer
+from hatfn.learner import HAT
 from hatfn.networks import MLP
+from hatfn.optimizer import Optimizer
 from hatfn.regularizer import sparsity
 from hatfn.seeds import seeded
 from hatfn.tracing import trace

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sysconfig
 import traceback
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from hatfn.modules import changed_buffers, find_heads, first_names, twin
 from hatfn.tracing.functional import functional
 from hatfn.tracing.interpret import interpret
+from hatfn.tracing.layers import find_layers
 from hatfn.tracing.readout import read_wiring
 from hatfn.tracing.tracer import Tracer, UnreadableError
 from hatfn.wiring import Head, Wiring, digest
@@ -89,7 +91,7 @@ def trace(
         raise TraceError(f"trace: no rule for {', '.join(tracer.fallbacks)} (strict=True).")
     buffers = dict(module.named_buffers())
     read = sorted(tracer.constants & set(buffers))
-    return read_wiring(
+    wiring = read_wiring(
         tracer,
         heads=tuple(heads),
         buffers=changed,
@@ -98,6 +100,7 @@ def trace(
         open_outputs=not (heads or output_gate),
         input_shape=x.shape[1:],
     )
+    return replace(wiring, layers=find_layers(program, names, wiring))
 
 
 def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:

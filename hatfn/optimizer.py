@@ -1,0 +1,59 @@
+"""What an optimiser must be: an optax-style pair of pure functions, such as torchopt's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import optree
+import torch
+from torch import Tensor
+
+
+class Optimizer(Protocol):
+    """Any optax-style pair, such as torchopt's."""
+
+    @property
+    def init(self) -> Callable[..., Any]:
+        """From parameters to the optimiser's state."""
+
+    @property
+    def update(self) -> Callable[..., tuple[Any, Any]]:
+        """From gradients and state to updates and state."""
+
+
+class PureOptimizer(NamedTuple):
+    """An (init, update) pair that changes nothing it is given."""
+
+    init: Callable[[Any], Any]
+    update: Callable[..., tuple[Any, Any]]
+
+
+def check_optimizer(optimizer: Any) -> PureOptimizer:
+    """The pair, shown to be pure by a small example."""
+    right = (
+        "Expected an optax-style pair of functions (init, update), such as torchopt.adam(1e-3); not "
+        "torch.optim.Adam(...) or torchopt.Adam(...), which change parameters in place"
+    )
+    init, update = getattr(optimizer, "init", None), getattr(optimizer, "update", None)
+    if not (callable(init) and callable(update)):
+        raise TypeError(f"build: optimizer is a {type(optimizer).__name__}. {right}.")
+    if "inplace" in inspect.signature(update).parameters:
+        update = partial(update, inplace=False)
+    params, gradients = {"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([0.5, 0.25])}
+    start = init(params)
+    if not all(isinstance(leaf, Tensor) for leaf in optree.tree_leaves(start)):
+        raise TypeError(
+            "build: the optimizer keeps a plain number in its state, which vmap cannot carry (as "
+            "torchopt's radam and adamax do). Expected tensors only, as in "
+            "torchopt's sgd, adam, adamw or rmsprop."
+        )
+    first, second = (update(gradients, start, params=params)[0] for _ in range(2))
+    if not torch.equal(first["w"], second["w"]):
+        raise ValueError(
+            "build: the optimizer gave two answers to the same question, so it keeps state of its own "
+            "(torchopt's sgd does with dampening). Expected a pure update: leave dampening at 0."
+        )
+    return PureOptimizer(init, update)
