@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hatfn.bits import select
+from hatfn.bits import drop
 from hatfn.seeds import seeded
 from hatfn.wiring import Head
 
@@ -66,7 +66,7 @@ def _gated(layer: nn.Module, _: object, output: Tensor) -> Tensor:
     if not gate.numel():
         return output
     if gate.dtype == torch.bool:  # a product would make an overflow in a row that is off a nan
-        return select(~gate, None, output)
+        return drop(~gate, output)
     return output * gate.to(output.dtype)
 
 

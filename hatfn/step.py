@@ -70,7 +70,7 @@ def step(
     steps, opt_state = hat.optimizer.update(gradients, state.opt_state, params=seen)
     if scale is None:
         steps = steps._replace(embeddings=_zeros(own.embeddings))
-    new = transforms.apply_updates(own, steps, state.hyper["lr"])
+    new = transforms.apply_updates(own, steps, state.hyper["lr"], state.protection)
     new = new._replace(embeddings=transforms.clamp_embeddings(new.embeddings, hat.clamp))
 
     frozen = hat.network.frozen & own.task_params.keys()
@@ -79,9 +79,10 @@ def step(
 
     ok = transforms.finite((loss, new, buffers, opt_state))
     ok = ok & torch.stack([state.active[t] for t in rows]).all()
-    new = transforms.settle(ok, new, own, state.protection)
     before = {name: torch.stack([leaf[t] for t in rows]) for name, leaf in state.task_buffers.items()}
-    buffers, opt_state = transforms.choose(ok, (buffers, opt_state), (before, state.opt_state))
+    new, buffers, opt_state = transforms.choose(
+        ok, (new, buffers, opt_state), (own, before, state.opt_state)
+    )
     state = state._replace(
         params=new.params,
         task_params=put(state.task_params, rows, new.task_params),

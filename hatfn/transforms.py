@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from hatfn.bits import select
+from hatfn.bits import drop
 from hatfn.checks import read
 from hatfn.state import Trainable, Tree, over_groups, tree_map
 from hatfn.wiring import ParamWiring, Units, Wiring
@@ -92,7 +92,7 @@ def protect(tree: Mapping[str, Tensor], protection: Mapping[str, Tensor]) -> dic
     def hold(value: Tensor, held: Tensor) -> Tensor:
         if held.dtype != torch.bool:
             value, held = value * (1 - held).to(value.dtype), held == 1
-        return select(held, None, value)
+        return drop(held, value)
 
     return {name: hold(value, protection[name]) for name, value in tree.items()}
 
@@ -149,9 +149,22 @@ def clip_by_norm(tree: Tree, max_norm: float | None) -> tuple[Tree, Tensor]:
     return tree_map(lambda leaf: leaf * factor.to(leaf.dtype), tree), norm
 
 
-def apply_updates(old: Trainable, updates: Trainable, rate: Tensor) -> Trainable:
-    """``old + rate * updates``, with rate () a factor on the learning rate."""
-    new: Trainable = tree_map(lambda p, u: torch.addcmul(p, u, rate.to(u.dtype)), old, updates)
+def apply_updates(
+    old: Trainable, updates: Trainable, rate: Tensor, protection: Mapping[str, Tensor]
+) -> Trainable:
+    """``old + rate * updates`` where that may move, ``old`` at protected entries whatever the update.
+
+    Args:
+        old: what is trained.
+        updates: from the optimiser.
+        rate: (), a factor on the learning rate.
+        protection: {name: tensor}, bool or in [0, 1], for the shared weights; 1 holds an entry.
+    """
+    held = {name: p if p.dtype == torch.bool else p == 1 for name, p in protection.items()}
+    loose = {name: drop(held[name], update) for name, update in updates.params.items()}
+    new: Trainable = tree_map(
+        lambda p, u: torch.addcmul(p, u, rate.to(u.dtype)), old, updates._replace(params=loose)
+    )
     return new
 
 
@@ -194,18 +207,3 @@ def choose(condition: Tensor, new: Tree, old: Tree) -> Tree:
     if known is not None:
         return new if known else old
     return tree_map(lambda n, o: torch.where(condition, n, o), new, old)
-
-
-def settle(ok: Tensor, new: Trainable, old: Trainable, protection: Mapping[str, Tensor]) -> Trainable:
-    """``new`` where it may be stored: ``old``, to the bit, at protected entries and if not ``ok``.
-
-    Args:
-        ok: () bool.
-        new: after the update.
-        old: before it.
-        protection: {name: tensor}, bool or in [0, 1], for the shared weights; 1 holds an entry.
-    """
-    held = {name: p if p.dtype == torch.bool else p == 1 for name, p in protection.items()}
-    params = {name: select(held[name], old.params[name], new.params[name]) for name in old.params}
-    settled: Trainable = choose(ok, new._replace(params=params), old)
-    return settled

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import hatfn
 from hatfn import transforms
+from hatfn.bits import drop
 from hatfn.state import Trainable
 from hatfn.wiring import ParamWiring, Units, Wiring
 
@@ -74,16 +75,44 @@ def test_clip_bounds_the_norm_of_the_whole_tree(a: Tensor, b: Tensor, limit: flo
     assert transforms.clip_by_norm({"a": a}, None)[0]["a"] is a
 
 
-@given(old=arrays(FLOATS), new=arrays(ANY), held=MASKS, ok=st.booleans())
-def test_settle_keeps_protected_entries_and_refuses(
-    old: Tensor, new: Tensor, held: Tensor, ok: bool
+@given(old=arrays(FLOATS), update=arrays(ANY), held=MASKS, rate=st.floats(0.1, 2))
+def test_protected_entries_stay_whatever_the_update(
+    old: Tensor, update: Tensor, held: Tensor, rate: float
 ) -> None:
-    before, after = (Trainable({"w": w}, {"n": w}, {"g": w}) for w in (old, new))
-    out = transforms.settle(torch.tensor(ok), after, before, {"w": held})
-    fixed = held | (not ok)
-    assert torch.equal(out.params["w"][fixed], old[fixed])
-    assert torch.equal(out.params["w"][~fixed].nan_to_num(7.0), new[~fixed].nan_to_num(7.0))
-    assert torch.equal(out.embeddings["g"].nan_to_num(7.0), (new if ok else old).nan_to_num(7.0))
+    before, updates = (Trainable({"w": w}, {"n": w}, {"g": w}) for w in (old, update))
+    factor = torch.tensor(rate).double()
+    out = transforms.apply_updates(before, updates, factor, {"w": held})
+    assert torch.equal(out.params["w"][held], old[held])
+    moved = torch.addcmul(old, update, torch.tensor(rate))
+    for leaf, loose in ((out.params["w"], ~held), (out.task_params["n"], slice(None))):
+        assert torch.equal(leaf[loose].nan_to_num(7.0), moved[loose].nan_to_num(7.0))
+    soft = transforms.apply_updates(before, updates, factor, {"w": held.float()})
+    assert torch.equal(soft.params["w"].nan_to_num(7.0), out.params["w"].nan_to_num(7.0))
+
+
+@given(new=arrays(ANY), old=arrays(FLOATS), ok=st.booleans())
+def test_a_refused_step_is_the_old_state(new: Tensor, old: Tensor, ok: bool) -> None:
+    pick = transforms.choose(torch.tensor(ok), {"a": new}, {"a": old})["a"]
+    flags = torch.tensor([ok, not ok])
+    both = torch.vmap(lambda flag: transforms.choose(flag, {"a": new}, {"a": old})["a"])(flags)
+    for got, want in ((pick, ok), (both[0], ok), (both[1], not ok)):
+        assert torch.equal(got.nan_to_num(7.0), (new if want else old).nan_to_num(7.0))
+
+
+@given(
+    value=arrays(ANY), off=MASKS, dtype=st.sampled_from(["float64", "float32", "bfloat16", "float16"])
+)
+def test_drop_is_where(value: Tensor, off: Tensor, dtype: str) -> None:
+    value = value.to(getattr(torch, dtype))
+    expected = torch.where(off, 0, value)
+    followed = value.clone().requires_grad_()
+    for got in (drop(off, value), torch.vmap(drop)(off, value), drop(off, followed).detach()):
+        assert torch.equal(got.nan_to_num(7.0), expected.nan_to_num(7.0))
+        assert got.dtype == value.dtype
+    row = drop(off[0], value)
+    assert torch.equal(row.nan_to_num(7.0), torch.where(off[0], 0, value).nan_to_num(7.0))
+    (slope,) = torch.autograd.grad(drop(off, followed).sum(), followed)
+    assert torch.equal(slope != 0, ~off)
 
 
 @given(leaf=arrays(ANY))
