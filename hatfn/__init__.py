@@ -9,6 +9,7 @@ from hatfn.gates import gate, hard_gate
 from hatfn.learner import HAT
 from hatfn.manual import manual_wiring
 from hatfn.regularizer import sparsity
+from hatfn.replicas import Replicas, replicate
 from hatfn.state import HATState
 from hatfn.step import Info
 from hatfn.tracing import TraceError, trace
@@ -21,6 +22,7 @@ __all__ = [
     "HATState",
     "HATWarning",
     "Info",
+    "Replicas",
     "TraceError",
     "Wiring",
     "build",
@@ -31,6 +33,7 @@ __all__ = [
     "load",
     "manual_wiring",
     "protect",
+    "replicate",
     "save",
     "schedule",
     "sparsity",

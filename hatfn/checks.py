@@ -297,7 +297,7 @@ def _shape(wiring: Wiring) -> str:
 
 def check_free(where: str, rows: Sequence[int], used: Mapping[str, Tensor]) -> None:
     """Warn of groups that the locked tasks use up."""
-    full = [group for group, units in used.items() if read(units.all()) is True]
+    full = [group for group, units in used.items() if read(units.bool().all(-1).any()) is True]
     if full:
         warnings.warn(
             f"{where}: no free capacity for task {', '.join(map(str, rows))} in {', '.join(full)}: "
@@ -310,7 +310,7 @@ def check_free(where: str, rows: Sequence[int], used: Mapping[str, Tensor]) -> N
 
 def check_alive(where: str, task: int, masks: Mapping[str, Tensor]) -> None:
     """Warn of groups in which a task uses no unit."""
-    dead = [group for group, mask in masks.items() if read(mask.any()) is False]
+    dead = [group for group, mask in masks.items() if read(mask.any(-1).all()) is False]
     if dead:
         warnings.warn(
             f"{where}: task {task} uses no unit of {', '.join(dead)}, so nothing passes there. Lower "
@@ -330,4 +330,44 @@ def check_groups(wiring: Wiring, tasks: int) -> None:
             f"the module, or plan fewer tasks.",
             HATWarning,
             stacklevel=4,
+        )
+
+
+def check_seeds(seeds: Any) -> list[int]:
+    """One integer per replica."""
+    if isinstance(seeds, int | str) or not hasattr(seeds, "__iter__"):
+        raise TypeError(f"replicate: seeds={seeds!r}. Expected one per replica, such as range(8).")
+    found = [operator.index(seed) for seed in seeds]
+    if not found:
+        raise ValueError("replicate: no seeds. Expected one per replica, such as range(8).")
+    return found
+
+
+def check_replicated(
+    hyper: Mapping[str, Any], known: Mapping[str, float], replicas: int
+) -> dict[str, list[float]]:
+    """A value of each setting for every replica."""
+    values = {}
+    for name, value in hyper.items():
+        if name not in known:
+            raise ValueError(f"replicate: {name} is no setting. Expected one of {', '.join(known)}.")
+        numbers = torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+        if len(numbers) not in (1, replicas):
+            raise ValueError(
+                f"replicate: {len(numbers)} values of {name} for {replicas} replicas. Expected one "
+                f"number, or one for each."
+            )
+        values[name] = numbers * (replicas // len(numbers))
+    for i in range(replicas):
+        one = {**known, **{name: value[i] for name, value in values.items()}}
+        check_hyper(one["s_max"], one["sparsity"], 1.0, None)
+    return values
+
+
+def check_axis(where: str, x: Tensor, replicas: int) -> None:
+    """A batch of its own for every replica."""
+    if len(x) != replicas:
+        raise ValueError(
+            f"{where}: x has shape {tuple(x.shape)} for {replicas} replicas. Expected a batch for "
+            f"each, (S, B, ...); for the same one give shared=True."
         )

@@ -160,7 +160,7 @@ def forward_plain(network: Network, state: HATState, x: Tensor) -> Output:
 
 
 @contextmanager
-def _batchable(device: torch.device) -> Iterator[None]:
+def batchable(device: torch.device) -> Iterator[None]:
     """Keep modules off the kernels that vmap cannot batch: fused attention, for want of a rule."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -188,7 +188,7 @@ def predict(
         params = {**state.params, **own}
         return call(network, network.evaluate, params, buffers, masks, x, one_weight=True)[0]
 
-    with _batchable(x.device):
+    with batchable(x.device):
         try:
             outputs = torch.vmap(one, chunk_size=chunk_size)(own, buffers, masks)
         except ValueError as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import optree
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 class Optimizer(Protocol):
@@ -29,6 +30,28 @@ class PureOptimizer(NamedTuple):
 
     init: Callable[[Any], Any]
     update: Callable[..., tuple[Any, Any]]
+
+
+class _OutOfPlace(TorchFunctionMode):
+    """Operators that vmap has a rule for, in the place of their in-place kin that it loops over."""
+
+    RULES: ClassVar = {Tensor.addcmul_: torch.addcmul, Tensor.addcdiv_: torch.addcdiv}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.RULES:
+            return args[0].copy_(self.RULES[func](*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def vectorized(optimizer: Optimizer) -> PureOptimizer:
+    """The same pair, to the bit, as ``vmap`` batches it best."""
+
+    def update(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        with _OutOfPlace():
+            return optimizer.update(*args, **kwargs)
+
+    return PureOptimizer(optimizer.init, update)
 
 
 def check_optimizer(optimizer: Any) -> PureOptimizer:

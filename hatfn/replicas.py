@@ -1,0 +1,192 @@
+"""Many seeds and many settings at once: a learner's functions over a leading axis S of states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hatfn import checks
+from hatfn.forward import Output, batchable
+from hatfn.learner import HAT
+from hatfn.optimizer import vectorized
+from hatfn.state import HATState, tree_map
+from hatfn.step import Info
+
+
+def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) -> HATState:
+    """The states of S learners before the first task, stacked: every leaf gets a leading axis S.
+
+    Replica i is ``hat.init(seeds[i], fresh=True)``: it has its own weights, heads and embeddings.
+    :class:`Replicas` trains them together.
+
+    Args:
+        hat: the learner.
+        seeds: one per replica.
+        hyper: settings of ``state.hyper`` ("lr", a factor on the learning rate, "sparsity", "s_max",
+            "compensation"): a number for all replicas or one for each. A compensation that was built
+            as "s_max" follows it.
+
+    Returns:
+        The stacked states. ``replica(states, i)`` is one of them.
+
+    Raises:
+        TypeError, ValueError: no seeds, an unknown setting, another number of values than of seeds, or
+            a value out of its range.
+
+    Example:
+        >>> import hatfn, torchopt
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> wiring = hatfn.trace(net, torch.zeros(1, 4), head="2")
+        >>> hat = hatfn.build(net, wiring, classes=[2, 2], optimizer=torchopt.adam(1e-3))
+        >>> many, states = Replicas(hat), replicate(hat, seeds=range(3), sparsity=[0.1, 0.5, 1.0])
+        >>> states = many.begin(states, task=0)
+        >>> x, y = torch.randn(3, 16, 4), torch.randint(0, 2, (3, 16))  # a batch for each
+        >>> states, info = many.update(states, (x, y), task=0, scale=100.0)
+        >>> info.loss.shape
+        torch.Size([3])
+    """
+    states = [hat.init(seed, fresh=True) for seed in checks.check_seeds(seeds)]
+    values = checks.check_replicated(hyper, hat.hyper, len(states))
+    if "s_max" in values and hat.hyper["compensation"] == hat.hyper["s_max"]:
+        values.setdefault("compensation", values["s_max"])
+    stacked = stack(states)
+    own = {name: torch.tensor(value).to(stacked.hyper[name]) for name, value in values.items()}
+    return stacked._replace(hyper={**stacked.hyper, **own})
+
+
+def stack(states: Sequence[HATState]) -> HATState:
+    """States of one structure as replicas, in order."""
+    stacked: HATState = tree_map(lambda *leaves: torch.stack(leaves), *states)
+    return stacked
+
+
+def replica(states: HATState, index: int) -> HATState:
+    """One state out of stacked ones, for every function that takes a state."""
+    one: HATState = tree_map(lambda leaf: leaf[index], states)
+    return one
+
+
+class Replicas(NamedTuple):
+    """A learner's functions for S states at once, each one ``vmap`` of the method of that name.
+
+    What they take and give is described there, with an axis S in front of states, of what is reported
+    and, unless ``shared``, of batches: S batches of B samples, x (S, B, ...) and y (S, B). Each replica
+    draws its own dropout masks. A scale may be (S,), one for each.
+
+    Attributes:
+        hat: the learner.
+    """
+
+    hat: HAT
+
+    def begin(
+        self,
+        states: HATState,
+        task: int | Sequence[int],
+        locked: Sequence[int] | None = None,
+        carry: bool = False,
+    ) -> HATState:
+        """:meth:`hatfn.HAT.begin` of every replica."""
+        opened = checks.check_tasks("begin", task, self.hat.tasks)
+        begun: HATState = _over(partial(self.hat.begin, task=task, locked=locked, carry=carry), states)
+        checks.check_free("begin", opened, _over(self.hat.used, begun))
+        return begun
+
+    def update(
+        self,
+        states: HATState,
+        batch: tuple[Tensor, Tensor],
+        task: int | Sequence[int],
+        scale: float | Tensor | None,
+        shared: bool = False,
+    ) -> tuple[HATState, Info]:
+        """:meth:`hatfn.HAT.update` of every replica; ``shared``: on the same batch (B, ...).
+
+        ``info.ok`` is (S,): a replica whose step is refused stays as it was, the others go on.
+        """
+        first = self._first(states)
+        rows = checks.check_tasks("update", task, self.hat.tasks)
+        checks.check_active("update", first, rows, together=True)
+        x, _ = checks.check_batch(batch, None)
+        if not shared:
+            checks.check_axis("update", x, len(states.learned))
+        own = isinstance(scale, Tensor) and scale.dim() == 1
+
+        hat = self.hat._replace(optimizer=vectorized(self.hat.optimizer))
+
+        def one(state: HATState, batch: tuple[Tensor, Tensor], scale: Any) -> tuple[HATState, Info]:
+            return hat.update(state, batch, task, scale)
+
+        batched = torch.vmap(
+            one, in_dims=(0, None if shared else 0, 0 if own else None), randomness="different"
+        )
+        with batchable(x.device):
+            new: tuple[HATState, Info] = batched(states, batch, scale)
+        return new
+
+    def recalibrate(
+        self, states: HATState, batches: Iterable[Tensor], task: int, shared: bool = False
+    ) -> HATState:
+        """:meth:`hatfn.HAT.recalibrate` of every replica; each batch (S, B, ...), or shared."""
+        checks.check_active("recalibrate", self._first(states), [task])
+        inputs = list(batches)
+        new: HATState = _over(
+            lambda state, xs: self.hat.recalibrate(state, xs, task), states, inputs, shared=shared
+        )
+        return new
+
+    def consolidate(self, states: HATState, task: int) -> HATState:
+        """:meth:`hatfn.HAT.consolidate` of every replica."""
+        closed: HATState = _over(partial(self.hat.consolidate, task=task), states)
+        checks.check_alive("consolidate", task, {g: m[:, task] for g, m in closed.masks.items()})
+        return closed
+
+    def forward(
+        self,
+        states: HATState,
+        x: Tensor,
+        task: int,
+        scale: float | Tensor | None = None,
+        shared: bool = True,
+    ) -> Output:
+        """:meth:`hatfn.HAT.forward` of every replica, (S, B, classes); ``shared``: of the same x."""
+        if scale is None:
+            checks.check_learned("forward", self._first(states), [task])
+        return _over(lambda state, x: self.hat.forward(state, x, task, scale), states, x, shared=shared)
+
+    def predict(
+        self,
+        states: HATState,
+        x: Tensor,
+        tasks: Sequence[int] | None = None,
+        chunk_size: int | None = None,
+        shared: bool = True,
+    ) -> Output:
+        """:meth:`hatfn.HAT.predict` of every replica, (S, T, B, C); ``shared``: of the same x."""
+        first = self._first(states)
+        rows = first.learned.nonzero().flatten().tolist() if tasks is None else list(tasks)
+        checks.check_learned("predict", first, rows)
+        return _over(
+            lambda state, x: self.hat.predict(state, x, rows, chunk_size), states, x, shared=shared
+        )
+
+    def _first(self, states: HATState) -> HATState:
+        """The flags that all replicas have in common, which cannot be read inside ``vmap``."""
+        if states.learned.dim() != 2:
+            raise ValueError(
+                f"replicas: state.learned has shape {tuple(states.learned.shape)}. Expected states "
+                f"with an axis in front: hatfn.replicate(hat, seeds), or replicas.stack([state, ...])."
+            )
+        return states._replace(learned=states.learned.all(0), active=states.active.all(0))
+
+
+def _over(function: Callable[..., Any], states: HATState, *rest: Any, shared: bool = False) -> Any:
+    """``function`` of every replica, and of its own slice of what else is given unless shared."""
+    batched = torch.vmap(function, in_dims=(0, *(None if shared else 0 for _ in rest)))
+    with batchable(states.learned.device):
+        return batched(states, *rest)
