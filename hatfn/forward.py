@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -161,11 +162,18 @@ def forward_plain(network: Network, state: HATState, x: Tensor) -> Output:
 
 @contextmanager
 def batchable(device: torch.device) -> Iterator[None]:
-    """Keep modules off the kernels that vmap cannot batch: fused attention, for want of a rule."""
+    """Keep modules off the kernels that vmap cannot batch: fused attention, for want of a rule.
+
+    Other operators without a rule are run slice by slice, which is not worth a warning at every call.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
+        with (
+            sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext(),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
