@@ -4,10 +4,10 @@ from hatfn import schedule
 from hatfn.build import build
 from hatfn.checkpoint import CheckpointError, load, save
 from hatfn.checks import HATWarning
-from hatfn.evaluate import usage
 from hatfn.gates import gate, hard_gate
 from hatfn.learner import HAT, Info
 from hatfn.manual import manual_wiring
+from hatfn.metrics import usage
 from hatfn.regularizer import sparsity
 from hatfn.state import HATState
 from hatfn.tracing import TraceError, trace

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hatfn
-from hatfn import checkpoint, evaluate
+from hatfn import checkpoint, metrics
 from hatfn.experiments import atlas, cli
 from hatfn.experiments.config import RunConfig
 from hatfn.experiments.run import NonFiniteStepError, learn, start
@@ -171,7 +171,7 @@ def test_the_command_leaves_its_results(tmp_path: Path, capsys: pytest.CaptureFi
     run = start(RunConfig(**config | {"out": None}))
     state = hatfn.load(out / "state.safetensors", run.hat.wiring)
     logits = run.hat.forward(state, run.prepare(run.stream[1].test.x), 1)
-    assert evaluate.accuracy(logits, run.stream[1].test.y) == result["accuracy_matrix"][1][1]
+    assert metrics.accuracy(logits, run.stream[1].test.y) == result["accuracy_matrix"][1][1]
     assert checkpoint.read_meta(out / "state.safetensors")["config"] == config
 
 
@@ -184,11 +184,11 @@ def test_a_wrong_flag_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
 
 def test_measures_of_an_accuracy_matrix() -> None:
     matrix = np.array([[0.9, np.nan, np.nan], [0.7, 0.8, np.nan], [0.8, 0.6, 1.0]])
-    assert evaluate.average_accuracy(matrix) == pytest.approx(0.8)
-    assert evaluate.backward_transfer(matrix) == pytest.approx((-0.1 - 0.2) / 2)
-    assert evaluate.forgetting(matrix) == pytest.approx((0.1 + 0.2) / 2)
+    assert metrics.average_accuracy(matrix) == pytest.approx(0.8)
+    assert metrics.backward_transfer(matrix) == pytest.approx((-0.1 - 0.2) / 2)
+    assert metrics.forgetting(matrix) == pytest.approx((0.1 + 0.2) / 2)
     one = np.array([[0.9]])
-    assert (evaluate.backward_transfer(one), evaluate.forgetting(one)) == (0.0, 0.0)
+    assert (metrics.backward_transfer(one), metrics.forgetting(one)) == (0.0, 0.0)
 
 
 def test_hatfn_trace_shows_and_verifies_a_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from nets import ConvNet, learner
 from torch import Tensor, nn
 
 import hatfn
-from hatfn import evaluate, testing
+from hatfn import metrics, testing
 from hatfn.regularizer import sparsity
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
@@ -40,9 +40,9 @@ CALLS = {
     "compensate": (hatfn.compensate, (GATES, UNITS, 3.0, 400.0), {}),
     "clamp_embeddings": (hatfn.clamp_embeddings, (UNITS, 0.5), {}),
     "usage": (hatfn.usage, (LEARNED, HAT.wiring), {}),
-    "drift": (evaluate.drift, (X, X + 1), {}),
-    "accuracy": (evaluate.accuracy, (torch.randn(8, 2), Y), {}),
-    "free_weights": (evaluate.free_weights, (LEARNED, HAT.wiring), {}),
+    "drift": (metrics.drift, (X, X + 1), {}),
+    "accuracy": (metrics.accuracy, (torch.randn(8, 2), Y), {}),
+    "free_weights": (metrics.free_weights, (LEARNED, HAT.wiring), {}),
     "verify_wiring": (testing.verify_wiring, (MODULE, HAT.wiring, X), {}),
     "verify_no_forgetting": (testing.verify_no_forgetting, (HAT, LEARNED, X), {}),
     "HAT.init": (HAT.init, (0,), {"fresh": True}),

@@ -13,15 +13,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hatfn.evaluate import (
-    accuracy,
-    average_accuracy,
-    backward_transfer,
-    drift,
-    forgetting,
-    free_weights,
-    usage,
-)
 from hatfn.experiments.config import RunConfig
 from hatfn.experiments.setup import (
     batches,
@@ -32,6 +23,15 @@ from hatfn.experiments.setup import (
 )
 from hatfn.experiments.streams import Task, make_stream
 from hatfn.learner import HAT
+from hatfn.metrics import (
+    accuracy,
+    average_accuracy,
+    backward_transfer,
+    drift,
+    forgetting,
+    free_weights,
+    usage,
+)
 from hatfn.seeds import mixed, seeded
 from hatfn.state import HATState
 
