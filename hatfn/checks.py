@@ -48,6 +48,27 @@ def check_task(where: str, task: Any, tasks: int) -> int:
     return index
 
 
+def check_sample_tasks(where: str, task: Any, x: Tensor, tasks: int) -> int | Tensor:
+    """One task for all samples as an int, or one for each as (B,) int64 on the device of x."""
+    if not isinstance(task, Tensor | list | tuple) or (isinstance(task, Tensor) and not task.dim()):
+        return check_task(where, task, tasks)
+    right = (
+        f"Expected one task, or one for each sample: an int64 tensor of shape ({len(x)},), as in "
+        f"hat.{where}(state, x, task=torch.tensor([0, 1, ...]))"
+    )
+    if not isinstance(task, Tensor):
+        raise TypeError(f"{where}: task={task!r} is a {type(task).__name__}. {right}.")
+    if task.dtype != torch.int64:
+        raise TypeError(f"{where}: task is a tensor of {task.dtype}. {right}.")
+    if task.shape != x.shape[:1]:
+        raise ValueError(
+            f"{where}: task has shape {tuple(task.shape)} and x {len(x)} samples. {right}."
+        )
+    for end in task.aminmax() if len(task) else ():
+        check_task(where, end, tasks)
+    return task.to(x.device)
+
+
 def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
     """A mask scale in (0, s_max], if its number can be read."""
     value = read(scale) if isinstance(scale, Tensor) else scale

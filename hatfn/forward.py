@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import optree
@@ -162,6 +163,51 @@ def _batchable(device: torch.device) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def forward_each(
+    network: Network,
+    state: HATState,
+    x: Tensor,
+    tasks: Tensor,
+    gates: Callable[[int], Mapping[str, Tensor]],
+) -> Output:
+    """Each sample's output under its own task in eval mode, as wide as the widest task's.
+
+    The loop over the tasks that occur, each on its own samples: bits depend on the shape of a batch,
+    and so each sample's are those of :func:`forward` on these samples.
+
+    Args:
+        network: the static half.
+        state: any state.
+        x: (B, ...).
+        tasks: (B,) int64, on the device of x.
+        gates: of a task, {group: (U,)}.
+    """
+    outputs, places = [], []
+    for task in tasks.unique().tolist() or [0]:  # of no samples at all, any task has the right shape
+        rows = (tasks == task).nonzero().flatten()
+        outputs.append(widen(network, forward(network, state, x[rows], task, gates(task)), task))
+        places.append(rows)
+    order = torch.cat(places).argsort()
+    return optree.tree_map(lambda *parts: torch.cat(parts)[order], *outputs)
+
+
+def widen(network: Network, output: Output, task: int) -> Output:
+    """One task's output (B, ...) as wide as the widest's: -inf for classes it does not have."""
+    if network.classes is None:
+        return output
+    own, widest = network.classes[task], max(network.classes)
+    # In a map of classes over places, which a convolution gives, classes come first.
+    heads = [network.wiring.params[name] for name in network.heads if not network.added]
+    first = any(len(head.shape) > 2 for head in heads)
+
+    def pad(logits: Tensor) -> Tensor:
+        dim = 1 if first else logits.dim() - 1
+        missing = [0, 0] * (logits.dim() - 1 - dim) + [0, widest - own]
+        return nn.functional.pad(logits.narrow(dim, 0, own), missing, value=-torch.inf)
+
+    return optree.tree_map(pad, output)
+
+
 def predict(
     network: Network, state: HATState, x: Tensor, tasks: Sequence[int], chunk_size: int | None
 ) -> Output:
@@ -187,17 +233,8 @@ def predict(
             # A module with an operator that vmap cannot batch, a recurrent layer: task by task.
             slices = ([take(tree, i) for tree in (own, buffers, masks)] for i in range(len(rows)))
             outputs = optree.tree_map(lambda *parts: torch.stack(parts), *(one(*s) for s in slices))
-    if network.classes is None:
+    if network.classes is None or len({*network.classes}) == 1:
         return outputs
-    # In a map of classes over places, which a convolution gives, classes come first.
-    head = network.wiring.params.get(network.heads[0])
-    first = head is not None and len(head.shape) > 2
-    classes = torch.tensor([network.classes[task] for task in tasks], device=x.device)
-
-    def pad(logits: Tensor) -> Tensor:
-        dim = 2 if first else logits.dim() - 1
-        valid = torch.arange(logits.shape[dim], device=x.device) < classes[:, None]
-        shape = [size if d in (0, dim) else 1 for d, size in enumerate(logits.shape)]
-        return torch.where(valid.reshape(shape), logits, -torch.inf)
-
-    return optree.tree_map(pad, outputs)
+    parts = [optree.tree_map(itemgetter(i), outputs) for i in range(len(tasks))]
+    parts = [widen(network, part, task) for part, task in zip(parts, tasks, strict=True)]
+    return optree.tree_map(lambda *parts: torch.stack(parts), *parts)

@@ -50,6 +50,21 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
         lambda: HAT.begin(START, torch.tensor([0, 1])), TypeError, ["begin", "Tensor", "int"]),
     "a task in a list of tasks": (
         lambda: HAT.predict(LEARNED, X, tasks=[1, 7]), ValueError, ["predict", "task=7", "0 to 2"]),
+    "a list of tasks for the samples": (
+        lambda: HAT.forward(LEARNED, X, [1] * 8), TypeError,
+        ["forward", "list", "(8,)", "hat.forward(state, x, task=torch.tensor([0, 1, ...]))"]),
+    "too few tasks for the samples": (
+        lambda: HAT.forward(LEARNED, X, torch.tensor([1, 1])), ValueError,
+        ["forward", "(2,)", "8 samples", "(8,)"]),
+    "float tasks for the samples": (
+        lambda: HAT.forward(LEARNED, X, torch.ones(8)), TypeError, ["forward", "float32", "int64"]),
+    "a sample's task out of range": (
+        lambda: HAT.forward(LEARNED, X, torch.full((8,), 7)), ValueError, ["forward", "task=7", "0 to 2"]),
+    "a negative task of a sample": (
+        lambda: HAT.forward(LEARNED, X, torch.full((8,), -1)), ValueError, ["forward", "task=-1", "0 to 2"]),
+    "a sample's task never learned": (
+        lambda: HAT.forward(LEARNED, X, torch.tensor([1] * 7 + [2])), ValueError,
+        ["forward", "task 2", "never learned"]),
     "a task that is not open": (
         lambda: HAT.update(OPEN, (X, Y), 0, 1.0), ValueError,
         ["update", "task 0 is not open", "[1]", "hat.begin(state, 0)"]),

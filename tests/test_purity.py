@@ -54,6 +54,7 @@ CALLS = {
     "HAT.consolidate": (HAT.consolidate, (OPEN, 1), {}),
     "HAT.forward": (HAT.forward, (LEARNED, X, 1), {}),
     "HAT.forward soft": (HAT.forward, (LEARNED, X, 1, 5.0), {}),
+    "HAT.forward each": (HAT.forward, (LEARNED, X, torch.tensor([1, 0] * 4)), {}),
     "HAT.forward plain": (HAT.forward, (LEARNED, X, None), {}),
     "HAT.predict": (HAT.predict, (LEARNED, X), {"chunk_size": 1}),
 }  # fmt: skip
