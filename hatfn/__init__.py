@@ -4,7 +4,9 @@ from hatfn import schedule
 from hatfn.build import build
 from hatfn.checkpoint import CheckpointError, load, save
 from hatfn.checks import HATWarning
+from hatfn.evaluation import Evaluation, evaluate
 from hatfn.gates import gate, hard_gate
+from hatfn.inference import classify, infer_task, infer_task_by_gradient
 from hatfn.learner import HAT, Info
 from hatfn.manual import manual_wiring
 from hatfn.metrics import usage
@@ -17,6 +19,7 @@ from hatfn.wiring import Wiring
 __all__ = [
     "HAT",
     "CheckpointError",
+    "Evaluation",
     "HATState",
     "HATWarning",
     "Info",
@@ -24,9 +27,13 @@ __all__ = [
     "Wiring",
     "build",
     "clamp_embeddings",
+    "classify",
     "compensate",
+    "evaluate",
     "gate",
     "hard_gate",
+    "infer_task",
+    "infer_task_by_gradient",
     "load",
     "manual_wiring",
     "protect",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -151,8 +152,50 @@ def forward_plain(network: Network, state: HATState, x: Tensor) -> Output:
     return call(plain, network.evaluate, params, buffers, None, x)[0]
 
 
+def forward_mixed(
+    network: Network, state: HATState, x: Tensor, tasks: Sequence[int], alpha: Float[Tensor, " T"]
+) -> Output:
+    """The output of a mixture of tasks in eval mode, differentiable in its weights.
+
+    What a task has of its own, binary gates, norms, running statistics, is mixed: sum_t alpha_t v_t;
+    the statistics as constants, for no batch norm has a derivative by them. Heads are not mixed: all
+    give their logits of the mixture's features, one behind the other, each head's times T alpha_t.
+
+    Args:
+        network: the static half.
+        state: any state.
+        x: (B, ...).
+        tasks: which T tasks.
+        alpha: their weights; 1/T each is the even mixture.
+
+    Returns:
+        (B, sum of the classes of the tasks), or the mixed output if there are no heads.
+    """
+    rows = torch.as_tensor(tasks, device=x.device)
+
+    def mix(tree: Mapping[str, Tensor], alpha: Tensor) -> dict[str, Tensor]:
+        own = {name: leaf[rows] for name, leaf in tree.items()}
+        return {
+            # Counts of batches play no part in eval mode, and CUDA has no product of integers.
+            name: torch.tensordot(alpha.to(leaf.dtype), leaf, 1)
+            if leaf.is_floating_point()
+            else leaf[0]
+            for name, leaf in own.items()
+        }
+
+    gates = mix({name: mask.to(alpha.dtype) for name, mask in state.masks.items()}, alpha)
+    params, buffers = mix(state.task_params, alpha), mix(state.task_buffers, alpha.detach())
+    if network.classes is not None:
+        cut = [cut_heads(network, take(state.task_params, task), task) for task in tasks]
+        for name in network.heads:
+            shares = (len(tasks) * alpha).to(params[name].dtype)
+            parts = [share * own[name] for share, own in zip(shares, cut, strict=True)]
+            params[name] = torch.cat(parts)
+    return call(network, network.evaluate, {**state.params, **params}, buffers, gates, x)[0]
+
+
 @contextmanager
-def _batchable(device: torch.device) -> Iterator[None]:
+def batchable(device: torch.device) -> Iterator[None]:
     """Keep modules off the kernels that vmap cannot batch: fused attention, for want of a rule."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -224,7 +267,7 @@ def predict(
     def one(own: dict[str, Tensor], buffers: dict[str, Tensor], masks: dict[str, Tensor]) -> Output:
         return call(network, network.evaluate, {**state.params, **own}, buffers, masks, x)[0]
 
-    with _batchable(x.device):
+    with batchable(x.device):
         try:
             outputs = torch.vmap(one, chunk_size=chunk_size)(own, buffers, masks)
         except ValueError as error:

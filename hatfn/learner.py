@@ -345,14 +345,7 @@ class HAT(NamedTuple):
             TypeError, ValueError: a wrong task or input; a task that was never learned.
         """
         checks.check_input("predict", x, self.wiring)
-        if tasks is None:
-            tasks = state.learned.nonzero().flatten().tolist()
-        rows = [checks.check_task("predict", task, self.tasks) for task in tasks]
-        if not rows:
-            raise ValueError(
-                "predict: no tasks. Expected at least one learned task: call hat.consolidate first."
-            )
-        checks.check_learned("predict", state, rows)
+        rows = checks.check_chosen("predict", state, tasks, self.tasks)
         return predict(self.network, state, x, rows, chunk_size)
 
     def _gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ OPEN = HAT.begin(HAT.consolidate(HAT.init(0), 0), 1)
 LEARNED = HAT.consolidate(OPEN, 1)
 UNITS = {"fc": torch.randn(6)}
 GATES = {"fc": torch.rand(6)}
+LOGITS = HAT.predict(LEARNED, X)
 
 CALLS = {
     "trace": (hatfn.trace, (MODULE, X[:1]), {"head": "head"}),
@@ -40,6 +41,12 @@ CALLS = {
     "compensate": (hatfn.compensate, (GATES, UNITS, 3.0, 400.0), {}),
     "clamp_embeddings": (hatfn.clamp_embeddings, (UNITS, 0.5), {}),
     "usage": (hatfn.usage, (LEARNED, HAT.wiring), {}),
+    "infer_task": (hatfn.infer_task, (LOGITS, "entropy"), {}),
+    "infer_task_by_gradient": (hatfn.infer_task_by_gradient, (HAT, LEARNED, X), {}),
+    "infer_task_by_gradient batch": (
+        hatfn.infer_task_by_gradient, (HAT, LEARNED, X), {"per": "batch"}),
+    "classify": (hatfn.classify, (LOGITS, torch.tensor([1, 0] * 4), [0, 3]), {}),
+    "evaluate": (hatfn.evaluate, (HAT, LEARNED, [[(X, Y)], [(X, Y)], []]), {}),
     "drift": (metrics.drift, (X, X + 1), {}),
     "accuracy": (metrics.accuracy, (torch.randn(8, 2), Y), {}),
     "free_weights": (metrics.free_weights, (LEARNED, HAT.wiring), {}),
@@ -59,7 +66,7 @@ CALLS = {
     "HAT.predict": (HAT.predict, (LEARNED, X), {"chunk_size": 1}),
 }  # fmt: skip
 NOT_CALLED = {
-    "HAT", "HATState", "HATWarning", "Info", "TraceError", "CheckpointError", "Wiring",  # types
+    "HAT", "HATState", "HATWarning", "Info", "Evaluation", "TraceError", "CheckpointError", "Wiring",  # types
     "schedule", "testing", "save", "load",  # numbers only; modules; files, see test_checkpoint.py
 }  # fmt: skip
 
