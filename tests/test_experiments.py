@@ -111,6 +111,17 @@ def test_a_run_learns_and_nothing_drifts(stream: str) -> None:
     assert result.bwt == 0.0
     assert result.acc > (0.9 if stream == "split-digits" else 0.75)
     assert np.isnan(result.accuracy_matrix[0, 1])
+    given, inferred = result.accuracy_matrix, result.class_incremental
+    assert np.array_equal(np.isnan(inferred), np.isnan(given))
+    assert inferred[0, 0] == given[0, 0]  # one task needs no inference
+    assert (inferred <= given)[~np.isnan(given)].all()
+    assert (inferred[-1] <= result.task_inference).all()
+    logits = [run.hat.predict(run.state, run.prepare(task.test.x)) for task in run.stream]
+    found = [hatfn.infer_task(each) == index for index, each in enumerate(logits)]
+    shares = [each.double().mean().item() for each in found]
+    assert result.task_inference.tolist() == pytest.approx(shares, abs=2 / 180)
+    assert 0 < result.class_acc < result.acc
+    assert events[-1].class_incremental == inferred[-1].tolist()
     steps = [event for event in events if hasattr(event, "loss")]
     assert len(steps) == sum(
         3 * math.ceil(len(training_part(run.config, task).y) / 32) for task in run.stream
@@ -151,7 +162,17 @@ def test_the_command_leaves_its_results(tmp_path: Path, capsys: pytest.CaptureFi
     out = tmp_path / "run"
     cli.main(["run", "--tasks", "2", "--epochs", "2", "--width", "64", "--out", str(out)])
     printed = capsys.readouterr().out
-    for word in ("Accuracy", "Mask use", "ACC", "BWT", "forgetting", "drift       0.0", "hidden.0"):
+    for word in (
+        "Accuracy",
+        "task inferred",
+        "Mask use",
+        "ACC",
+        "class-inc.",
+        "BWT",
+        "forgetting",
+        "drift       0.0",
+        "hidden.0",
+    ):
         assert word in printed
     names = {path.name for path in out.iterdir()}
     plots = {"accuracy_matrix.png", "mask_use.png", "capacity.png", "training.png"}
@@ -160,8 +181,10 @@ def test_the_command_leaves_its_results(tmp_path: Path, capsys: pytest.CaptureFi
     result = json.loads((out / "result.json").read_text())
     assert result["drift"] == 0.0
     assert result["accuracy_matrix"][0][1] is None
+    assert result["class_incremental_matrix"][0] == [result["accuracy_matrix"][0][0], None]
     assert {
         "accuracy_matrix", "acc", "bwt", "forgetting", "drift", "free_capacity", "seconds",
+        "class_incremental_matrix", "class_incremental", "task_inference",
     } <= result.keys()  # fmt: skip
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["task"] for line in lines if "accuracies" in line] == [0, 1]
