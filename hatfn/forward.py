@@ -173,18 +173,16 @@ def forward_mixed(
     """
     rows = torch.as_tensor(tasks, device=x.device)
 
-    def mix(tree: Mapping[str, Tensor], alpha: Tensor) -> dict[str, Tensor]:
-        own = {name: leaf[rows] for name, leaf in tree.items()}
-        return {
-            # Counts of batches play no part in eval mode, and CUDA has no product of integers.
-            name: torch.tensordot(alpha.to(leaf.dtype), leaf, 1)
-            if leaf.is_floating_point()
-            else leaf[0]
-            for name, leaf in own.items()
-        }
+    def mix(leaf: Tensor, alpha: Tensor) -> Tensor:
+        mixed: Tensor = torch.tensordot(alpha.to(leaf.dtype), leaf[rows], 1)
+        return mixed
 
-    gates = mix({name: mask.to(alpha.dtype) for name, mask in state.masks.items()}, alpha)
-    params, buffers = mix(state.task_params, alpha), mix(state.task_buffers, alpha.detach())
+    gates = {group: mix(mask.to(alpha.dtype), alpha) for group, mask in state.masks.items()}
+    params = {name: mix(leaf, alpha) for name, leaf in state.task_params.items()}
+    buffers = {  # counts of batches play no part in eval mode
+        name: mix(leaf, alpha.detach()) if leaf.is_floating_point() else leaf[tasks[0]]
+        for name, leaf in state.task_buffers.items()
+    }
     if network.classes is not None:
         cut = [cut_heads(network, take(state.task_params, task), task) for task in tasks]
         for name in network.heads:

@@ -93,7 +93,9 @@ def infer_task_by_gradient(
     """The task along whose mask the output of a mixture of all masks grows surer the fastest.
 
     task = argmax_t -dH(p(alpha)) / dalpha_t at alpha = 1/T, with p(alpha) the softmax of the output
-    under gates sum_t alpha_t mask_t. One pass for all tasks, however many, but for the derivative.
+    under gates sum_t alpha_t mask_t; :func:`~hatfn.forward.forward_mixed` says what becomes of heads,
+    norms and statistics. An operator without a forward derivative, such as an LSTM, costs a backward
+    pass for each sample.
 
     Args:
         hat: the learner.
@@ -147,7 +149,6 @@ def infer_task_by_gradient(
         except ValueError as error:
             if "forward AD" not in str(error) and "atching rule" not in str(error):
                 raise
-            # A module with an operator that has no forward derivative, an LSTM: sample by sample.
             each = torch.stack([slopes(alpha, one) for one in x.split(1)])
         return each.argmin(-1)
 
