@@ -4,10 +4,12 @@ from hatfn import schedule
 from hatfn.build import build
 from hatfn.checkpoint import CheckpointError, load, save
 from hatfn.checks import HATWarning
-from hatfn.evaluate import usage
+from hatfn.evaluation import Evaluation, evaluate
 from hatfn.gates import gate, hard_gate
+from hatfn.inference import classify, infer_task, infer_task_by_gradient
 from hatfn.learner import HAT
 from hatfn.manual import manual_wiring
+from hatfn.metrics import usage
 from hatfn.regularizer import sparsity
 from hatfn.replicas import Replicas, replicate
 from hatfn.state import HATState
@@ -19,6 +21,7 @@ from hatfn.wiring import Wiring
 __all__ = [
     "HAT",
     "CheckpointError",
+    "Evaluation",
     "HATState",
     "HATWarning",
     "Info",
@@ -27,9 +30,13 @@ __all__ = [
     "Wiring",
     "build",
     "clamp_embeddings",
+    "classify",
     "compensate",
+    "evaluate",
     "gate",
     "hard_gate",
+    "infer_task",
+    "infer_task_by_gradient",
     "load",
     "manual_wiring",
     "protect",

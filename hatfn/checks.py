@@ -60,6 +60,27 @@ def check_tasks(where: str, task: Any, tasks: int) -> list[int]:
     return rows
 
 
+def check_sample_tasks(where: str, task: Any, x: Tensor, tasks: int) -> int | Tensor:
+    """One task for all samples as an int, or one for each as (B,) int64 on the device of x."""
+    if not isinstance(task, Tensor | list | tuple) or (isinstance(task, Tensor) and not task.dim()):
+        return check_task(where, task, tasks)
+    right = (
+        f"Expected one task, or one for each sample: an int64 tensor of shape ({len(x)},), as in "
+        f"hat.{where}(state, x, task=torch.tensor([0, 1, ...]))"
+    )
+    if not isinstance(task, Tensor):
+        raise TypeError(f"{where}: task={task!r} is a {type(task).__name__}. {right}.")
+    if task.dtype != torch.int64:
+        raise TypeError(f"{where}: task is a tensor of {task.dtype}. {right}.")
+    if task.shape != x.shape[:1]:
+        raise ValueError(
+            f"{where}: task has shape {tuple(task.shape)} and x {len(x)} samples. {right}."
+        )
+    for end in task.aminmax() if len(task) else ():
+        check_task(where, end, tasks)
+    return task.to(x.device)
+
+
 def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
     """A mask scale in (0, s_max], if its number can be read."""
     value = read(scale) if isinstance(scale, Tensor) else scale
@@ -103,6 +124,19 @@ def check_learned(where: str, state: HATState, tasks: Sequence[int]) -> None:
             f"{where}: task {missing[0]} has no binary gates: it was never learned. Write state = "
             f"hat.consolidate(state, {missing[0]}) after training it, or give a scale."
         )
+
+
+def check_chosen(where: str, state: HATState, tasks: Sequence[int] | None, count: int) -> list[int]:
+    """Learned tasks by number; all of them, in order, if the choice is left open."""
+    if tasks is None:
+        tasks = state.learned.nonzero().flatten().tolist()
+    rows = [check_task(where, task, count) for task in tasks]
+    if not rows:
+        raise ValueError(
+            f"{where}: no tasks. Expected at least one learned task: call hat.consolidate first."
+        )
+    check_learned(where, state, rows)
+    return rows
 
 
 def check_locked(
@@ -234,32 +268,33 @@ def check_batches(
     return [check_batch((x[k], y[k]), count) for k, count in enumerate(counts)]
 
 
-def check_batch(batch: Any, classes: int | None) -> tuple[Tensor, Tensor]:
+def check_batch(batch: Any, classes: int | None, where: str = "update") -> tuple[Tensor, Tensor]:
     """A pair of inputs and targets; class labels from 0 to classes - 1."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise TypeError(
-            f"update: batch is a {type(batch).__name__}. Expected a pair of tensors: "
-            f"hat.update(state, (x, y), task, scale)."
+            f"{where}: batch is a {type(batch).__name__}. Expected a pair of tensors (x, y)."
         )
     x, y = batch
     if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
         raise TypeError(
-            f"update: batch = ({type(x).__name__}, {type(y).__name__}). Expected two tensors: "
+            f"{where}: batch = ({type(x).__name__}, {type(y).__name__}). Expected two tensors: "
             f"torch.as_tensor(...) each."
         )
     if not x.numel():
-        raise ValueError("update: the batch is empty. Expected at least one sample: skip such batches.")
+        raise ValueError(
+            f"{where}: the batch is empty. Expected at least one sample: skip such a batch."
+        )
     if x.shape[:1] != y.shape[:1]:
         raise ValueError(
-            f"update: x has {x.shape[0]} samples and y {tuple(y.shape)}. Expected as many targets."
+            f"{where}: x has {x.shape[0]} samples and y {tuple(y.shape)}. Expected as many targets."
         )
     if classes is not None and (y.dim() == 1 or not y.is_floating_point()):
         if y.dtype != torch.int64:
-            raise TypeError(f"update: labels are {y.dtype}. Expected torch.int64: write y.long().")
+            raise TypeError(f"{where}: labels are {y.dtype}. Expected torch.int64: write y.long().")
         ends = read(torch.stack([y.min(), y.max()])) if y.numel() else None
         if ends is not None and not 0 <= ends[0] <= ends[1] < classes:
             raise ValueError(
-                f"update: labels from {ends[0]} to {ends[1]}, but the task has {classes} classes. "
+                f"{where}: labels from {ends[0]} to {ends[1]}, but the task has {classes} classes. "
                 f"Expected labels from 0 to {classes - 1}, counted within the task: "
                 f"y - first_class_of_the_task."
             )

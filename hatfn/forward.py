@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import optree
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -160,6 +162,46 @@ def forward_plain(network: Network, state: HATState, x: Tensor) -> Output:
     return call(plain, network.evaluate, params, buffers, None, x)[0]
 
 
+def forward_mixed(
+    network: Network, state: HATState, x: Tensor, tasks: Sequence[int], alpha: Float[Tensor, " T"]
+) -> Output:
+    """The output of a mixture of tasks in eval mode, differentiable in its weights.
+
+    What a task has of its own, binary gates, norms, running statistics, is mixed: sum_t alpha_t v_t;
+    the statistics as constants, for no batch norm has a derivative by them. Heads are not mixed: all
+    give their logits of the mixture's features, one behind the other, each head's times T alpha_t.
+
+    Args:
+        network: the static half.
+        state: any state.
+        x: (B, ...).
+        tasks: which T tasks.
+        alpha: their weights; 1/T each is the even mixture.
+
+    Returns:
+        (B, sum of the classes of the tasks), or the mixed output if there are no heads.
+    """
+    rows = torch.as_tensor(tasks, device=x.device)
+
+    def mix(leaf: Tensor, alpha: Tensor) -> Tensor:
+        mixed: Tensor = torch.tensordot(alpha.to(leaf.dtype), leaf[rows], 1)
+        return mixed
+
+    gates = {group: mix(mask.to(alpha.dtype), alpha) for group, mask in state.masks.items()}
+    params = {name: mix(leaf, alpha) for name, leaf in state.task_params.items()}
+    buffers = {  # counts of batches play no part in eval mode
+        name: mix(leaf, alpha.detach()) if leaf.is_floating_point() else leaf[tasks[0]]
+        for name, leaf in state.task_buffers.items()
+    }
+    if network.classes is not None:
+        cut = [cut_heads(network, take(state.task_params, task), task) for task in tasks]
+        for name in network.heads:
+            shares = (len(tasks) * alpha).to(params[name].dtype)
+            parts = [share * own[name] for share, own in zip(shares, cut, strict=True)]
+            params[name] = torch.cat(parts)
+    return call(network, network.evaluate, {**state.params, **params}, buffers, gates, x)[0]
+
+
 @contextmanager
 def batchable(device: torch.device) -> Iterator[None]:
     """Keep modules off the kernels that vmap cannot batch: fused attention, for want of a rule.
@@ -177,6 +219,51 @@ def batchable(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def forward_each(
+    network: Network,
+    state: HATState,
+    x: Tensor,
+    tasks: Tensor,
+    gates: Callable[[int], Mapping[str, Tensor]],
+) -> Output:
+    """Each sample's output under its own task in eval mode, as wide as the widest task's.
+
+    The loop over the tasks that occur, each on its own samples: bits depend on the shape of a batch,
+    and so each sample's are those of :func:`forward` on these samples.
+
+    Args:
+        network: the static half.
+        state: any state.
+        x: (B, ...).
+        tasks: (B,) int64, on the device of x.
+        gates: of a task, {group: (U,)}.
+    """
+    outputs, places = [], []
+    for task in tasks.unique().tolist() or [0]:  # of no samples at all, any task has the right shape
+        rows = (tasks == task).nonzero().flatten()
+        outputs.append(widen(network, forward(network, state, x[rows], task, gates(task)), task))
+        places.append(rows)
+    order = torch.cat(places).argsort()
+    return optree.tree_map(lambda *parts: torch.cat(parts)[order], *outputs)
+
+
+def widen(network: Network, output: Output, task: int) -> Output:
+    """One task's output (B, ...) as wide as the widest's: -inf for classes it does not have."""
+    if network.classes is None:
+        return output
+    own, widest = network.classes[task], max(network.classes)
+    # In a map of classes over places, which a convolution gives, classes come first.
+    heads = [network.wiring.params[name] for name in network.heads if not network.added]
+    first = any(len(head.shape) > 2 for head in heads)
+
+    def pad(logits: Tensor) -> Tensor:
+        dim = 1 if first else logits.dim() - 1
+        missing = [0, 0] * (logits.dim() - 1 - dim) + [0, widest - own]
+        return nn.functional.pad(logits.narrow(dim, 0, own), missing, value=-torch.inf)
+
+    return optree.tree_map(pad, output)
 
 
 def predict(
@@ -205,17 +292,8 @@ def predict(
             # A module with an operator that vmap cannot batch, a recurrent layer: task by task.
             slices = ([take(tree, i) for tree in (own, buffers, masks)] for i in range(len(rows)))
             outputs = optree.tree_map(lambda *parts: torch.stack(parts), *(one(*s) for s in slices))
-    if network.classes is None:
+    if network.classes is None or len({*network.classes}) == 1:
         return outputs
-    # In a map of classes over places, which a convolution gives, classes come first.
-    head = network.wiring.params.get(network.heads[0])
-    first = head is not None and len(head.shape) > 2
-    classes = torch.tensor([network.classes[task] for task in tasks], device=x.device)
-
-    def pad(logits: Tensor) -> Tensor:
-        dim = 2 if first else logits.dim() - 1
-        valid = torch.arange(logits.shape[dim], device=x.device) < classes[:, None]
-        shape = [size if d in (0, dim) else 1 for d, size in enumerate(logits.shape)]
-        return torch.where(valid.reshape(shape), logits, -torch.inf)
-
-    return optree.tree_map(pad, outputs)
+    parts = [optree.tree_map(itemgetter(i), outputs) for i in range(len(tasks))]
+    parts = [widen(network, part, task) for part, task in zip(parts, tasks, strict=True)]
+    return optree.tree_map(lambda *parts: torch.stack(parts), *parts)

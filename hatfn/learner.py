@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hatfn import checks, transforms
-from hatfn.forward import Network, Output, call, forward, forward_plain, predict
+from hatfn.forward import Network, Output, call, forward, forward_each, forward_plain, predict
 from hatfn.gates import Init, flush, gate, hard_gate
 from hatfn.initial import initial_state
 from hatfn.optimizer import Optimizer
@@ -206,20 +206,26 @@ class HAT(NamedTuple):
         )
 
     def forward(
-        self, state: HATState, x: Tensor, task: int | None, scale: float | Tensor | None = None
+        self,
+        state: HATState,
+        x: Tensor,
+        task: int | Tensor | None,
+        scale: float | Tensor | None = None,
     ) -> Output:
-        """The output of one task in eval mode.
+        """The output of one task, or of each sample's own task, in eval mode.
 
         Args:
             state: any state.
             x: (B, ...).
-            task: which; None: the module itself, ungated, with the shared weights of the state and
-                its own norms and classifier.
+            task: which; a tensor (B,) int64: one for each sample; None: the module itself, ungated,
+                with the shared weights of the state and its own norms and classifier.
             scale: None: the binary gates of a learned task; a number s in (0, s_max]: soft gates.
 
         Returns:
             (B, classes of the task), or what the module gives if there are no classes; a tuple or
-            dict of such where the module returns one.
+            dict of such where the module returns one. With a task for each sample (B, C), C the
+            classes of the widest task, -inf where the sample's own has fewer; each sample's is, to
+            the bit, what its task's samples alone would get.
 
         Raises:
             TypeError, ValueError: a wrong task, input or scale; binary gates of a task that was never
@@ -228,12 +234,19 @@ class HAT(NamedTuple):
         checks.check_input("forward", x, self.wiring)
         if task is None:
             return forward_plain(self.network, state, x)
-        t = checks.check_task("forward", task, self.tasks)
+        t = checks.check_sample_tasks("forward", task, x, self.tasks)
         if scale is None:
-            checks.check_learned("forward", state, [t])
-            return forward(self.network, state, x, t, take(state.masks, t))
-        checks.check_scale("forward", scale, state.hyper["s_max"])
-        return forward(self.network, state, x, t, self.gates(take(state.embeddings, t), scale))
+            checks.check_learned("forward", state, [t] if isinstance(t, int) else t.unique().tolist())
+        else:
+            checks.check_scale("forward", scale, state.hyper["s_max"])
+
+        def gates(task: int) -> dict[str, Tensor]:
+            own = take(state.masks if scale is None else state.embeddings, task)
+            return own if scale is None else self.gates(own, scale)
+
+        if isinstance(t, int):
+            return forward(self.network, state, x, t, gates(t))
+        return forward_each(self.network, state, x, t, gates)
 
     def predict(
         self,
@@ -258,14 +271,7 @@ class HAT(NamedTuple):
             TypeError, ValueError: a wrong task or input; a task that was never learned.
         """
         checks.check_input("predict", x, self.wiring)
-        if tasks is None:
-            tasks = state.learned.nonzero().flatten().tolist()
-        rows = [checks.check_task("predict", task, self.tasks) for task in tasks]
-        if not rows:
-            raise ValueError(
-                "predict: no tasks. Expected at least one learned task: call hat.consolidate first."
-            )
-        checks.check_learned("predict", state, rows)
+        rows = checks.check_chosen("predict", state, tasks, self.tasks)
         return predict(self.network, state, x, rows, chunk_size)
 
     def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # The leaf functions, whose arguments are ours; the public boundary answers wrong types itself.
-LEAVES = ("gates", "transforms", "forward", "evaluate", "state", "tracing.labels")
+LEAVES = ("gates", "transforms", "forward", "metrics", "state", "tracing.labels")
 with install_import_hook([f"hatfn.{leaf}" for leaf in LEAVES], "beartype.beartype"):
     pass
 

@@ -27,6 +27,13 @@ START = HAT.init(0)
 OPEN = HAT.begin(START, 1)
 LEARNED = HAT.consolidate(OPEN, 1)
 ADAM = torchopt.adam(1e-3)
+IMAGES = torch.randn(2, 1, 8, 8)
+MAPS = hatfn.build(
+    nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1)),
+    hatfn.trace(nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1)), IMAGES),
+    None, ADAM,
+)  # fmt: skip
+LOGITS, ROWS = torch.randn(2, 8, 3), torch.tensor([0, 1] * 4)
 
 
 def build(**wrong: Any) -> hatfn.HAT:
@@ -50,6 +57,21 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
         lambda: HAT.begin(START, torch.tensor([0, 1])), TypeError, ["begin", "Tensor", "int"]),
     "a task in a list of tasks": (
         lambda: HAT.predict(LEARNED, X, tasks=[1, 7]), ValueError, ["predict", "task=7", "0 to 2"]),
+    "a list of tasks for the samples": (
+        lambda: HAT.forward(LEARNED, X, [1] * 8), TypeError,
+        ["forward", "list", "(8,)", "hat.forward(state, x, task=torch.tensor([0, 1, ...]))"]),
+    "too few tasks for the samples": (
+        lambda: HAT.forward(LEARNED, X, torch.tensor([1, 1])), ValueError,
+        ["forward", "(2,)", "8 samples", "(8,)"]),
+    "float tasks for the samples": (
+        lambda: HAT.forward(LEARNED, X, torch.ones(8)), TypeError, ["forward", "float32", "int64"]),
+    "a sample's task out of range": (
+        lambda: HAT.forward(LEARNED, X, torch.full((8,), 7)), ValueError, ["forward", "task=7", "0 to 2"]),
+    "a negative task of a sample": (
+        lambda: HAT.forward(LEARNED, X, torch.full((8,), -1)), ValueError, ["forward", "task=-1", "0 to 2"]),
+    "a sample's task never learned": (
+        lambda: HAT.forward(LEARNED, X, torch.tensor([1] * 7 + [2])), ValueError,
+        ["forward", "task 2", "never learned"]),
     "a task that is not open": (
         lambda: HAT.update(OPEN, (X, Y), 0, 1.0), ValueError,
         ["update", "task 0 is not open", "[1]", "hat.begin(state, 0)"]),
@@ -179,6 +201,67 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
         lambda: schedule.exponential(400.0, r=2.0), ValueError, ["r=2.0", "(0, 1]"]),
     "schedule with a wrong s_min": (
         lambda: schedule.cosine(10.0, s_min=20.0), ValueError, ["s_min=20.0", "s_max=10.0"]),
+    "an unknown way to infer": (
+        lambda: hatfn.infer_task(LOGITS, "margin"), ValueError, ["infer_task", "'margin'", "'energy'"]),
+    "logits of one task": (
+        lambda: hatfn.infer_task(LOGITS[0]), ValueError, ["infer_task", "(8, 3)", "(T, B, C)", "logits[None]"]),
+    "logits of no task": (
+        lambda: hatfn.infer_task(LOGITS[:0]), ValueError, ["infer_task", "(0, 8, 3)"]),
+    "logits of a module with several outputs": (
+        lambda: hatfn.infer_task((LOGITS, LOGITS)), TypeError, ["infer_task", "tuple", "logits[0]"]),
+    "logits that are classes": (
+        lambda: hatfn.infer_task(LOGITS.long()), TypeError, ["infer_task", "int64", "logits.float()"]),
+    "a task without any class": (
+        lambda: hatfn.infer_task(LOGITS.index_fill(0, torch.tensor(1), -math.inf)), ValueError,
+        ["infer_task", "all -inf", "finite"]),
+    "logits that are not finite": (
+        lambda: hatfn.infer_task(LOGITS * math.nan, "entropy"), ValueError, ["infer_task", "nan"]),
+    "rows that are floats": (
+        lambda: hatfn.classify(LOGITS, ROWS.float()), TypeError, ["classify", "float32", "infer_task(logits)"]),
+    "too few rows": (
+        lambda: hatfn.classify(LOGITS, ROWS[:3]), ValueError, ["classify", "(3,)", "(8,)"]),
+    "rows out of range": (
+        lambda: hatfn.classify(LOGITS, ROWS + 1), ValueError, ["classify", "[1, 2]", "from 0 to 1"]),
+    "too few offsets": (
+        lambda: hatfn.classify(LOGITS, ROWS, [0]), ValueError, ["classify", "1 offsets", "2 rows"]),
+    "a gradient per what": (
+        lambda: hatfn.infer_task_by_gradient(HAT, LEARNED, X, per="task"), ValueError,
+        ["infer_task_by_gradient", "per='task'", "'sample'", "'batch'"]),
+    "a gradient over a task never learned": (
+        lambda: hatfn.infer_task_by_gradient(HAT, LEARNED, X, [0, 1]), ValueError,
+        ["infer_task_by_gradient", "task 0", "never learned"]),
+    "a gradient over nothing": (
+        lambda: hatfn.infer_task_by_gradient(HAT, START, X), ValueError,
+        ["infer_task_by_gradient", "no tasks", "consolidate"]),
+    "a gradient of a map": (
+        lambda: hatfn.infer_task_by_gradient(MAPS, MAPS.consolidate(MAPS.init(0), 0), IMAGES), ValueError,
+        ["infer_task_by_gradient", "(2, 1, 8, 8)", "(B, classes)"]),
+    "evaluating with one loader": (
+        lambda: hatfn.evaluate(HAT, LEARNED, iter([(X, Y)])), TypeError,
+        ["evaluate", "list_iterator", "one for each task", "[loader_0, loader_1, ...]"]),
+    "too few loaders": (
+        lambda: hatfn.evaluate(HAT, LEARNED, [[(X, Y)]] * 2), ValueError, ["evaluate", "2 loaders", "3 tasks"]),
+    "too many loaders": (
+        lambda: hatfn.evaluate(HAT, LEARNED, [[(X, Y)]] * 4), ValueError, ["evaluate", "4 loaders", "3 tasks"]),
+    "an empty loader": (
+        lambda: hatfn.evaluate(HAT, LEARNED, [[], [], []]), ValueError, ["evaluate", "loader 1", "no batch"]),
+    "a loader of inputs": (
+        lambda: hatfn.evaluate(HAT, LEARNED, [[], [X], []]), TypeError,
+        ["evaluate, loader 1", "Tensor", "pair", "(x, y)"]),
+    "labels of another length": (
+        lambda: hatfn.evaluate(HAT, LEARNED, [[], [(X, Y[:3])], []]), ValueError,
+        ["evaluate, loader 1", "8 samples", "(3,)"]),
+    "labels counted over all tasks": (
+        lambda: hatfn.evaluate(HAT, LEARNED, [[], [(X, Y + 3)], []]), ValueError,
+        ["evaluate, loader 1", "labels from", "0 to 1", "counted within the task"]),
+    "one-hot labels": (
+        lambda: hatfn.evaluate(HAT, LEARNED, [[], [(X, torch.ones(8, 2))], []]), TypeError,
+        ["evaluate, loader 1", "(8, 2)", "float32", "int64"]),
+    "evaluating by an unknown method": (
+        lambda: hatfn.evaluate(HAT, LEARNED, [[], [(X, Y)], []], method="margin"), ValueError, ["'margin'", "'max'"]),
+    "evaluating a map": (
+        lambda: hatfn.evaluate(MAPS, MAPS.consolidate(MAPS.init(0), 0), [[(IMAGES, Y[:2])]]), ValueError,
+        ["evaluate", "(1, 2, 1, 8, 8)", "(T, B, C)"]),
     "sparsity over what": (
         lambda: hatfn.sparsity({"a": Y.float()}, {"a": Y.float()}, over="units"), ValueError,
         ["over='units'", "groups"]),

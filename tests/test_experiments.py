@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hatfn
-from hatfn import checkpoint, evaluate
+from hatfn import checkpoint, metrics
 from hatfn.experiments import atlas, cli
 from hatfn.experiments.config import RunConfig
 from hatfn.experiments.run import NonFiniteStepError, learn, start
@@ -111,6 +111,17 @@ def test_a_run_learns_and_nothing_drifts(stream: str) -> None:
     assert result.bwt == 0.0
     assert result.acc > (0.9 if stream == "split-digits" else 0.75)
     assert np.isnan(result.accuracy_matrix[0, 1])
+    given, inferred = result.accuracy_matrix, result.class_incremental
+    assert np.array_equal(np.isnan(inferred), np.isnan(given))
+    assert inferred[0, 0] == given[0, 0]  # one task needs no inference
+    assert (inferred <= given)[~np.isnan(given)].all()
+    assert (inferred[-1] <= result.task_inference).all()
+    logits = [run.hat.predict(run.state, run.prepare(task.test.x)) for task in run.stream]
+    found = [hatfn.infer_task(each) == index for index, each in enumerate(logits)]
+    shares = [each.double().mean().item() for each in found]
+    assert result.task_inference.tolist() == pytest.approx(shares, abs=2 / 180)
+    assert 0 < result.class_acc < result.acc
+    assert events[-1].class_incremental == inferred[-1].tolist()
     steps = [event for event in events if hasattr(event, "loss")]
     assert len(steps) == sum(
         3 * math.ceil(len(training_part(run.config, task).y) / 32) for task in run.stream
@@ -151,7 +162,17 @@ def test_the_command_leaves_its_results(tmp_path: Path, capsys: pytest.CaptureFi
     out = tmp_path / "run"
     cli.main(["run", "--tasks", "2", "--epochs", "2", "--width", "64", "--out", str(out)])
     printed = capsys.readouterr().out
-    for word in ("Accuracy", "Mask use", "ACC", "BWT", "forgetting", "drift       0.0", "hidden.0"):
+    for word in (
+        "Accuracy",
+        "task inferred",
+        "Mask use",
+        "ACC",
+        "class-inc.",
+        "BWT",
+        "forgetting",
+        "drift       0.0",
+        "hidden.0",
+    ):
         assert word in printed
     names = {path.name for path in out.iterdir()}
     plots = {"accuracy_matrix.png", "mask_use.png", "capacity.png", "training.png"}
@@ -160,8 +181,10 @@ def test_the_command_leaves_its_results(tmp_path: Path, capsys: pytest.CaptureFi
     result = json.loads((out / "result.json").read_text())
     assert result["drift"] == 0.0
     assert result["accuracy_matrix"][0][1] is None
+    assert result["class_incremental_matrix"][0] == [result["accuracy_matrix"][0][0], None]
     assert {
         "accuracy_matrix", "acc", "bwt", "forgetting", "drift", "free_capacity", "seconds",
+        "class_incremental_matrix", "class_incremental", "task_inference",
     } <= result.keys()  # fmt: skip
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["task"] for line in lines if "accuracies" in line] == [0, 1]
@@ -171,7 +194,7 @@ def test_the_command_leaves_its_results(tmp_path: Path, capsys: pytest.CaptureFi
     run = start(RunConfig(**config | {"out": None}))
     state = hatfn.load(out / "state.safetensors", run.hat.wiring)
     logits = run.hat.forward(state, run.prepare(run.stream[1].test.x), 1)
-    assert evaluate.accuracy(logits, run.stream[1].test.y) == result["accuracy_matrix"][1][1]
+    assert metrics.accuracy(logits, run.stream[1].test.y) == result["accuracy_matrix"][1][1]
     assert checkpoint.read_meta(out / "state.safetensors")["config"] == config
 
 
@@ -184,11 +207,11 @@ def test_a_wrong_flag_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
 
 def test_measures_of_an_accuracy_matrix() -> None:
     matrix = np.array([[0.9, np.nan, np.nan], [0.7, 0.8, np.nan], [0.8, 0.6, 1.0]])
-    assert evaluate.average_accuracy(matrix) == pytest.approx(0.8)
-    assert evaluate.backward_transfer(matrix) == pytest.approx((-0.1 - 0.2) / 2)
-    assert evaluate.forgetting(matrix) == pytest.approx((0.1 + 0.2) / 2)
+    assert metrics.average_accuracy(matrix) == pytest.approx(0.8)
+    assert metrics.backward_transfer(matrix) == pytest.approx((-0.1 - 0.2) / 2)
+    assert metrics.forgetting(matrix) == pytest.approx((0.1 + 0.2) / 2)
     one = np.array([[0.9]])
-    assert (evaluate.backward_transfer(one), evaluate.forgetting(one)) == (0.0, 0.0)
+    assert (metrics.backward_transfer(one), metrics.forgetting(one)) == (0.0, 0.0)
 
 
 def test_hatfn_trace_shows_and_verifies_a_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,6 +146,69 @@ def test_predict_is_the_loop_over_tasks(name: str) -> None:
     torch.testing.assert_close(chunked, logits[[2, 0]], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [None, 5.0], ids=["binary", "soft"])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_task_for_each_sample_is_the_loop_to_the_bit(name: str, scale: float | None) -> None:
+    make, inputs = MODULES[name]
+    module, x = make(), torch.cat([inputs(), inputs()])
+    hat = hatfn.build(module, hatfn.trace(module, x[:1]), [3, 2, 3, 3], torchopt.sgd(0.1))
+    state = hat.init(seed=0)
+    for task in range(3):
+        state = hat.consolidate(state, task)
+    tasks = torch.tensor([2, 0, 1, 2, 1, 0, 2, 2])[: len(x)]
+    logits = hat.forward(state, x, tasks, scale)
+    assert logits.shape == (len(x), 3)
+    for task in range(3):
+        rows, classes = tasks == task, hat.classes[task]
+        alone = hat.forward(state, x[rows], task, scale)
+        assert torch.equal(logits[rows, :classes], alone)
+        assert logits[rows, classes:].eq(-torch.inf).all()
+        other = hat.forward(state, x[rows], (task + 1) % 3, scale)
+        width = min(alone.shape[1], other.shape[1])
+        assert not torch.equal(alone[:, :width], other[:, :width])
+    assert torch.equal(hat.forward(state, x, torch.tensor(1)), hat.forward(state, x, 1))
+    assert hat.forward(state, x[:0], tasks[:0], scale).shape == (0, 3)
+
+
+class Several(nn.Module):
+    """Scores and a map of scores, from two classifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(1, 8, 3, padding=1)
+        self.head, self.map = nn.Linear(8, 3), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = torch.relu(self.trunk(x))
+        return {"scores": self.head(x.mean((2, 3))), "map": self.map(x)}
+
+
+@pytest.mark.parametrize("classes", [[3, 2, 3], None])
+def test_several_outputs_of_a_task_for_each_sample(classes: list[int] | None) -> None:
+    module, x = Several(), torch.randn(5, 1, 6, 6)
+    heads = ("head", "map") if classes else ()
+    wiring = hatfn.trace(module, x[:1], head=heads)
+    tasks = {} if classes else {"num_tasks": 3}
+    hat = hatfn.build(module, wiring, classes, torchopt.sgd(0.1), **tasks)
+    state = hat.init(0)
+    for task in range(3):
+        state = hat.consolidate(state, task)
+    tasks = torch.tensor([1, 0, 1, 2, 1])
+    each = hat.forward(state, x, tasks)
+    assert each["scores"].shape == (5, 3)
+    assert each["map"].shape == (5, 3, 6, 6)
+    for task in range(3):
+        alone, rows = hat.forward(state, x[tasks == task], task), tasks == task
+        for name, logits in alone.items():
+            own = logits.shape[1]
+            assert own == (classes[task] if classes else 3)
+            assert torch.equal(each[name][rows, :own], logits)
+            assert each[name][rows, own:].eq(-torch.inf).all()
+    together = hat.predict(state, x)
+    for name, logits in each.items():
+        torch.testing.assert_close(together[name][tasks, torch.arange(5)], logits)
+
+
 def test_a_head_is_put_behind_a_module_without_one() -> None:
     trunk, x = (
         nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 6), nn.ReLU()),

@@ -13,7 +13,7 @@ from nets import ConvNet, learner
 from torch import Tensor, nn
 
 import hatfn
-from hatfn import evaluate, testing
+from hatfn import metrics, testing
 from hatfn.regularizer import sparsity
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
@@ -23,8 +23,10 @@ X, Y = torch.randn(8, 1, 6, 6), torch.randint(2, (8,))
 HAT = learner(MODULE, X)
 OPEN = HAT.begin(HAT.consolidate(HAT.init(0), 0), 1)
 LEARNED = HAT.consolidate(OPEN, 1)
+MANY, STATES = hatfn.Replicas(HAT), hatfn.replicate(HAT, [0, 1])
 UNITS = {"fc": torch.randn(6)}
 GATES = {"fc": torch.rand(6)}
+LOGITS = HAT.predict(LEARNED, X)
 
 CALLS = {
     "trace": (hatfn.trace, (MODULE, X[:1]), {"head": "head"}),
@@ -40,11 +42,24 @@ CALLS = {
     "compensate": (hatfn.compensate, (GATES, UNITS, 3.0, 400.0), {}),
     "clamp_embeddings": (hatfn.clamp_embeddings, (UNITS, 0.5), {}),
     "usage": (hatfn.usage, (LEARNED, HAT.wiring), {}),
-    "drift": (evaluate.drift, (X, X + 1), {}),
-    "accuracy": (evaluate.accuracy, (torch.randn(8, 2), Y), {}),
-    "free_weights": (evaluate.free_weights, (LEARNED, HAT.wiring), {}),
+    "infer_task": (hatfn.infer_task, (LOGITS, "entropy"), {}),
+    "infer_task_by_gradient": (hatfn.infer_task_by_gradient, (HAT, LEARNED, X), {}),
+    "infer_task_by_gradient batch": (
+        hatfn.infer_task_by_gradient, (HAT, LEARNED, X), {"per": "batch"}),
+    "classify": (hatfn.classify, (LOGITS, torch.tensor([1, 0] * 4), [0, 3]), {}),
+    "evaluate": (hatfn.evaluate, (HAT, LEARNED, [[(X, Y)], [(X, Y)], []]), {}),
+    "drift": (metrics.drift, (X, X + 1), {}),
+    "accuracy": (metrics.accuracy, (torch.randn(8, 2), Y), {}),
+    "free_weights": (metrics.free_weights, (LEARNED, HAT.wiring), {}),
     "verify_wiring": (testing.verify_wiring, (MODULE, HAT.wiring, X), {}),
     "verify_no_forgetting": (testing.verify_no_forgetting, (HAT, LEARNED, X), {}),
+    "replicate": (hatfn.replicate, (HAT, [0, 1]), {"lr": [0.5, 1.0]}),
+    "Replicas": (MANY.begin, (STATES, 0), {}),
+    "Replicas.update": (MANY.update, (MANY.begin(STATES, 1), (X, Y), 1, 5.0), {"shared": True}),
+    "Replicas.recalibrate": (MANY.recalibrate, (MANY.begin(STATES, 1), [X], 1), {"shared": True}),
+    "Replicas.consolidate": (MANY.consolidate, (STATES, 0), {}),
+    "Replicas.forward": (MANY.forward, (STATES, X, 0, 5.0), {}),
+    "Replicas.predict": (MANY.predict, (MANY.consolidate(STATES, 0), X), {}),
     "HAT.init": (HAT.init, (0,), {"fresh": True}),
     "HAT.begin": (HAT.begin, (LEARNED, 2), {}),
     "HAT.begin again": (HAT.begin, (LEARNED, 0), {"locked": [1], "carry": True}),
@@ -60,11 +75,12 @@ CALLS = {
     "HAT.consolidate": (HAT.consolidate, (OPEN, 1), {}),
     "HAT.forward": (HAT.forward, (LEARNED, X, 1), {}),
     "HAT.forward soft": (HAT.forward, (LEARNED, X, 1, 5.0), {}),
+    "HAT.forward each": (HAT.forward, (LEARNED, X, torch.tensor([1, 0] * 4)), {}),
     "HAT.forward plain": (HAT.forward, (LEARNED, X, None), {}),
     "HAT.predict": (HAT.predict, (LEARNED, X), {"chunk_size": 1}),
 }  # fmt: skip
 NOT_CALLED = {
-    "HAT", "HATState", "HATWarning", "Info", "TraceError", "CheckpointError", "Wiring",  # types
+    "HAT", "HATState", "HATWarning", "Info", "Evaluation", "TraceError", "CheckpointError", "Wiring",  # types
     "schedule", "testing", "save", "load",  # numbers only; modules; files, see test_checkpoint.py
 }  # fmt: skip
 

@@ -61,10 +61,12 @@ class RunFolder:
 
 def result_dict(result: Result) -> dict[str, Any]:
     """A result as JSON holds it; null where a task was not yet learned."""
-    matrix = [[None if math.isnan(a) else a for a in row] for row in result.accuracy_matrix.tolist()]
     return {
-        "accuracy_matrix": matrix,
+        "accuracy_matrix": _nullable(result.accuracy_matrix),
+        "class_incremental_matrix": _nullable(result.class_incremental),
+        "task_inference": result.task_inference.tolist(),
         "acc": result.acc,
+        "class_incremental": result.class_acc,
         "bwt": result.bwt,
         "forgetting": result.forgetting,
         "drift": result.max_drift,
@@ -73,6 +75,10 @@ def result_dict(result: Result) -> dict[str, Any]:
         "seconds": result.seconds,
         "tasks": result.names,
     }
+
+
+def _nullable(matrix: np.ndarray) -> list[list[float | None]]:
+    return [[None if math.isnan(a) else a for a in row] for row in matrix.tolist()]
 
 
 def show(result: Result, console: Console) -> None:
@@ -84,6 +90,10 @@ def show(result: Result, console: Console) -> None:
     for index, row in enumerate(result.accuracy_matrix):
         cells = ["" if np.isnan(a) else f"{a:.4f}" for a in row]
         matrix.add_row(f"{index} {result.names[index]}", *cells)
+    matrix.add_section()
+    inferred = {"task inferred": result.task_inference, "and class": result.class_incremental[-1]}
+    for name, values in inferred.items():
+        matrix.add_row(name, *(f"{a:.4f}" for a in values))
     console.print(matrix, soft_wrap=True)  # a narrow terminal breaks lines, never numbers
 
     masks = Table(title="Mask use (share of a group's units) and free capacity")
@@ -99,6 +109,7 @@ def show(result: Result, console: Console) -> None:
 
     numbers = Table.grid(padding=(0, 2))
     numbers.add_row("ACC", f"{result.acc:.4f}", "mean accuracy on all tasks at the end")
+    numbers.add_row("class-inc.", f"{result.class_acc:.4f}", "the same with the task inferred too")
     numbers.add_row("BWT", f"{result.bwt:+.4f}", "backward transfer")
     numbers.add_row("forgetting", f"{result.forgetting:.4f}", "mean loss since each task's best")
     numbers.add_row("drift", repr(result.max_drift), "largest change of an old task's logit")
