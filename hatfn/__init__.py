@@ -4,7 +4,7 @@ from hatfn import schedule
 from hatfn.build import build
 from hatfn.checkpoint import CheckpointError, load, save
 from hatfn.checks import HATWarning
-from hatfn.evaluate import usage
+from hatfn.evaluate import memory, usage
 from hatfn.gates import gate, hard_gate
 from hatfn.learner import HAT, Info
 from hatfn.manual import manual_wiring
@@ -29,6 +29,7 @@ __all__ = [
     "hard_gate",
     "load",
     "manual_wiring",
+    "memory",
     "protect",
     "save",
     "schedule",

@@ -40,6 +40,7 @@ CALLS = {
     "compensate": (hatfn.compensate, (GATES, UNITS, 3.0, 400.0), {}),
     "clamp_embeddings": (hatfn.clamp_embeddings, (UNITS, 0.5), {}),
     "usage": (hatfn.usage, (LEARNED, HAT.wiring), {}),
+    "memory": (hatfn.memory, (LEARNED,), {}),
     "drift": (evaluate.drift, (X, X + 1), {}),
     "accuracy": (evaluate.accuracy, (torch.randn(8, 2), Y), {}),
     "free_weights": (evaluate.free_weights, (LEARNED, HAT.wiring), {}),

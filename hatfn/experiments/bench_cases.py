@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from typing import NamedTuple
 
-import optree
 import timm
 import torch
 import torchopt
@@ -19,7 +18,7 @@ from hatfn.experiments.timing import Contender
 from hatfn.learner import HAT, Optimizer
 from hatfn.networks import MLP
 from hatfn.seeds import seeded
-from hatfn.state import HATState
+from hatfn.state import HATState, tree_map
 from hatfn.tracing import trace
 from hatfn.wiring import Wiring
 
@@ -60,6 +59,7 @@ class Comparison(NamedTuple):
         targets: {name of a contender: what its ratio should be}.
         throughput: whether the ratio is that of throughputs (the reference's time on top) instead of
             times.
+        state: a learner's, whose memory is worth a line.
     """
 
     model: str
@@ -68,6 +68,7 @@ class Comparison(NamedTuple):
     contenders: list[Contender]
     targets: Mapping[str, Target]
     throughput: bool = False
+    state: HATState | None = None
 
 
 class Pair(NamedTuple):
@@ -125,7 +126,7 @@ class Case:
             hat, state = self.learned(module, wiring, pair.pure())
             plain = deepcopy(module)
             contenders = [plain_training(plain, pair, data), hat_training(hat, state, data)]
-            yield Comparison(self.name, "train step", name, contenders, self.targets)
+            yield Comparison(self.name, "train step", name, contenders, self.targets, state=state)
             del plain, contenders
         x, plain = data[0][0], module.eval()
         one = [
@@ -182,7 +183,7 @@ class Seeds:
                 hat = build(module, wiring, [2] * 5, pair.pure())
                 replicas = [hat.begin(hat.init(seed, fresh=True), 0) for seed in range(self.replicas)]
                 contenders = [one_by_one(hat, replicas, data), batched(hat, replicas, data)]
-                what = f"train step of {self.replicas} seeds, width {width}"
+                what = f"throughput of {self.replicas} seeds, width {width}"
                 yield Comparison(self.name, what, name, contenders, self.targets, throughput=True)
 
 
@@ -280,8 +281,8 @@ def all_tasks(hat: HAT, state: HATState, plain: nn.Module, x: Tensor) -> list[Co
         Contender("predict", lambda: hat.predict(state, x)),
         Contender("predict, chunk_size 1", lambda: hat.predict(state, x, chunk_size=1)),
     ]
-    if hasattr(hat, "compact"):
-        subnets = [hat.compact(state, task) for task in tasks]
+    if (compact := getattr(hat, "compact", None)) is not None:
+        subnets = [compact(state, task) for task in tasks]
         ways.append(Contender("compact", lambda: [small(x) for small in subnets]))
     return ways
 
@@ -301,7 +302,7 @@ def one_by_one(hat: HAT, states: list[HATState], data: list[tuple[Tensor, Tensor
 def batched(hat: HAT, states: list[HATState], data: list[tuple[Tensor, Tensor]]) -> Contender:
     """A step of every replica in one ``vmap``."""
     update = torch.vmap(hat.update, in_dims=(0, 0, None, None), randomness="different")
-    state = optree.tree_map(lambda *leaves: torch.stack(leaves), *states)
+    state: HATState = tree_map(lambda *leaves: torch.stack(leaves), *states)
     batches = cycle(data)
 
     def step() -> None:

@@ -79,7 +79,7 @@ def interleaved(
     warmup: int = 3,
     shortest: float = 0.05,
     clock: Callable[[], float] = time.perf_counter,
-    wait: Callable[[], object] = _nothing,
+    wait: Callable[[], object] | None = None,
 ) -> Iterator[dict[str, float]]:
     """Seconds per step of every contender, a round at a time; each round runs all of them.
 
@@ -93,18 +93,19 @@ def interleaved(
             often a round repeats each step.
         shortest: seconds that a round lasts at least.
         clock: reads seconds.
-        wait: returns once the device has done its work.
+        wait: returns once the device has done its work; None: it is done when a step returns.
 
     Yields:
         {name: seconds per step}.
     """
+    settle = wait or _nothing
 
     def timed(contender: Contender, repeats: int) -> float:
-        wait()
+        settle()
         start = clock()
         for _ in range(repeats):
             contender.step()
-        wait()
+        settle()
         return (clock() - start) / repeats
 
     with _no_collection():
@@ -155,7 +156,7 @@ def peak_memory(contender: Contender, device: torch.device | str = "cpu") -> int
         contender.clear()
         with record_function(_SECOND):
             contender.step()
-    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = recorded.profiler.kineto_results.events()
     start = next(event.start_ns() for event in events if event.name() == _SECOND)
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     return highest([change for change in changes if change[0] >= start])
