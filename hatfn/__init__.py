@@ -9,7 +9,7 @@ from hatfn.gates import gate, hard_gate
 from hatfn.inference import classify, infer_task, infer_task_by_gradient
 from hatfn.learner import HAT
 from hatfn.manual import manual_wiring
-from hatfn.metrics import usage
+from hatfn.metrics import memory, usage
 from hatfn.regularizer import sparsity
 from hatfn.replicas import Replicas, replicate
 from hatfn.state import HATState
@@ -39,6 +39,7 @@ __all__ = [
     "infer_task_by_gradient",
     "load",
     "manual_wiring",
+    "memory",
     "protect",
     "replicate",
     "save",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import optree
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -73,6 +74,32 @@ def usage(state: HATState, wiring: Wiring) -> pd.DataFrame:
         free = 1 - masks.any(0).double().mean().item()
         rows[group] = {**shares, "free": free, "units": units}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def memory(state: HATState) -> pd.Series[int]:
+    """The bytes of each part of a state.
+
+    One copy of the weights, one byte per shared weight for its (exact) protection, and T of everything
+    that every task has for itself.
+
+    Args:
+        state: any state.
+
+    Returns:
+        Bytes of "params", "protection", "task_params", "task_buffers", "embeddings", "masks",
+        "opt_state" and "rest" (numbers and flags); their sum is all that the state holds.
+    """
+    parts = {
+        name: sum(leaf.numel() * leaf.element_size() for leaf in optree.tree_leaves(part))
+        for name, part in state._asdict().items()
+    }
+    named = {name: parts.pop(name) for name in _PARTS}
+    return pd.Series({**named, "rest": sum(parts.values())})
+
+
+_PARTS = (
+    "params", "protection", "task_params", "task_buffers", "embeddings", "masks", "opt_state",
+)  # fmt: skip
 
 
 def free_weights(state: HATState, wiring: Wiring) -> float:

@@ -182,6 +182,8 @@ def test_the_command_leaves_its_results(tmp_path: Path, capsys: pytest.CaptureFi
     assert result["drift"] == 0.0
     assert result["accuracy_matrix"][0][1] is None
     assert result["class_incremental_matrix"][0] == [result["accuracy_matrix"][0][0], None]
+    held = sum(result["memory"].values())
+    assert f"state {held / 2**20:.2f} MiB: params" in " ".join(printed.split())
     assert {
         "accuracy_matrix", "acc", "bwt", "forgetting", "drift", "free_capacity", "seconds",
         "class_incremental_matrix", "class_incremental", "task_inference",

@@ -48,6 +48,7 @@ CALLS = {
         hatfn.infer_task_by_gradient, (HAT, LEARNED, X), {"per": "batch"}),
     "classify": (hatfn.classify, (LOGITS, torch.tensor([1, 0] * 4), [0, 3]), {}),
     "evaluate": (hatfn.evaluate, (HAT, LEARNED, [[(X, Y)], [(X, Y)], []]), {}),
+    "memory": (hatfn.memory, (LEARNED,), {}),
     "drift": (metrics.drift, (X, X + 1), {}),
     "accuracy": (metrics.accuracy, (torch.randn(8, 2), Y), {}),
     "free_weights": (metrics.free_weights, (LEARNED, HAT.wiring), {}),

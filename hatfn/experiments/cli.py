@@ -1,11 +1,13 @@
-"""The command line: ``hatfn run`` and ``hatfn trace``."""
+"""The command line: ``hatfn run``, ``hatfn trace`` and ``hatfn bench``."""
 
 from __future__ import annotations
 
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 
+import torch
 import tyro
 from rich.console import Console
 from rich.progress import (
@@ -18,25 +20,30 @@ from rich.progress import (
 )
 
 from hatfn.checks import HATWarning
-from hatfn.experiments import atlas
-from hatfn.experiments.config import RunConfig, TraceConfig
+from hatfn.experiments import atlas, bench
+from hatfn.experiments.bench_cases import CASES
+from hatfn.experiments.config import BenchConfig, RunConfig, TraceConfig
 from hatfn.experiments.report import RunFolder, show
 from hatfn.experiments.run import NonFiniteStepError, Run, Step, learn, start
+from hatfn.experiments.timing import interleaved
 from hatfn.testing import verify_wiring
 from hatfn.tracing import TraceError
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of the ``hatfn`` command."""
-    commands: dict[str, Callable[..., RunConfig | TraceConfig]] = {
+    commands: dict[str, Callable[..., RunConfig | TraceConfig | BenchConfig]] = {
         "run": RunConfig,
         "trace": TraceConfig,
+        "bench": BenchConfig,
     }
     config = tyro.extras.subcommand_cli_from_dict(dict(commands), prog="hatfn", args=arguments)
     console = Console()
     try:
         if isinstance(config, RunConfig):
             run_and_report(config, console)
+        elif isinstance(config, BenchConfig):
+            bench_and_report(config, console)
         elif config.all:
             sweep_and_report(config, console)
         else:
@@ -72,6 +79,27 @@ def sweep_and_report(config: TraceConfig, console: Console) -> None:
         if config.out is not None:
             config.out.write_text(atlas.markdown(entries))
     console.print(atlas.verdict(entries), highlight=False, markup=False)
+
+
+def bench_and_report(config: BenchConfig, console: Console) -> bench.Bench:
+    """Time everything that is compared, a comparison at a time, and write the table."""
+    bench.check(config)
+    device, done = torch.device(config.device), bench.Bench([], {})
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+    with bench.threads(config.threads):
+        for name in config.only or CASES:
+            console.print(f"{name}: preparing")
+            for comparison in CASES[name].comparisons(device):
+                rounds = interleaved(comparison.contenders, config.rounds, wait=wait)
+                label = " ".join(filter(None, comparison[:3]))
+                shown = track(rounds, label, config.rounds, console=console)
+                done = bench.add(done, comparison, shown, device)
+            if config.out is not None:
+                config.out.write_text(bench.markdown(done, config))
+    for table in bench.tables(done):
+        console.print(table, soft_wrap=True)
+    console.print(bench.verdict(done.rows))
+    return done
 
 
 def run_and_report(config: RunConfig, console: Console) -> Run:

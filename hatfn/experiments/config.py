@@ -13,6 +13,7 @@ from hatfn.gates import Init
 from hatfn.transforms import Protection
 
 Method = Literal["hat", "finetune"]
+CaseName = Literal["mlp", "resnet18s", "vit", "seeds"]
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,23 @@ class TraceConfig:
     """Pixels per side of the image; None: the smallest common size that the model takes."""
     out: Path | None = None
     """Where --all writes its table, in Markdown."""
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Time hatfn against the same modules in plain torch, and tabulate the ratios.
+
+    On a machine that others use as well, --threads 1 is the steadier measure: threads that wait for a
+    busy core stretch every step.
+    """
+
+    rounds: int = 15
+    """How often each comparison runs all of its contenders, in turn."""
+    only: tuple[CaseName, ...] = ()
+    """The models to run; none: all of them."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, ..."""
+    threads: int | None = None
+    """Threads of torch; None: as many as it takes by itself."""
+    out: Path | None = None
+    """Where to write the table, in Markdown."""

@@ -72,6 +72,7 @@ def result_dict(result: Result) -> dict[str, Any]:
         "drift": result.max_drift,
         "free_capacity": result.free_units[-1],
         "free_weights": result.free_weights[-1],
+        "memory": {str(part): int(size) for part, size in result.memory.items()},
         "seconds": result.seconds,
         "tasks": result.names,
     }
@@ -114,5 +115,7 @@ def show(result: Result, console: Console) -> None:
     numbers.add_row("forgetting", f"{result.forgetting:.4f}", "mean loss since each task's best")
     numbers.add_row("drift", repr(result.max_drift), "largest change of an old task's logit")
     numbers.add_row("free", f"{result.free_weights[-1]:.1%}", "shared weights that no task needs")
+    sizes = ", ".join(f"{part} {size / 2**20:.2f}" for part, size in result.memory.items())
+    numbers.add_row("state", f"{result.memory.sum() / 2**20:.2f}", f"MiB: {sizes}")
     numbers.add_row("seconds", f"{result.seconds:.1f}", "wall time")
     console.print(numbers)

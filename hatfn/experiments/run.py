@@ -31,6 +31,7 @@ from hatfn.metrics import (
     drift,
     forgetting,
     free_weights,
+    memory,
     usage,
 )
 from hatfn.seeds import mixed, seeded
@@ -78,6 +79,7 @@ class Result:
         drift: after each task, the largest change of any logit of any earlier task since it was
             learned.
         usage: after the last task: per group, the share of units that each task uses, and free.
+        memory: bytes of each part of the state after the last task.
         free_units: after each task, {group: share of units that no task uses}.
         free_weights: after each task, the share of shared weights that no task depends on.
         seconds: wall time of training and measuring.
@@ -89,6 +91,7 @@ class Result:
     task_inference: np.ndarray
     drift: list[float] = field(default_factory=list)
     usage: pd.DataFrame = field(default_factory=pd.DataFrame)
+    memory: pd.Series[int] = field(default_factory=lambda: pd.Series(dtype=int))
     free_units: list[dict[str, float]] = field(default_factory=list)
     free_weights: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -226,6 +229,7 @@ def _measure(run: Run, index: int, learned_logits: list[Tensor]) -> Learned:
     row = evaluate(hat, run.state, loaders, chunk_size=1)  # no more memory than one task takes
     result.class_incremental[index], result.task_inference = row.class_incremental, row.task_inference
     result.usage = usage(run.state, hat.wiring)
+    result.memory = memory(run.state)
     result.free_units.append({str(k): float(v) for k, v in result.usage["free"].items()})
     result.free_weights.append(free_weights(run.state, hat.wiring))
     return Learned(

@@ -1,0 +1,293 @@
+"""The benchmark's arithmetic by a clock that is set by hand, its memory by known allocations."""
+
+from __future__ import annotations
+
+import gc
+import re
+from pathlib import Path
+from typing import get_args
+
+import optree
+import pytest
+import timm
+import torch
+import torchopt
+from nets import ConvNet, learner
+
+import hatfn
+from hatfn.experiments import bench, bench_cases, cli, timing
+from hatfn.experiments.bench_cases import CASES, Case, Comparison, Seeds, Target
+from hatfn.experiments.config import BenchConfig, CaseName
+from hatfn.experiments.timing import Contender, Ratio
+from hatfn.networks import MLP
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::hatfn.HATWarning"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop"),  # torchopt's adam under vmap
+]
+CPU = torch.device("cpu")
+SMALL = {
+    "mlp": Case(
+        "mlp", lambda: MLP(6, 3, width=8), (6,), 4, 3, classes=3, density=0.25,
+        targets={"hat.update": Target(1e9), "predict": Target(0.0)},
+    ),
+    "seeds": Seeds("seeds", (8,), features=6, replicas=2, targets={"hatfn.Replicas": Target(0.0, least=True)}),
+}  # fmt: skip
+
+
+class Clock:
+    """Time that passes only when a contender says so."""
+
+    def __init__(self) -> None:
+        self.now, self.log = 0.0, []
+
+    def contender(self, name: str, seconds: float) -> Contender:
+        def step() -> None:
+            self.log.append(name)
+            self.now += seconds
+
+        return Contender(name, step)
+
+
+def test_every_round_runs_every_contender_and_the_order_turns_round() -> None:
+    clock = Clock()
+    contenders = [clock.contender("a", 1.0), clock.contender("b", 3.0)]
+    rounds = timing.interleaved(contenders, rounds=2, warmup=1, clock=lambda: clock.now)
+    assert list(rounds) == [{"a": 1.0, "b": 3.0}] * 2
+    assert clock.log == ["a", "b", "a", "b", "b", "a"]
+
+
+def test_short_steps_are_repeated_until_a_round_is_long_enough() -> None:
+    clock = Clock()
+    contenders = [clock.contender("a", 0.001), clock.contender("b", 0.003)]
+    (seconds,) = timing.interleaved(contenders, 1, shortest=0.02, clock=lambda: clock.now)
+    assert seconds == pytest.approx({"a": 0.001, "b": 0.003})
+    assert clock.log == ["a", "b"] * 3 + ["a"] * 5 + ["b"] * 5
+
+
+def test_the_clock_is_read_when_the_device_is_done() -> None:
+    clock, queued = Clock(), []
+
+    def wait() -> None:
+        clock.now += sum(queued)
+        queued.clear()
+
+    contenders = [Contender("later", lambda: queued.append(2.0))]
+    rounds = timing.interleaved(contenders, 2, clock=lambda: clock.now, wait=wait)
+    assert list(rounds) == [{"later": 2.0}] * 2
+
+
+def test_garbage_is_not_collected_while_the_clock_runs() -> None:
+    seen = []
+    contender = Contender("a", lambda: seen.append(gc.isenabled()))
+    list(timing.interleaved([contender], 1, clock=iter(range(100)).__next__))
+    assert gc.isenabled()
+    assert not any(seen)
+
+
+def test_ratios_are_of_each_round() -> None:
+    slow = [1.0, 1.0, 10.0, 10.0, 10.0]  # the machine is busy from the third round on
+    assert timing.paired([2 * t for t in slow], slow) == Ratio(2.0, 2.0, 2.0)
+    assert timing.paired([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5) == Ratio(3.0, 2.0, 4.0)
+
+
+def test_a_row_has_the_ratio_the_right_way_round_and_judges_it() -> None:
+    def row(throughput: bool, target: Target) -> bench.Row:
+        contenders = [Contender("plain", lambda: None), Contender("hat", lambda: None)]
+        comparison = Comparison("m", "w", "", contenders, {"hat": target}, throughput)
+        rounds = iter([{"plain": 4.0, "hat": 1.0}] * 3)
+        (row,) = bench.add(bench.Bench([], {}), comparison, rounds, CPU).rows
+        return row
+
+    times, throughputs = row(False, Target(0.2)), row(True, Target(4.0, least=True))
+    assert (times.ratio.median, throughputs.ratio.median) == (0.25, 4.0)
+    assert bench.cells(times)[3:9] == (
+        "hat", "plain", "0.25 (0.25 to 0.25)", "<= 0.20", "missed", "1000.00 / 4000.00",
+    )  # fmt: skip
+    assert bench.cells(throughputs)[6:8] == (">= 4.00", "met")
+    assert bench.verdict([times, throughputs]) == "Targets met: 1 of 2."
+
+
+def test_peak_memory_is_of_what_is_held_at_once() -> None:
+    def step() -> None:
+        first = torch.zeros(1000)
+        second = torch.ones(500)
+        del first
+        torch.cat([second, second])
+
+    assert timing.peak_memory(Contender("", step)) == pytest.approx(6000, abs=64)
+
+
+def test_peak_memory_starts_from_what_the_step_before_left() -> None:
+    kept = [torch.zeros(1000)]
+
+    def replace() -> None:
+        kept[0] = torch.zeros(1000)  # old and new at once
+        kept.append(torch.zeros(10))
+        kept.pop()
+
+    def refill() -> None:
+        kept.clear()
+        kept.append(torch.zeros(1000))
+
+    assert timing.peak_memory(Contender("", replace)) == pytest.approx(4000, abs=64)
+    assert timing.peak_memory(Contender("", refill)) == pytest.approx(0, abs=64)
+    assert timing.peak_memory(Contender("", refill, kept.clear)) == pytest.approx(4000, abs=64)
+
+
+def test_states_have_the_density_that_was_asked_for() -> None:
+    hat = learner(ConvNet(), torch.randn(4, 1, 6, 6))
+    for density, units in ((0.25, 2), (0.01, 1), (1.0, 8)):
+        state = bench_cases.with_density(hat, density, seed=0)
+        assert state.learned.all()
+        for group, mask in state.masks.items():
+            assert mask.sum(1).tolist() == [units] * 3, group
+    masks = bench_cases.with_density(hat, 0.5, seed=0).masks.values()
+    assert any(not torch.equal(mask[0], mask[1]) for mask in masks)
+
+
+def test_every_way_to_the_logits_of_all_tasks_gives_the_same() -> None:
+    comparison = list(SMALL["mlp"].comparisons(CPU))[-1]
+    plain, loop, *others = (contender.step() for contender in comparison.contenders)
+    assert len(plain) == len(loop) == 3
+    for logits in others:
+        torch.testing.assert_close(torch.stack(list(logits)), torch.stack(loop))
+
+
+def test_one_vmap_trains_as_one_after_another() -> None:
+    hat = learner(MLP(6, 2, width=8), torch.randn(4, 6), classes=[2, 2], optimizer=torchopt.adam(1e-3))
+    states = [hat.begin(hat.init(seed, fresh=True), 0) for seed in range(3)]
+    data = bench_cases.random_batches(2, (3, 4), (6,), 2, CPU)
+    alone, together = (f(hat, states, data) for f in (bench_cases.one_by_one, bench_cases.batched))
+    for _ in range(3):
+        alone.step()
+        together.step()
+    singles, stacked = (
+        contender.step.__closure__[contender.step.__code__.co_freevars.index(name)].cell_contents
+        for contender, name in ((alone, "states"), (together, "state"))
+    )
+    for index, single in enumerate(singles):
+        replica = optree.tree_map(lambda leaf, i=index: leaf[i], stacked)
+        for name, value in single.params.items():
+            assert not torch.equal(value, states[index].params[name])
+            torch.testing.assert_close(replica.params[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_command_has_every_case() -> None:
+    assert set(get_args(CaseName)) == CASES.keys()
+    for name, case in CASES.items():
+        assert case.name == name
+
+
+def test_the_command_writes_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "CASES", SMALL)
+    monkeypatch.setattr(
+        cli, "interleaved", lambda contenders, rounds, wait: constant(contenders, rounds)
+    )
+    out = tmp_path / "table.md"
+    cli.main(["bench", "--rounds", "2", "--threads", "1", "--out", str(out)])
+    printed, text = capsys.readouterr().out, out.read_text()
+    assert "`hatfn bench --rounds 2 --threads 1 --out table.md`" in text
+    assert "1 thread, torch" in text
+    assert str(tmp_path) not in text
+    rows = [
+        line for line in text.splitlines() if line.startswith("| mlp") or line.startswith("| seeds")
+    ]
+    ways = len(bench_cases.all_tasks(*prepared())) - 1
+    assert len(rows) == (2 + 1 + ways) + 2 + 2  # and the two states of the mlp
+    for found in (
+        "| mlp | train step | adam | hat.update | plain torch | 2.00 (2.00 to 2.00) | <= 1000000000.00 | met |",
+        "| mlp | evaluate all tasks |  | predict | 3 plain passes | 3.00 (3.00 to 3.00) | <= 0.00 | missed |",
+        "| seeds | throughput of 2 seeds, width 8 | adam | hatfn.Replicas | one after another | 0.50 (0.50 to 0.50) | >= 0.00 | met |",
+    ):
+        assert found in text
+        assert all(part.strip() in printed for part in found.split("|"))
+    assert "Targets met: 4 of 5." in text
+
+
+def constant(contenders: list[Contender], rounds: int):
+    for contender in contenders:
+        contender.step()  # each must run
+    for _ in range(rounds):
+        yield {contender.name: 1.0 + i for i, contender in enumerate(contenders)}
+
+
+def prepared() -> tuple:
+    case = SMALL["mlp"]
+    module, wiring = case.traced(CPU)
+    hat, state = case.learned(module, wiring, torchopt.sgd(0.1))
+    return hat, state, module.eval(), torch.randn(4, 6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rounds", "0"], r"rounds=0\. Expected at least 1"),
+        (["--threads", "0"], r"threads=0\. Expected at least 1"),
+        (["--device", "cuda:9"], r"device='cuda:9', but torch finds no GPU"),
+    ],
+)
+def test_settings_that_cannot_be_run(
+    flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        cli.main(["bench", *flags])
+    assert re.search(message, capsys.readouterr().out.replace("\n", " "))
+
+
+def test_the_command_in_the_file_is_the_one_that_was_given() -> None:
+    config = BenchConfig(only=("mlp", "vit"), device="cuda", out=Path("some/where/table.md"))
+    assert bench.command(config) == "hatfn bench --only mlp vit --device cuda --out table.md"
+    assert bench.command(BenchConfig()) == "hatfn bench"
+
+
+def bytes_held(state: hatfn.HATState) -> int:
+    """What the allocations behind the leaves amount to, each counted once."""
+    storages = [leaf.untyped_storage() for leaf in optree.tree_leaves(state)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def test_memory_of_an_mlp_by_hand() -> None:
+    state = learner(MLP(7, 2, width=16), torch.randn(4, 7)).init(0)
+    memory = hatfn.memory(state)
+    shared, head, units = 16 * 7 + 16 + 16 * 16 + 16, 16 * 3 + 3, 32
+    assert memory.to_dict() == {
+        "params": 4 * shared,
+        "protection": shared,  # one byte per shared weight
+        "task_params": 3 * 4 * head,
+        "task_buffers": 0,
+        "embeddings": 3 * 4 * units,
+        "masks": 3 * units,
+        "opt_state": 4 * (shared + head + units),  # momentum of the weights and of one task's own
+        "rest": 3 * 3 + 4 * 8 + 8,  # three flags per task, four settings, the seed
+    }
+    assert memory.sum() == bytes_held(state)
+
+
+def test_memory_of_resnet18s_by_hand() -> None:
+    module, tasks = timm.create_model("resnet18s", num_classes=10), 5
+    x = torch.randn(1, 3, 32, 32)
+    hat = hatfn.build(module, hatfn.trace(module, x), [10] * tasks, torchopt.adam(1e-3))
+    state = bench_cases.with_density(hat, 0.2, seed=0)
+    memory = hatfn.memory(state)
+    convs = sum(p.numel() for p in module.parameters() if p.dim() == 4)
+    norms = sum(p.numel() for p in module.parameters() if p.dim() == 1) - 10
+    count = sum(name.endswith("num_batches_tracked") for name, _ in module.named_buffers())
+    head, units = 512 * 10 + 10, sum(hat.wiring.groups.values())
+    assert convs + norms + head == sum(p.numel() for p in module.parameters())
+    assert memory.drop("opt_state").to_dict() == {
+        "params": 4 * convs,
+        "protection": convs,
+        "task_params": tasks * 4 * (norms + head),
+        "task_buffers": tasks * (4 * norms + 8 * count),  # mean and variance, as many as the affine
+        "embeddings": tasks * 4 * units,
+        "masks": tasks * units,
+        "rest": 3 * tasks + 4 * 8 + 8,
+    }
+    moments = 2 * 4 * (convs + norms + head + units)
+    steps = len(hat.wiring.params) + len(hat.wiring.groups)  # torchopt counts them for each leaf
+    assert memory["opt_state"] == moments + 8 * steps
+    assert memory.sum() == bytes_held(state)
