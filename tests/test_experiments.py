@@ -105,7 +105,7 @@ def finished(**settings) -> tuple:
 
 @pytest.mark.parametrize("stream", ["split-digits", "permuted-digits", "rotated-digits"])
 def test_a_run_learns_and_nothing_drifts(stream: str) -> None:
-    run, events = finished(stream=stream)
+    run, events = finished(stream=stream, epochs=4)
     result = run.result
     assert result.max_drift == 0.0
     assert result.bwt == 0.0
@@ -124,7 +124,7 @@ def test_a_run_learns_and_nothing_drifts(stream: str) -> None:
     assert events[-1].class_incremental == inferred[-1].tolist()
     steps = [event for event in events if hasattr(event, "loss")]
     assert len(steps) == sum(
-        3 * math.ceil(len(training_part(run.config, task).y) / 32) for task in run.stream
+        4 * math.ceil(len(training_part(run.config, task).y) / 32) for task in run.stream
     )
     assert min(step.scale for step in steps) == pytest.approx(1 / run.config.s_max)
 
@@ -259,3 +259,56 @@ def test_the_sweep_traces_the_smallest_of_a_family() -> None:
     assert entry.model == "starnet_s050"
     assert atlas.good(entry)
     assert entry.untested == ()
+
+
+def test_seeds_at_once_are_the_runs_of_each_seed() -> None:
+    """The same accuracies, and weights and embeddings to rounding: a short run, before roundings grow."""
+    together, _ = finished(stream="permuted-digits", seeds=3, epochs=1, width=32)
+    assert together.seeds == [0, 1, 2]
+    for seed, result, state in zip(together.seeds, together.results, together.states, strict=True):
+        alone, _ = finished(stream="permuted-digits", seed=seed, epochs=1, width=32)
+        np.testing.assert_allclose(result.accuracy_matrix, alone.result.accuracy_matrix, atol=0.01)
+        np.testing.assert_allclose(result.drift, 0.0)
+        for name, value in alone.state.embeddings.items():
+            torch.testing.assert_close(state.embeddings[name], value, rtol=1e-3, atol=1e-3)
+    mean, each = together.result, together.results
+    assert mean.acc == pytest.approx(np.mean([one.acc for one in each]))
+    assert len({one.acc for one in each}) > 1, "every seed has its own weights and order"
+
+
+def test_all_tasks_in_the_same_steps_are_the_upper_bound() -> None:
+    joint, events = finished(method="joint", tasks=5, epochs=4)
+    finetune, _ = finished(method="finetune", tasks=5, epochs=4)
+    assert joint.result.acc > 0.97 > finetune.result.acc
+    matrix = joint.result.accuracy_matrix
+    assert np.isnan(matrix[:-1]).all()
+    assert not np.isnan(matrix[-1]).any()
+    assert joint.state.learned.all()
+    steps = [event for event in events if hasattr(event, "loss")]
+    longest = max(len(training_part(joint.config, task).y) for task in joint.stream)
+    assert len(steps) == 4 * math.ceil(longest / 32)
+
+
+def test_the_command_shows_mean_and_deviation(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "run"
+    flags = ["--tasks", "2", "--epochs", "1", "--width", "32", "--method", "joint", "--out", str(out)]
+    cli.main(["run", *flags, "--seeds", "2"])
+    printed = " ".join(capsys.readouterr().out.split())
+    result = json.loads((out / "result.json").read_text())
+    accs = [one["acc"] for one in result["seeds"].values()]
+    assert result["acc"] == pytest.approx(np.mean(accs))
+    assert f"ACC {np.mean(accs):.4f} ± {np.std(accs, ddof=1):.4f}" in printed
+    assert "BWT - backward transfer" in printed
+    assert result["bwt"] is None
+    config = json.loads((out / "config.json").read_text())
+    run = start(RunConfig(**config | {"out": None, "seed": 1, "seeds": 1}))
+    state = hatfn.load(out / "state-1.safetensors", run.hat.wiring)
+    logits = run.hat.forward(state, run.prepare(run.stream[1].test.x), 1)
+    accuracy = metrics.accuracy(logits, run.stream[1].test.y)
+    assert accuracy == result["seeds"]["1"]["accuracy_matrix"][1][1]
+    assert checkpoint.read_meta(out / "state-1.safetensors")["config"]["seed"] == 1
+
+
+def test_a_count_of_seeds_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"seeds=0\. Expected how many"):
+        start(RunConfig(seeds=0))

@@ -119,10 +119,11 @@ def run_and_report(config: RunConfig, console: Console) -> Run:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console) as progress:
-            bars = [
-                progress.add_task(f"task {i} {task.name}", total=None, live="")
+            bars = {
+                i: progress.add_task(f"task {i} {task.name}", total=None, live="")
                 for i, task in enumerate(run.stream)
-            ]
+                if config.method != "joint" or i == len(run.stream) - 1  # one bar for all tasks
+            }
             for event in learn(run):
                 folder.log(run, event)
                 if isinstance(event, Step):
@@ -133,7 +134,7 @@ def run_and_report(config: RunConfig, console: Console) -> Run:
                 else:
                     kept = f"acc {event.accuracies[-1]:.4f}  drift {event.drift!r}"
                     progress.update(bars[event.task], live=kept)
-    folder.finish(run.result)
-    show(run.result, console)
+    folder.finish(run)
+    show(run.results, console)
     console.print(f"results in {folder.path}")
     return run

@@ -12,7 +12,7 @@ from hatfn.experiments.streams import StreamName
 from hatfn.gates import Init
 from hatfn.transforms import Protection
 
-Method = Literal["hat", "finetune"]
+Method = Literal["hat", "finetune", "joint"]
 CaseName = Literal["mlp", "resnet18s", "vit", "seeds"]
 
 
@@ -38,7 +38,8 @@ class RunConfig:
     image_size: int | None = None
     """Pixels per side that a timm model is given; None: its own input size."""
     method: Method = "hat"
-    """"hat"; or "finetune", the same network without gates and protection, which forgets."""
+    """"hat"; "finetune", the same network without gates and protection, which forgets; or "joint", the
+    same with all tasks trained in the same steps, the upper bound."""
     epochs: int = 20
     """Passes over each task's training images."""
     batch_size: int = 32
@@ -79,6 +80,8 @@ class RunConfig:
     """"test" trains on all other images; "validation" leaves the test images out of everything."""
     seed: int = 0
     """Of the weights, embeddings, permutations and the order of the batches."""
+    seeds: int = 1
+    """How many runs to train at once, of this seed and the following: mean and deviation are shown."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""
     out: Path | None = None
@@ -87,7 +90,8 @@ class RunConfig:
     @property
     def folder(self) -> Path:
         """Where the results go."""
-        return self.out or Path("runs") / f"{self.stream}-{self.model}-{self.method}-{self.seed}"
+        seeds = f"{self.seed}" if self.seeds == 1 else f"{self.seed}-to-{self.seed + self.seeds - 1}"
+        return self.out or Path("runs") / f"{self.stream}-{self.model}-{self.method}-{seeds}"
 
 
 @dataclass(frozen=True)

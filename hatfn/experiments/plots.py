@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from hatfn.experiments.run import Result, Step
+from hatfn.experiments.result import Result
+from hatfn.experiments.run import Step
 
 
 def accuracy_matrix(result: Result, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,14 +16,16 @@ from rich.table import Table
 from hatfn import checkpoint
 from hatfn.experiments import plots
 from hatfn.experiments.config import RunConfig
-from hatfn.experiments.run import Learned, Result, Run, Step
+from hatfn.experiments.result import Learned, Result, mean
+from hatfn.experiments.run import Run, Step
 
 
 class RunFolder:
     """The files of one run, written as it goes.
 
     config.json: the settings. metrics.jsonl: a line per step, and one per finished task with its
-    accuracies and drift. state.safetensors: the learner's state after the last finished task.
+    accuracies and drift. state.safetensors: the learner's state after the last finished task; of
+    several seeds one file each.
     result.json: what was measured in the end. Plots as PNG.
     """
 
@@ -42,12 +45,18 @@ class RunFolder:
         lines = [step._asdict() for step in self.steps if step.task == event.task]
         with (self.path / "metrics.jsonl").open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in [*lines, event._asdict()])
-        meta = {"config": self.config, "tasks": event.task + 1}
-        checkpoint.save(self.path / "state.safetensors", run.state, run.hat.wiring, meta)
+        for seed, state in zip(run.seeds, run.states, strict=True):
+            meta = {"config": {**self.config, "seed": seed, "seeds": 1}, "tasks": event.task + 1}
+            name = "state.safetensors" if len(run.seeds) == 1 else f"state-{seed}.safetensors"
+            checkpoint.save(self.path / name, state, run.hat.wiring, meta)
 
-    def finish(self, result: Result) -> None:
-        """Write the result and the plots."""
-        self._write("result.json", json.dumps(result_dict(result), indent=2))
+    def finish(self, run: Run) -> None:
+        """Write the result and the plots; of several seeds the mean, and the result of each."""
+        result, whole = run.result, result_dict(run.result)
+        if len(run.seeds) > 1:
+            each = zip(run.seeds, run.results, strict=True)
+            whole["seeds"] = {str(seed): result_dict(one) for seed, one in each}
+        self._write("result.json", json.dumps(whole, indent=2))
         plots.accuracy_matrix(result, self.path / "accuracy_matrix.png")
         plots.mask_use(result, self.path / "mask_use.png")
         plots.capacity(result, self.path / "capacity.png")
@@ -67,7 +76,7 @@ def result_dict(result: Result) -> dict[str, Any]:
         "task_inference": result.task_inference.tolist(),
         "acc": result.acc,
         "class_incremental": result.class_acc,
-        "bwt": result.bwt,
+        "bwt": None if math.isnan(result.bwt) else result.bwt,
         "forgetting": result.forgetting,
         "drift": result.max_drift,
         "free_capacity": result.free_units[-1],
@@ -82,13 +91,29 @@ def _nullable(matrix: np.ndarray) -> list[list[float | None]]:
     return [[None if math.isnan(a) else a for a in row] for row in matrix.tolist()]
 
 
-def show(result: Result, console: Console) -> None:
-    """Print the accuracy matrix, the summary numbers, mask use and free capacity."""
+def show(results: Sequence[Result], console: Console) -> None:
+    """Print the accuracy matrix, the summary numbers, mask use and free capacity.
+
+    Of several seeds the means, and the standard deviation of each summary number.
+    """
+    result = mean(results)
+
+    def number(pick: Callable[[Result], float], form: str) -> str:
+        values = [pick(one) for one in results]
+        if math.isnan(values[0]):  # trained together, no task came after another
+            return "-"
+        average = format(float(np.mean(values)), form)
+        if len(values) == 1:
+            return average
+        return f"{average} \u00b1 {format(float(np.std(values, ddof=1)), form.lstrip('+'))}"
+
     matrix = Table(title="Accuracy (row: after task i, column: on task j)")
     matrix.add_column("after", min_width=max(len(name) + 3 for name in result.names))
     for index in range(len(result.names)):
         matrix.add_column(str(index), justify="right", min_width=6)
     for index, row in enumerate(result.accuracy_matrix):
+        if np.isnan(row).all():  # tasks trained together have one row
+            continue
         cells = ["" if np.isnan(a) else f"{a:.4f}" for a in row]
         matrix.add_row(f"{index} {result.names[index]}", *cells)
     matrix.add_section()
@@ -109,13 +134,19 @@ def show(result: Result, console: Console) -> None:
     console.print(masks, soft_wrap=True)
 
     numbers = Table.grid(padding=(0, 2))
-    numbers.add_row("ACC", f"{result.acc:.4f}", "mean accuracy on all tasks at the end")
-    numbers.add_row("class-inc.", f"{result.class_acc:.4f}", "the same with the task inferred too")
-    numbers.add_row("BWT", f"{result.bwt:+.4f}", "backward transfer")
-    numbers.add_row("forgetting", f"{result.forgetting:.4f}", "mean loss since each task's best")
+    rows = {
+        "ACC": (lambda r: r.acc, ".4f", "mean accuracy on all tasks at the end"),
+        "class-inc.": (lambda r: r.class_acc, ".4f", "the same with the task inferred too"),
+        "BWT": (lambda r: r.bwt, "+.4f", "backward transfer"),
+        "forgetting": (lambda r: r.forgetting, ".4f", "mean loss since each task's best"),
+        "free": (lambda r: r.free_weights[-1], ".1%", "shared weights that no task needs"),
+    }
+    for name, (pick, form, meaning) in rows.items():
+        numbers.add_row(name, number(pick, form), meaning)
     numbers.add_row("drift", repr(result.max_drift), "largest change of an old task's logit")
-    numbers.add_row("free", f"{result.free_weights[-1]:.1%}", "shared weights that no task needs")
     sizes = ", ".join(f"{part} {size / 2**20:.2f}" for part, size in result.memory.items())
     numbers.add_row("state", f"{result.memory.sum() / 2**20:.2f}", f"MiB: {sizes}")
     numbers.add_row("seconds", f"{result.seconds:.1f}", "wall time")
+    if len(results) > 1:
+        numbers.add_row("seeds", str(len(results)), "mean \u00b1 standard deviation over them")
     console.print(numbers)

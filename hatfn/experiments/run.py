@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import optree
-import pandas as pd
 import torch
 from torch import Tensor
 
 from hatfn.evaluation import evaluate
 from hatfn.experiments.config import RunConfig
+from hatfn.experiments.result import Learned, Result, mean
 from hatfn.experiments.setup import (
     batches,
     make_learner,
@@ -24,16 +24,8 @@ from hatfn.experiments.setup import (
 )
 from hatfn.experiments.streams import Part, Task, make_stream
 from hatfn.learner import HAT
-from hatfn.metrics import (
-    accuracy,
-    average_accuracy,
-    backward_transfer,
-    drift,
-    forgetting,
-    free_weights,
-    memory,
-    usage,
-)
+from hatfn.metrics import accuracy, drift, free_weights, memory, usage
+from hatfn.replicas import Replicas, replica, replicate
 from hatfn.seeds import mixed, seeded
 from hatfn.state import HATState
 
@@ -42,7 +34,7 @@ EVALUATION_BATCH = 256
 
 
 class Step(NamedTuple):
-    """One training step, as it is shown and logged."""
+    """One training step, as it is shown and logged; of several seeds and tasks the mean."""
 
     task: int
     epoch: int
@@ -54,203 +46,228 @@ class Step(NamedTuple):
     accuracy: float
 
 
-class Learned(NamedTuple):
-    """What was measured once a task was learned, as it is shown and logged."""
-
-    task: int
-    name: str
-    accuracies: list[float]
-    class_incremental: list[float]
-    task_inference: list[float]
-    drift: float
-    free_capacity: dict[str, float]
-    free_weights: float
-
-
-@dataclass
-class Result:
-    """What a run has measured so far.
-
-    Attributes:
-        names: of the tasks.
-        accuracy_matrix: row i: after task i; column j: accuracy on task j, NaN for j > i.
-        class_incremental: the same with the task inferred among those learned so far.
-        task_inference: after the last task, on each task the share whose task is inferred.
-        drift: after each task, the largest change of any logit of any earlier task since it was
-            learned.
-        usage: after the last task: per group, the share of units that each task uses, and free.
-        memory: bytes of each part of the state after the last task.
-        free_units: after each task, {group: share of units that no task uses}.
-        free_weights: after each task, the share of shared weights that no task depends on.
-        seconds: wall time of training and measuring.
-    """
-
-    names: list[str]
-    accuracy_matrix: np.ndarray
-    class_incremental: np.ndarray
-    task_inference: np.ndarray
-    drift: list[float] = field(default_factory=list)
-    usage: pd.DataFrame = field(default_factory=pd.DataFrame)
-    memory: pd.Series[int] = field(default_factory=lambda: pd.Series(dtype=int))
-    free_units: list[dict[str, float]] = field(default_factory=list)
-    free_weights: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def acc(self) -> float:
-        """Mean accuracy on all tasks at the end."""
-        return average_accuracy(self.accuracy_matrix)
-
-    @property
-    def class_acc(self) -> float:
-        """Mean accuracy at the end with the task inferred."""
-        return average_accuracy(self.class_incremental)
-
-    @property
-    def bwt(self) -> float:
-        """Backward transfer."""
-        return backward_transfer(self.accuracy_matrix)
-
-    @property
-    def forgetting(self) -> float:
-        """Mean loss of accuracy since each task's best."""
-        return forgetting(self.accuracy_matrix)
-
-    @property
-    def max_drift(self) -> float:
-        """The largest drift after any task."""
-        return max(self.drift)
-
-
 class NonFiniteStepError(RuntimeError):
     """A step gave a loss or weights that are not finite; the state before it is intact."""
 
 
 @dataclass
 class Run:
-    """A run in progress.
+    """A run in progress, of one seed or of several at once.
 
     Attributes:
         config: its settings.
-        stream: its tasks.
-        prepare: from images of the stream to inputs of the module, on its device.
+        seeds: of its replicas.
+        streams: the tasks of each seed.
+        prepare: from images of a stream to inputs of the module, on its device.
         hat: the learner.
-        state: after the last step.
-        result: what was measured so far.
+        state: after the last step; of several seeds stacked.
+        results: what was measured so far, of each seed.
     """
 
     config: RunConfig
-    stream: list[Task]
+    seeds: list[int]
+    streams: list[list[Task]]
     prepare: Callable[[Tensor], Tensor]
     hat: HAT
     state: HATState
-    result: Result
+    results: list[Result]
+
+    @property
+    def stream(self) -> list[Task]:
+        """The tasks of the first seed."""
+        return self.streams[0]
+
+    @property
+    def result(self) -> Result:
+        """What was measured, of several seeds the mean."""
+        return mean(self.results)
+
+    @property
+    def learner(self) -> HAT | Replicas:
+        """What the state is given to."""
+        return self.hat if len(self.seeds) == 1 else Replicas(self.hat)
+
+    @property
+    def states(self) -> list[HATState]:
+        """The state of each seed."""
+        if len(self.seeds) == 1:
+            return [self.state]
+        return [replica(self.state, index) for index in range(len(self.seeds))]
 
 
 def start(config: RunConfig) -> Run:
     """Everything before the first step: data, module, wiring, learner, state."""
-    stream = make_stream(config.stream, config.tasks, config.seed)
-    module, resize = make_module(config, stream[0])
+    if config.seeds < 1:
+        raise ValueError(f"run: seeds={config.seeds}. Expected how many, at least 1.")
+    seeds = list(range(config.seed, config.seed + config.seeds))
+    streams = [make_stream(config.stream, config.tasks, seed) for seed in seeds]
+    module, resize = make_module(config, streams[0][0])
     device = torch.device(config.device)
 
     def prepare(x: Tensor) -> Tensor:
         return resize(x.to(device))
 
-    hat = make_learner(config, module.to(device), prepare(stream[0].train.x[:1]), stream)
-    nothing = np.full((len(stream),) * 2, np.nan)
-    result = Result([task.name for task in stream], nothing, nothing.copy(), nothing[0].copy())
-    return Run(config, stream, prepare, hat, hat.init(config.seed), result)
+    example = prepare(streams[0][0].train.x[:1])
+    hat = make_learner(config, module.to(device), example, streams[0])
+    state = hat.init(seeds[0], fresh=True) if len(seeds) == 1 else replicate(hat, seeds)
+    results = [Result.of([task.name for task in stream]) for stream in streams]
+    return Run(config, seeds, streams, prepare, hat, state, results)
 
 
 def learn(run: Run) -> Iterator[Step | Learned]:
-    """Learn every task in turn; ``run.state`` and ``run.result`` keep up with what is yielded.
+    """Learn every task in turn; ``run.state`` and ``run.results`` keep up with what is yielded.
 
     Raises:
         NonFiniteStepError: a step was refused; ``run.state`` is the state before it.
     """
     began = time.perf_counter()
-    learned_logits: list[Tensor] = []
-    for index in range(len(run.stream)):
-        yield from _learn_task(run, index)
-        learned = _measure(run, index, learned_logits)
-        run.result.seconds = time.perf_counter() - began
-        yield learned
+    tasks = list(range(len(run.stream)))
+    logits: list[dict[int, Tensor]] = [{} for _ in run.seeds]
+    for rows in [tasks] if run.config.method == "joint" else [[task] for task in tasks]:
+        yield from _learn_tasks(run, rows)
+        seen = [_measure(run, index, rows[-1], logits[index]) for index in range(len(run.seeds))]
+        for result in run.results:
+            result.seconds = time.perf_counter() - began
+        yield _mean_of(seen)
 
 
-def _learn_task(run: Run, index: int) -> Iterator[Step]:
-    config, hat = run.config, run.hat
-    data = training_part(config, run.stream[index])
+def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
+    """Train one task, or several in the same steps, to the end."""
+    config, learner = run.config, run.learner
+    # One task is not a list of one, and one seed has no axis: these are what users write.
+    task: int | list[int] = rows[0] if len(rows) == 1 else rows
     schedule = make_schedule(config)
-    per_epoch = -(-len(data.y) // config.batch_size)
+    count = max(len(training_part(config, run.stream[row]).y) for row in rows)
+    per_epoch = -(-count // config.batch_size)
     steps = per_epoch * config.epochs
     locked: list[int] | None = None if config.method == "hat" else []
-    run.state = hat.begin(run.state, index, locked=locked, carry=config.carry)
+    run.state = learner.begin(run.state, task, locked=locked, carry=config.carry)
     step = 0
     for epoch in range(config.epochs):
-        order = torch.Generator().manual_seed(mixed(config.seed, index, epoch))
-        for position, batch in enumerate(batches(data, config.batch_size, order)):
+        for position, (x, y) in enumerate(_epoch(run, rows, epoch, count)):
             progress = position / per_epoch if config.period == "epoch" else step / steps
             scale = schedule(progress)
-            x, y = run.prepare(batch.x), batch.y.to(config.device)
-            with seeded(config.device, mixed(config.seed, index, epoch, position)):
-                run.state, info = hat.update(run.state, (x, y), index, scale)
-            if not info.ok:
+            with seeded(config.device, mixed(config.seed, rows[-1], epoch, position)):
+                run.state, info = learner.update(run.state, (x, y), task, scale)
+            if not info.ok.all():
                 raise NonFiniteStepError(
-                    f"run: step {step} of task {index} ({run.stream[index].name}) gave loss "
-                    f"{info.loss.item()} and was refused. Lower lr ({config.lr}), or set max_norm."
+                    f"run: step {step} of task {task} ({run.stream[rows[-1]].name}) gave loss "
+                    f"{info.loss.tolist()} and was refused. Lower lr ({config.lr}), or set max_norm."
                 )
             step += 1
-            train_accuracy = accuracy(optree.tree_leaves(info.logits)[0], y)
-            loss, penalty = info.loss.item(), info.penalty.item()
-            yield Step(index, epoch, step, steps, loss, penalty, scale, train_accuracy)
-    if config.recalibrate:
-        parts = data.x.split(config.batch_size)
-        inputs = (run.prepare(x) for x in parts if len(x) > 1)
-        run.state = hat.recalibrate(run.state, inputs, index)
-    run.state = hat.consolidate(run.state, index)
+            outputs = [info.logits] if len(rows) == 1 else info.logits
+            labels = [y] if len(rows) == 1 else y.unbind(-2)
+            right = [
+                accuracy(optree.tree_leaves(output)[0], label)
+                for output, label in zip(outputs, labels, strict=True)
+            ]
+            loss, penalty = info.loss.mean().item(), info.penalty.mean().item()
+            yield Step(rows[-1], epoch, step, steps, loss, penalty, scale, float(np.mean(right)))
+    for row in rows:
+        if config.recalibrate:
+            run.state = learner.recalibrate(run.state, _inputs(run, row), row)
+        run.state = learner.consolidate(run.state, row)
 
 
-def _measure(run: Run, index: int, learned_logits: list[Tensor]) -> Learned:
-    """Accuracy and drift on every task so far, and what is left.
+def _epoch(run: Run, rows: list[int], epoch: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of one epoch; in front an axis over seeds, then over tasks, where there are several."""
+    config = run.config
+
+    def of_task(seed: int, stream: list[Task], row: int) -> Iterator[Part]:
+        order = torch.Generator().manual_seed(mixed(seed, row, epoch))
+        for batch in batches(training_part(config, stream[row]), config.batch_size, order, count):
+            yield Part(run.prepare(batch.x), batch.y.to(config.device))
+
+    every = [
+        [of_task(seed, stream, row) for row in rows]
+        for seed, stream in zip(run.seeds, run.streams, strict=True)
+    ]
+    for step in zip(*(zip(*tasks, strict=True) for tasks in every), strict=True):
+        seeds = [Part(*map(_together, zip(*tasks, strict=True))) for tasks in step]
+        x, y = map(_together, zip(*seeds, strict=True))
+        yield x, y
+
+
+def _inputs(run: Run, row: int) -> Iterator[Tensor]:
+    """The training images of a task, for its statistics."""
+    parts = [training_part(run.config, stream[row]).x for stream in run.streams]
+    for xs in zip(*(part.split(run.config.batch_size) for part in parts), strict=True):
+        if len(xs[0]) > 1:
+            yield _together([run.prepare(x) for x in xs])
+
+
+def _together(tensors: Sequence[Tensor]) -> Tensor:
+    """Stacked, or one alone as it is."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def _measure(run: Run, index: int, after: int, learned: dict[int, Tensor]) -> Learned:
+    """Accuracy and drift of one seed on every task so far, and what is left.
 
     Two passes: drift needs the bits of ``forward``, and ``predict``, which shows every image to every
     task at once, agrees with it to rounding only. The second adds a few percent to training.
+
+    Args:
+        run: in progress.
+        index: of the seed.
+        after: the last task that was learned.
+        learned: {task: its logits when it was learned}, which is added to.
     """
-    result, hat = run.result, run.hat
+    result, hat, state = run.results[index], run.hat, run.states[index]
     moved = 0.0
-    for task in range(index + 1):
-        logits = torch.cat([hat.forward(run.state, x, task).cpu() for x, _ in _loader(run, task)])
-        result.accuracy_matrix[index, task] = accuracy(logits, _data(run, task).y)
-        if task == index:
-            learned_logits.append(logits)
-        moved = max(moved, drift(learned_logits[task], logits))
+    for task in range(after + 1):
+        loader = _loader(run, index, task)
+        logits = torch.cat([hat.forward(state, x, task).cpu() for x, _ in loader])
+        result.accuracy_matrix[after, task] = accuracy(logits, _data(run, index, task).y)
+        moved = max(moved, drift(learned.setdefault(task, logits), logits))
     result.drift.append(moved)
-    loaders = [_loader(run, task) for task in range(len(run.stream))]
-    row = evaluate(hat, run.state, loaders, chunk_size=1)  # no more memory than one task takes
-    result.class_incremental[index], result.task_inference = row.class_incremental, row.task_inference
-    result.usage = usage(run.state, hat.wiring)
-    result.memory = memory(run.state)
+    loaders = [_loader(run, index, task) for task in range(len(run.stream))]
+    row = evaluate(hat, state, loaders, chunk_size=1)  # no more memory than one task takes
+    result.class_incremental[after], result.task_inference = row.class_incremental, row.task_inference
+    result.usage = usage(state, hat.wiring)
+    result.memory = memory(state)
     result.free_units.append({str(k): float(v) for k, v in result.usage["free"].items()})
-    result.free_weights.append(free_weights(run.state, hat.wiring))
+    result.free_weights.append(free_weights(state, hat.wiring))
     return Learned(
-        index,
-        run.stream[index].name,
-        result.accuracy_matrix[index, : index + 1].tolist(),
-        row.class_incremental[: index + 1].tolist(),
-        row.task_inference[: index + 1].tolist(),
+        after,
+        run.stream[after].name,
+        result.accuracy_matrix[after, : after + 1].tolist(),
+        row.class_incremental[: after + 1].tolist(),
+        row.task_inference[: after + 1].tolist(),
         moved,
         result.free_units[-1],
         result.free_weights[-1],
     )
 
 
-def _data(run: Run, task: int) -> Part:
-    """What a task is judged by."""
-    part: Part = getattr(run.stream[task], run.config.evaluate_on)
+def _mean_of(seen: list[Learned]) -> Learned:
+    """What was measured, over seeds: means, and the largest drift."""
+    first = seen[0]
+
+    def over(name: str) -> list[float]:
+        return np.mean([getattr(one, name) for one in seen], axis=0).tolist()  # type: ignore[no-any-return]
+
+    free = {
+        group: float(np.mean([one.free_capacity[group] for one in seen]))
+        for group in first.free_capacity
+    }
+    return first._replace(
+        accuracies=over("accuracies"),
+        class_incremental=over("class_incremental"),
+        task_inference=over("task_inference"),
+        drift=max(one.drift for one in seen),
+        free_capacity=free,
+        free_weights=float(np.mean([one.free_weights for one in seen])),
+    )
+
+
+def _data(run: Run, index: int, task: int) -> Part:
+    """What a task of a seed is judged by."""
+    part: Part = getattr(run.streams[index][task], run.config.evaluate_on)
     return part
 
 
-def _loader(run: Run, task: int) -> Iterator[tuple[Tensor, Tensor]]:
-    data = _data(run, task)
+def _loader(run: Run, index: int, task: int) -> Iterator[tuple[Tensor, Tensor]]:
+    data = _data(run, index, task)
     for x, y in zip(data.x.split(EVALUATION_BATCH), data.y.split(EVALUATION_BATCH), strict=True):
         yield run.prepare(x), y

@@ -63,7 +63,7 @@ def make_optimizer(config: RunConfig) -> Optimizer:
 
 
 def make_learner(config: RunConfig, module: nn.Module, example: Tensor, stream: list[Task]) -> HAT:
-    """The learner. Finetuning is the same one with every gate open and nothing protected."""
+    """The learner. Without HAT it is the same one with every gate open and nothing protected."""
     wiring = trace(module, example)
     make = partial(
         build,
@@ -74,7 +74,7 @@ def make_learner(config: RunConfig, module: nn.Module, example: Tensor, stream: 
         s_max=config.s_max,
         max_norm=config.max_norm,
     )
-    if config.method == "finetune":
+    if config.method != "hat":
         return make(init="dense", sparsity=0.0, compensation=None)
     return make(
         init=config.init,
@@ -86,8 +86,8 @@ def make_learner(config: RunConfig, module: nn.Module, example: Tensor, stream: 
 
 
 def make_schedule(config: RunConfig) -> schedule.Schedule:
-    """From progress to mask scale; for finetuning gates of exactly one."""
-    if config.method == "finetune":
+    """From progress to mask scale; without HAT gates of exactly one."""
+    if config.method != "hat":
         return schedule.constant(config.s_max)
     makers = {
         "linear": schedule.linear,
@@ -105,8 +105,18 @@ def training_part(config: RunConfig, task: Task) -> Part:
     return Part(*(torch.cat(pair) for pair in zip(task.train, task.validation, strict=True)))
 
 
-def batches(data: Part, size: int, generator: torch.Generator) -> Iterator[Part]:
-    """One epoch in random order, in batches of nearly equal size: none is left with one image."""
+def batches(
+    data: Part, size: int, generator: torch.Generator, count: int | None = None
+) -> Iterator[Part]:
+    """One epoch in random order, in batches of nearly equal size: none is left with one image.
+
+    Args:
+        data: of a task.
+        size: images per batch, at most.
+        generator: of the order.
+        count: images in the epoch, counted from the start again after the last one; default all.
+    """
     order = torch.randperm(len(data.y), generator=generator)
+    order = order[torch.arange(len(order) if count is None else count) % len(order)]
     for rows in order.tensor_split(-(-len(order) // size)):
         yield Part(data.x[rows], data.y[rows])
