@@ -4,6 +4,7 @@ from hatfn import schedule
 from hatfn.build import build
 from hatfn.checkpoint import CheckpointError, load, save
 from hatfn.checks import HATWarning
+from hatfn.compact import Subnet
 from hatfn.evaluate import usage
 from hatfn.gates import gate, hard_gate
 from hatfn.learner import HAT, Info
@@ -20,6 +21,7 @@ __all__ = [
     "HATState",
     "HATWarning",
     "Info",
+    "Subnet",
     "TraceError",
     "Wiring",
     "build",

@@ -44,7 +44,7 @@ class ParamWiring(NamedTuple):
         kind: "shared" (one copy for all tasks, protected), "task" (a copy per task) or "head" (a copy
             per task, as wide as the task has classes).
         out: the unit whose gate multiplies each entry.
-        into: the unit whose activation each entry is multiplied with.
+        into: the unit whose activation each entry is multiplied with, and nothing else.
         gated: False where a later norm's affine holds the gate of ``out`` instead, because the norm
             would normalise a gate on this parameter away.
         folded: True where the module mixes the columns before it uses them (weight standardisation):
@@ -101,6 +101,7 @@ class Wiring:
         input: the gate on the input's features, if asked for.
         input_shape: shape of the traced input without its batch dimension.
         output_shape: shape of the module's (first) output without its batch dimension.
+        output: the units of that output, for what is put behind the module.
         constants: buffers that never change and a digest of each; the trace relied on their numbers.
         fallbacks: operators that no rule covers and the place where each stands: their results are
             taken as ungated, and the parameters that feed them are per task.
@@ -115,6 +116,7 @@ class Wiring:
     output_shape: tuple[int, ...] = ()
     constants: tuple[tuple[str, str], ...] = ()
     fallbacks: tuple[str, ...] = ()
+    output: Units | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
@@ -133,14 +135,19 @@ class Wiring:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything but the list of fallbacks: equal wirings, equal fingerprints."""
+        """SHA-256 over everything that gates and protects: equal wirings, equal fingerprints.
+
+        What feeds parameters that are not shared, and the output's units, follow from the module
+        and are not looked at, so that states from before they were recorded still load.
+        """
 
         def seen(units: Units | None) -> str:
             return "none" if units is None else digest(units.index)
 
+        shared = self.shared
         params = [
-            (name, p.shape, p.kind, p.gated, p.folded, seen(p.out), seen(p.into))
-            for name, p in self.params.items()
+            (n, p.shape, p.kind, p.gated, p.folded, seen(p.out), seen(p.into if n in shared else None))
+            for n, p in self.params.items()
         ]
         whole = (
             list(self.groups.items()),
@@ -217,7 +224,7 @@ class Wiring:
             name: param._replace(out=move(param.out), into=move(param.into))
             for name, param in self.params.items()
         }
-        return replace(self, params=params, input=move(self.input))
+        return replace(self, params=params, input=move(self.input), output=move(self.output))
 
     def lookup(self, values: Mapping[str, Tensor]) -> Callable[[Units], Tensor]:
         """A function from units to their values; ungated entries read 1 (True).
