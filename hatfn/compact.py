@@ -1,14 +1,16 @@
 """compact(): one task's subnetwork, with its dead units sliced out of the parameters.
 
-What a module fixes in its attributes (``groups``, ``normalized_shape``, the size of a reshape) does
-not follow a slice, and nothing static tells where that is. So slices are tried on a small input: a
-group is sliced if the module still gives what the masked one gives, and stays whole if not.
+What a module fixes in its attributes (``groups``, ``normalized_shape``) does not follow a slice, nor
+does a size written into its forward, and nothing static tells where those are. So slices are tried: a
+group is sliced if the module still gives what the masked one gives, else it stays whole.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import optree
@@ -17,21 +19,22 @@ import torch
 from torch import Tensor
 
 from hatfn.checks import check_input
-from hatfn.forward import Network, Output, call, cut_heads
+from hatfn.forward import Network, Output, cut_heads
 from hatfn.initial import lively
 from hatfn.seeds import seeded
+from hatfn.slicing import Layout, Values, cleared, cut, fixed_groups, layout, outline, rows_of, run
 from hatfn.state import HATState, take
-from hatfn.wiring import ParamWiring, Units
 
 _TOLERANCE = 1e-9
 """How far sliced and masked outputs may lie apart in float64, relative to the largest of them."""
 
-_SAMPLES = 2
-"""Samples of a trial: one would not show a reshape that mixes samples and channels."""
+_SAMPLES, _SIDE = 2, 64
+"""A trial's input: one sample would not show a reshape that mixes samples and channels; large images
+show nothing that small ones do not, and are tried only where the module takes no others."""
 
-Values = Mapping[str, Tensor]
-Rows = Mapping[str, Mapping[int, Tensor]]
-"""{name: {axis: the entries to keep}}."""
+Case = tuple[Values, list[Tensor]]
+"""Numbers for the module, zero where no unit is on, and the outputs to expect."""
+
 Trial = Callable[[Sequence[str]], bool]
 """Whether the module still agrees if these groups are sliced."""
 
@@ -73,37 +76,15 @@ class Subnet(NamedTuple):
             TypeError, ValueError: an input of another shape.
         """
         check_input("Subnet", x, self.network.wiring)
-        return _run(self.network, {**self.params, **self.buffers}, self.seen, x)
-
-
-class _Task(NamedTuple):
-    """What a trial needs to know of the task.
-
-    Attributes:
-        network: the static half.
-        roles: {name: what takes part}, the parameters of the module and of a head behind it.
-        axes: {name: {axis: the units along it}}, where a parameter or statistic can be sliced.
-        masks: {group: (U,) bool}, the task's gates.
-        alive: {group: (U,) bool}, the units to keep: those that are on, or one.
-        seen: which input features are on.
-    """
-
-    network: Network
-    roles: dict[str, ParamWiring]
-    axes: dict[str, dict[int, Units]]
-    masks: dict[str, Tensor]
-    alive: dict[str, Tensor]
-    seen: Tensor | None
+        return run(self.network, {**self.params, **self.buffers}, x, seen=self.seen)
 
 
 def compact(network: Network, state: HATState, task: int, x: Tensor | None = None) -> Subnet:
     """Slice the dead units of a learned task out of parameters and running statistics.
 
-    What dead units leave in entries that stay is selected away, not multiplied by zero, so that
-    nothing that later training puts there matters. A group keeps at least one unit.
-
-    Slices are tried in float64: for shapes alone first, which costs no arithmetic, then for values,
-    with the task's weights and with random ones, behind which no dead layer hides a wrong slice.
+    Every group keeps at least one unit. Slices are tried in float64: for shapes alone first, which
+    costs no arithmetic, then for values, with the task's weights and with random ones, behind which
+    no dead layer hides a wrong slice.
 
     Args:
         network: the static half of the learner.
@@ -115,166 +96,57 @@ def compact(network: Network, state: HATState, task: int, x: Tensor | None = Non
         The subnetwork.
 
     Raises:
-        ValueError: the module fails on random numbers and no ``x`` is given.
+        ValueError: the module fails on ``x``, or on random numbers where there is none.
+
+    Example:
+        >>> import hatfn, torchopt
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> wiring = hatfn.trace(net, torch.zeros(1, 4), head="2")
+        >>> hat = hatfn.build(net, wiring, classes=[2], optimizer=torchopt.sgd(0.1))
+        >>> small = hat.compact(hat.consolidate(hat.init(seed=0), 0), task=0)
+        >>> small.report
+           units  used  kept  became
+        0      8     4     4  sliced
+        >>> small.sizes, small(torch.zeros(5, 4)).shape
+        ((58, 30), torch.Size([5, 2]))
     """
-    wiring, masks = network.wiring, take(state.masks, task)
     own = cut_heads(network, take(state.task_params, task), task)
     raw = {**state.params, **own, **take(state.task_buffers, task), **network.constants}
-    look, roles = wiring.lookup(masks), _roles(network, raw)
-    values = _all_cleared(raw, roles, look)
-    this = _Task(
-        network,
-        roles,
-        _axes(values, roles),
-        masks,
-        {group: _one_at_least(mask) for group, mask in masks.items()},
-        None if wiring.input is None else look(wiring.input),
-    )
-    sliced = [group for group, alive in this.alive.items() if not bool(alive.all())]
-    if sliced:
-        with warnings.catch_warnings(), torch.no_grad(), seeded(this.masks[sliced[0]].device, 0):
+    this = layout(network, raw, take(state.masks, task))
+    fixed = fixed_groups(network)
+    groups = [g for g, alive in this.alive.items() if g not in fixed and not bool(alive.all())]
+    if groups:
+        with warnings.catch_warnings(), torch.no_grad(), seeded(state.learned.device, 0):
             warnings.simplefilter("ignore")  # what is tried and refused is nobody's concern
-            sliced = _sliceable(this, raw, x, sliced)
-    small = _cut(values, _rows(this, sliced))
+            groups = _sliceable(this, raw, x, groups)
+    small = cut(cleared(this, raw), rows_of(this, groups))
     return Subnet(
-        {name: small[name] for name in roles},
-        {name: value for name, value in small.items() if name not in roles},
-        _report(this, sliced),
-        (_count(raw[name] for name in roles), _count(small[name] for name in roles)),
+        {name: small[name] for name in this.roles},
+        {name: value for name, value in small.items() if name not in this.roles},
+        _report(this, groups),
+        (_count(raw[name] for name in this.roles), _count(small[name] for name in this.roles)),
         network._replace(initial={}, constants={name: small[name] for name in network.constants}),
-        this.seen,
+        _seen(this),
     )
 
 
-def _roles(network: Network, values: Values) -> dict[str, ParamWiring]:
-    """The part of every parameter, of those of a head put behind the module as well."""
-    roles = dict(network.wiring.params)
-    if network.added and network.classes is not None:
-        weight, bias = network.heads
-        output = network.wiring.output
-        roles[weight] = ParamWiring(tuple(values[weight].shape), "head", None, output)
-        roles[bias] = ParamWiring(tuple(values[bias].shape), "head")
-    return roles
-
-
-def _cleared(value: Tensor, role: ParamWiring, look: Callable[[Units], Tensor]) -> Tensor:
-    """A parameter with zeros where the unit it produces or the unit that feeds it is off.
-
-    Also where a later norm holds the gate: what the norm makes of zeros is switched off like anything.
-    """
-    for units in (role.out, role.into):
-        if units is not None:
-            value = torch.where(look(units), value, 0)
-    return value
-
-
-def _all_cleared(
-    values: Values, roles: Mapping[str, ParamWiring], look: Callable[[Units], Tensor]
-) -> dict[str, Tensor]:
-    return {**values, **{name: _cleared(values[name], role, look) for name, role in roles.items()}}
-
-
-def _axes(values: Values, roles: Mapping[str, ParamWiring]) -> dict[str, dict[int, Units]]:
-    """Along which axis of each parameter and statistic units lie."""
-    axes = {name: _param_axes(role, values[name].dim()) for name, role in roles.items()}
-    for name in values.keys() - roles.keys():
-        path = name.rpartition(".")[0]
-        for affine in (f"{path}.weight".lstrip("."), f"{path}.bias".lstrip(".")):
-            # A norm's statistics lie beside its scale and shift, one for each channel.
-            if affine in roles and values[affine].shape == values[name].shape:
-                axes[name] = axes[affine]
-    return axes
-
-
-def _param_axes(role: ParamWiring, dims: int) -> dict[int, Units]:
-    """An axis can be sliced if some units lie along it alone; an axis with both, by what it makes."""
-    axes: dict[int, Units] = {}
-    for units in (role.into, role.out):
-        if units is not None:
-            shape = units.index.shape
-            along = [axis + dims - len(shape) for axis, size in enumerate(shape) if size > 1]
-            if len(along) == 1:
-                axes[along[0]] = units
-    return axes
-
-
-def _one_at_least(mask: Tensor) -> Tensor:
-    """The mask, or its first unit if none is on: a layer cannot be empty."""
-    first = torch.arange(len(mask), device=mask.device) == 0
-    return mask | (first & ~mask.any())
-
-
-def _rows(this: _Task, sliced: Iterable[str]) -> Rows:
-    """What is left of every axis if these groups are sliced."""
-    chosen = set(sliced)
-    keep = {g: on if g in chosen else torch.ones_like(on) for g, on in this.alive.items()}
-    look = this.network.wiring.lookup(keep)
-    rows: dict[str, dict[int, Tensor]] = {}
-    for name, axes in this.axes.items():
-        keeps = {axis: look(units).flatten() for axis, units in axes.items()}
-        rows[name] = {a: on.nonzero().flatten() for a, on in keeps.items() if not bool(on.all())}
-    return rows
-
-
-def _cut(values: Values, rows: Rows) -> dict[str, Tensor]:
-    small = dict(values)
-    for name, axes in rows.items():
-        for axis, kept in axes.items():
-            small[name] = small[name].index_select(axis, kept)
-    return small
-
-
-def _outline(values: Values, rows: Rows) -> dict[str, Tensor]:
-    """The shapes of :func:`_cut`, without numbers."""
-    shapes = {name: list(value.shape) for name, value in values.items()}
-    for name, axes in rows.items():
-        for axis, kept in axes.items():
-            shapes[name][axis] = len(kept)
-    return {n: torch.empty(s, dtype=values[n].dtype, device="meta") for n, s in shapes.items()}
-
-
-def _run(
-    network: Network,
-    values: Values,
-    seen: Tensor | None,
-    x: Tensor,
-    gates: Mapping[str, Tensor] | None = None,
-) -> Output:
-    """The module's output from all of its numbers in one dict."""
-    constants = {name: values[name] for name in network.constants}
-    buffers = {name: values[name] for name in network.wiring.buffers}
-    params = {n: v for n, v in values.items() if n not in constants and n not in buffers}
-    if seen is not None and gates is None:
-        x = torch.where(seen, x, 0)
-    network = network._replace(constants=constants)
-    return call(network, network.evaluate, params, buffers, gates, x)[0]
-
-
-def _sliceable(this: _Task, raw: Values, x: Tensor | None, groups: list[str]) -> list[str]:
+def _sliceable(this: Layout, raw: Values, x: Tensor | None, groups: list[str]) -> list[str]:
     """Those of the groups that can be sliced together, found by trial."""
-    network, generator = this.network, torch.Generator().manual_seed(0)
-    task = {name: _double(value).nan_to_num(0, 0, 0) for name, value in raw.items()}
-    drawn = lively({n: v for n, v in task.items() if n not in network.constants}, generator)
-    look = network.wiring.lookup(this.masks)
-    x = _sample(this, x, generator)
-    cases = []
-    for values in (task, task | drawn):
-        output = _leaves(_run(network, values, this.seen, x, this.masks))
-        if any(bool(leaf.isfinite().any()) for leaf in output):  # else it could tell nothing
-            cases.append((_all_cleared(values, this.roles, look), output))
+    network, seen = this.network, _seen(this)
+    x, cases = _cases(this, raw, x)
     if not cases:
         return []
-    hollow, seen = x.to("meta"), None if this.seen is None else this.seen.to("meta")
 
     def fits(sliced: Sequence[str]) -> bool:
         values, output = cases[0]
-        tried = _leaves(_run(network, _outline(values, _rows(this, sliced)), seen, hollow))
-        return [leaf.shape for leaf in tried] == [leaf.shape for leaf in output]
+        hollow = None if seen is None else seen.to("meta")
+        tried = run(network, outline(values, rows_of(this, sliced)), x.to("meta"), seen=hollow)
+        return [leaf.shape for leaf in _leaves(tried)] == [leaf.shape for leaf in output]
 
     def agrees(sliced: Sequence[str]) -> bool:
-        rows = _rows(this, sliced)
+        rows = rows_of(this, sliced)
         return all(
-            _close(_leaves(_run(network, _cut(values, rows), this.seen, x)), output)
+            _close(_leaves(run(network, cut(values, rows), x, seen=seen)), output)
             for values, output in cases
         )
 
@@ -283,11 +155,45 @@ def _sliceable(this: _Task, raw: Values, x: Tensor | None, groups: list[str]) ->
     groups = _largest(agrees, groups)
     if not groups and not agrees([]):
         raise RuntimeError(
-            "compact: the module gives other outputs with dead weights set to zero than with gates. "
+            "compact: the module gives other outputs with dead weights set to zero than under gates. "
             "Expected the same: two calls of it must agree, and hatfn.testing.verify_wiring must pass. "
             "If both do, please report it."
         )
     return groups
+
+
+def _cases(this: Layout, raw: Values, x: Tensor | None) -> tuple[Tensor, list[Case]]:
+    """An input, and numbers for the module with what it gives for them under gates."""
+    network, generator = this.network, torch.Generator().manual_seed(0)
+    mine = {name: _double(value).nan_to_num(0, 0, 0) for name, value in raw.items()}
+    drawn = lively({n: v for n, v in mine.items() if n not in network.constants}, generator)
+    failure: Exception | None = None
+    for sample in _inputs(this, generator) if x is None else [_double(x[:_SAMPLES])]:
+        try:
+            cases: list[Case] = []
+            for values in (mine, mine | drawn):
+                output = _leaves(run(network, values, sample, gates=this.masks))
+                if any(bool(leaf.isfinite().any()) for leaf in output):  # else it can tell nothing
+                    cases.append((cleared(this, values), output))
+            return sample, cases
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            failure = error
+    given = "random numbers" if x is None else "x"
+    raise ValueError(
+        f"compact: slices are tried in float64, and the module fails on {given}. Expected an input "
+        f"that it takes: hat.compact(state, task, x=batch). It said: {failure}"
+    ) from failure
+
+
+def _inputs(this: Layout, generator: torch.Generator) -> Iterator[Tensor]:
+    """Random inputs, first of small images if those that were traced are large."""
+    shape, device = this.network.wiring.input_shape, next(iter(this.masks.values())).device
+    small = (*shape[:1], *(min(size, _SIDE) for size in shape[1:])) if len(shape) > 2 else shape
+    for size in dict.fromkeys([small, shape]):
+        x = torch.randn((_SAMPLES, *size), generator=generator, dtype=torch.float64)
+        yield x.to(device)
 
 
 def _holds(trial: Trial, groups: Sequence[str]) -> bool:
@@ -301,26 +207,23 @@ def _holds(trial: Trial, groups: Sequence[str]) -> bool:
 
 
 def _largest(trial: Trial, groups: list[str]) -> list[str]:
-    """As many of the groups as pass the trial together: all, or half by half."""
+    """As many of the groups as pass together: all, else kind by kind of name, else half by half."""
+    kinds: dict[str, list[str]] = {}
+    for group in groups:
+        kinds.setdefault(re.sub(r"\d+", "#", group), []).append(group)
 
     def grow(found: list[str], more: list[str]) -> list[str]:
-        if not more or _holds(trial, found + more):
+        if _holds(trial, found + more):
             return found + more
-        if len(more) == 1:
-            return found
         middle = len(more) // 2
-        return grow(grow(found, more[:middle]), more[middle:])
+        return grow(grow(found, more[:middle]), more[middle:]) if middle else found
 
-    return grow([], groups)
+    return groups if _holds(trial, groups) else reduce(grow, kinds.values(), [])
 
 
-def _sample(this: _Task, x: Tensor | None, generator: torch.Generator) -> Tensor:
-    """The input of the trials; drawn ones are tried on the module, which may want integers."""
-    if x is not None:
-        return _double(x[:_SAMPLES])
-    device = next(iter(this.masks.values())).device
-    shape = (_SAMPLES, *this.network.wiring.input_shape)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+def _seen(this: Layout) -> Tensor | None:
+    gate = this.network.wiring.input
+    return None if gate is None else this.network.wiring.lookup(this.masks)(gate)
 
 
 def _double(value: Tensor) -> Tensor:
@@ -347,11 +250,11 @@ def _count(values: Iterable[Tensor]) -> int:
     return sum(value.numel() for value in values)
 
 
-def _report(this: _Task, sliced: Sequence[str]) -> pd.DataFrame:
+def _report(this: Layout, sliced: Sequence[str]) -> pd.DataFrame:
     rows = {}
     for group, alive in this.alive.items():
-        units, used, kept = len(alive), int(this.masks[group].sum()), int(alive.sum())
-        became = "full" if kept == units else "sliced" if group in sliced else "whole"
-        kept = units if became == "whole" else kept
+        units, used, left = len(alive), int(this.masks[group].sum()), int(alive.sum())
+        became = "full" if left == units else "sliced" if group in sliced else "whole"
+        kept = left if became == "sliced" else units
         rows[group] = {"units": units, "used": used, "kept": kept, "became": became}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["units", "used", "kept", "became"])
