@@ -4,6 +4,7 @@ from hatfn import schedule
 from hatfn.build import build
 from hatfn.checkpoint import CheckpointError, load, save
 from hatfn.checks import HATWarning
+from hatfn.compact import Subnet
 from hatfn.evaluation import Evaluation, evaluate
 from hatfn.gates import gate, hard_gate
 from hatfn.inference import classify, infer_task, infer_task_by_gradient
@@ -26,6 +27,7 @@ __all__ = [
     "HATWarning",
     "Info",
     "Replicas",
+    "Subnet",
     "TraceError",
     "Wiring",
     "build",

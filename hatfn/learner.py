@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hatfn import checks, transforms
+from hatfn.compact import Subnet, compact
 from hatfn.forward import Network, Output, call, forward, forward_each, forward_plain, predict
 from hatfn.gates import Init, flush, gate, hard_gate
 from hatfn.initial import initial_state
@@ -273,6 +274,29 @@ class HAT(NamedTuple):
         checks.check_input("predict", x, self.wiring)
         rows = checks.check_chosen("predict", state, tasks, self.tasks)
         return predict(self.network, state, x, rows, chunk_size)
+
+    def compact(self, state: HATState, task: int, x: Tensor | None = None) -> Subnet:
+        """A learned task's subnetwork, its dead units sliced out of parameters and statistics.
+
+        Args:
+            state: with ``task`` learned.
+            task: which.
+            x: (B, ...), an input to try slices on, for a module that random numbers will not do for
+                (one that reads integers).
+
+        Returns:
+            The numbers with which the same module gives the task's logits with less work, and a
+            report of what was sliced.
+
+        Raises:
+            TypeError, ValueError: a wrong task or input; a task that was never learned; a module that
+                fails on random numbers where no ``x`` is given.
+        """
+        t = checks.check_task("compact", task, self.tasks)
+        checks.check_learned("compact", state, [t])
+        if x is not None:
+            checks.check_input("compact", x, self.wiring)
+        return compact(self.network, state, t, x)
 
     def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
         """Gates of task embeddings, {group: (..., U)} in [0, 1], at a scale; None: binary ones."""

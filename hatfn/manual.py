@@ -28,8 +28,9 @@ def manual_wiring(
 ) -> Wiring:
     """Say which group of units every layer produces and which one feeds it.
 
-    Layers that add into one residual stream produce the same group. What is not listed, the head
-    among it, is per task, which is always sound.
+    Layers that add into one residual stream produce the same group. What is not listed is per task,
+    which is always sound. The head is per task anyway; as ``(None, group)`` it says what feeds it,
+    which lets ``hat.compact`` cut its columns.
 
     Args:
         module: any module.
@@ -79,7 +80,7 @@ def manual_wiring(
         for leaf, role in _roles(modules[layer], layer, *_ends(ends), ids):
             params[names[f"{layer}.{leaf}"]] = role
     for name in (name for found in heads for name in found if name is not None):
-        params[name] = ParamWiring(params[name].shape, "head")
+        params[name] = ParamWiring(params[name].shape, "head", into=params[name].into)
     buffers, changed = dict(module.named_buffers()), changed_buffers(module, x, names)
     with torch.no_grad():
         output = twin(module, training=False)(x.clone())

@@ -13,7 +13,8 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from hatfn.forward import Network, call, make_network
+from hatfn.forward import call, make_network
+from hatfn.initial import lively
 from hatfn.learner import HAT
 from hatfn.modules import twin
 from hatfn.state import HATState, binary_gates
@@ -77,7 +78,8 @@ def verify_wiring(
     """
     generator = torch.Generator().manual_seed(seed)
     network = make_network(twin(module, False, _double), wiring, None)
-    network = network._replace(initial=_lively(network, generator))
+    drawn = {n: v for n, v in network.initial.items() if n not in network.constants}
+    network = network._replace(initial=network.initial | lively(drawn, generator))
     x = _double(x)
     noise = torch.randn(x.shape, generator=generator).to(x.device)
     other = x + noise if x.is_floating_point() else x.flip(0, -1)
@@ -250,26 +252,6 @@ def _moved(value: Tensor, held: Tensor, generator: torch.Generator) -> Iterator[
 def _flat(output: Any) -> Tensor:
     parts = [leaf for leaf in optree.tree_leaves(output) if isinstance(leaf, Tensor)]
     return torch.cat([part.flatten() for part in parts])
-
-
-def _lively(network: Network, generator: torch.Generator) -> dict[str, Tensor]:
-    """Values under which every layer passes signal when half of its inputs are off.
-
-    Matrices keep the variance; scales are near 1; biases and means are small; no layer starts at zero
-    or at 1e-6, as trained-from-scratch recipes have it, because nothing behind it could be tested.
-    """
-
-    def draw(name: str, value: Tensor) -> Tensor:
-        if not value.is_floating_point() or name in network.constants:
-            return value
-        if value.dim() > 1:
-            fan_in = max(value.numel() // max(len(value), 1), 1)
-            return torch.randn(value.shape, generator=generator).to(value) * math.sqrt(4 / fan_in)
-        positive = name.rpartition(".")[2] in ("weight", "gamma", "running_var", "scale")
-        spread = torch.rand(value.shape, generator=generator).to(value)
-        return spread + 0.5 if positive else (spread - 0.5) / 2
-
-    return {name: draw(name, value) for name, value in network.initial.items()}
 
 
 def _noise_elsewhere(state: HATState, task: int, generator: torch.Generator) -> HATState:

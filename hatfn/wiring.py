@@ -44,7 +44,7 @@ class ParamWiring(NamedTuple):
         kind: "shared" (one copy for all tasks, protected), "task" (a copy per task) or "head" (a copy
             per task, as wide as the task has classes).
         out: the unit whose gate multiplies each entry.
-        into: the unit whose activation each entry is multiplied with.
+        into: the unit whose activation each entry is multiplied with, and nothing else.
         gated: False where a later norm's affine holds the gate of ``out`` instead, because the norm
             would normalise a gate on this parameter away.
         folded: True where the module mixes the columns before it uses them (weight standardisation):
@@ -115,6 +115,7 @@ class Wiring:
         input: the gate on the input's features, if asked for.
         input_shape: shape of the traced input without its batch dimension.
         output_shape: shape of the module's (first) output without its batch dimension.
+        output: the units of that output, for what is put behind the module.
         layers: the layers whose output can be gated instead of their parameters, by their path.
         constants: buffers that never change and a digest of each; the trace relied on their numbers.
         fallbacks: operators that no rule covers and the place where each stands: their results are
@@ -131,6 +132,7 @@ class Wiring:
     layers: Mapping[str, Layer] = field(default_factory=dict)
     constants: tuple[tuple[str, str], ...] = ()
     fallbacks: tuple[str, ...] = ()
+    output: Units | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
@@ -150,14 +152,19 @@ class Wiring:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over what a state depends on, so not over fallbacks and layers."""
+        """SHA-256 over everything that gates and protects: equal wirings, equal fingerprints.
+
+        Layers, what feeds parameters that are not shared, and the output's units follow from the
+        module and are not looked at, so that states from before they were recorded still load.
+        """
 
         def seen(units: Units | None) -> str:
             return "none" if units is None else digest(units.index)
 
+        shared = self.shared
         params = [
-            (name, p.shape, p.kind, p.gated, p.folded, seen(p.out), seen(p.into))
-            for name, p in self.params.items()
+            (n, p.shape, p.kind, p.gated, p.folded, seen(p.out), seen(p.into if n in shared else None))
+            for n, p in self.params.items()
         ]
         whole = (
             list(self.groups.items()),
@@ -238,7 +245,8 @@ class Wiring:
             path: layer._replace(units=replace(layer.units, index=layer.units.index.to(device)))
             for path, layer in self.layers.items()
         }
-        return replace(self, params=params, layers=layers, input=move(self.input))
+        input, output = move(self.input), move(self.output)
+        return replace(self, params=params, layers=layers, input=input, output=output)
 
     def lookup(self, values: Mapping[str, Tensor]) -> Callable[[Units], Tensor]:
         """A function from units to their values; ungated entries read 1 (True).

@@ -41,6 +41,12 @@ def build(**wrong: Any) -> hatfn.HAT:
     return hatfn.build(**settings)
 
 
+def compact_words() -> object:
+    words = nn.Sequential(nn.Embedding(7, 16), nn.Flatten(), nn.Linear(32, 3))
+    hat = learner(words, torch.tensor([[1, 2]]), head="2")
+    return hat.compact(hat.consolidate(hat.init(0), 0), 0)
+
+
 BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
     # name: the call, the error, words its message must hold: where, expected, got, how to mend
     "task out of range": (
@@ -84,6 +90,18 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
         lambda: HAT.predict(LEARNED, X, tasks=[1, 2]), ValueError, ["predict", "task 2", "never learned"]),
     "predict nothing": (
         lambda: HAT.predict(START, X), ValueError, ["predict", "no tasks", "consolidate"]),
+    "a compact task never learned": (
+        lambda: HAT.compact(OPEN, 1), ValueError, ["compact", "task 1", "never learned", "hat.consolidate(state, 1)"]),
+    "a compact task that does not exist": (
+        lambda: HAT.compact(LEARNED, 4), ValueError, ["compact", "task=4", "0 to 2"]),
+    "a compact input of wrong dimensions": (
+        lambda: HAT.compact(LEARNED, 1, X[0]), ValueError, ["compact", "(5,)", "(B, 5)", "x[None]"]),
+    "a compact input that does not fit": (
+        lambda: HAT.compact(LEARNED, 1, X[:, :4]), ValueError, ["compact", "fails on x", "(B, 5)"]),
+    "a compact module of integers without an input": (
+        compact_words, ValueError, ["compact", "random numbers", "hat.compact(state, task, x=batch)"]),
+    "a subnetwork's input of wrong dimensions": (
+        lambda: HAT.compact(LEARNED, 1)(X[0]), ValueError, ["Subnet", "(5,)", "(B, 5)", "x[None]"]),
     "labels outside the task": (
         lambda: HAT.update(OPEN, (X, Y + 1), 1, 1.0), ValueError,
         ["update", "labels from", "to 2", "2 classes", "0 to 1", "y - first_class"]),

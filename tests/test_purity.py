@@ -78,6 +78,9 @@ CALLS = {
     "HAT.forward soft": (HAT.forward, (LEARNED, X, 1, 5.0), {}),
     "HAT.forward each": (HAT.forward, (LEARNED, X, torch.tensor([1, 0] * 4)), {}),
     "HAT.forward plain": (HAT.forward, (LEARNED, X, None), {}),
+    "HAT.compact": (HAT.compact, (LEARNED, 1), {}),
+    "HAT.compact on an input": (HAT.compact, (LEARNED, 1), {"x": X}),
+    "Subnet": (HAT.compact(LEARNED, 1), (X,), {}),
     "HAT.predict": (HAT.predict, (LEARNED, X), {"chunk_size": 1}),
 }  # fmt: skip
 NOT_CALLED = {

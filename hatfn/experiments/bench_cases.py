@@ -283,10 +283,8 @@ def all_tasks(hat: HAT, state: HATState, plain: nn.Module, x: Tensor) -> list[Co
         Contender("predict", lambda: hat.predict(state, x)),
         Contender("predict, chunk_size 1", lambda: hat.predict(state, x, chunk_size=1)),
     ]
-    if (compact := getattr(hat, "compact", None)) is not None:
-        subnets = [compact(state, task) for task in tasks]
-        ways.append(Contender("compact", lambda: [small(x) for small in subnets]))
-    return ways
+    subnets = [hat.compact(state, task) for task in tasks]
+    return [*ways, Contender("compact", lambda: [small(x) for small in subnets])]
 
 
 def one_by_one(hat: HAT, states: list[HATState], data: list[tuple[Tensor, Tensor]]) -> Contender:

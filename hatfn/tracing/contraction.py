@@ -65,6 +65,7 @@ def _contract(
     width = rows[1] * rows[2] * groups
 
     if weight.param is not None and weight.param in t.heads:
+        t.feed(weight.param, _regroup(per_group.reshape(into_shape), view, weight.shape))
         return filled((width,), OPEN)
 
     inherited = agree(per_group, (1,)).expand(groups, width // groups).reshape(width)

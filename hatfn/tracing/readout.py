@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from hatfn.tracing.labels import compress, shrink
+from hatfn.tracing.labels import agree, compress, shrink
 from hatfn.tracing.tracer import Param, Tracer, Value
 from hatfn.wiring import OPEN, Head, ParamWiring, Units, Wiring
 
@@ -46,12 +46,14 @@ def read_wiring(
 
     def resolve(label: Tensor) -> Tensor:
         label = t.forest.find(shrink(label))
-        return torch.where(label < 0, OPEN, first[label.clamp(min=0)]) if len(first) else label
+        return (
+            torch.where(label < 0, OPEN, first[label.clamp(min=0)]) if len(first) else label.clamp(OPEN)
+        )
 
     head_names = {name for head in heads for name in head}
     roles = {name: _role(t, param, resolve) for name, param in t.params.items()}
     retired = _units(resolve(t.label(value)) for value in outputs if open_outputs)
-    retired -= _units(role.into for role in roles.values())
+    retired -= _units(role.into for name, role in roles.items() if name not in head_names)
     inputs = [] if t.input is None else [t.input]
     kept = _units([*inputs, *(role.out for role in roles.values() if role.gated)]) - retired
 
@@ -78,8 +80,9 @@ def read_wiring(
     params = {}
     for name, role in roles.items():
         kind = _kind(name in head_names, t.params[name], number[role.out], number[role.into])
-        into = units(role.into) if kind == "shared" else None
-        shape, folded = tuple(t.params[name].shape), t.params[name].folded and into is not None
+        param = t.params[name]
+        into = None if param.own else units(role.into)
+        shape, folded = tuple(param.shape), param.folded and kind == "shared" and into is not None
         params[name] = ParamWiring(shape, kind, units(role.out), into, role.gated, folded)
     return Wiring(
         groups={name: len(ids) for name, ids in groups.items()},
@@ -91,7 +94,13 @@ def read_wiring(
         output_shape=tuple(outputs[0].shape[1:]) if outputs else (),
         constants=constants,
         fallbacks=tuple(t.fallbacks),
+        output=units(_of_one_sample(resolve(outputs[0].label))) if outputs else None,
     )
+
+
+def _of_one_sample(label: Tensor) -> Tensor:
+    """The label of a value without its batch dimension."""
+    return agree(label, (0,)).squeeze(0) if label.dim() else label
 
 
 def _units(labels: Iterable[Tensor]) -> set[int]:

@@ -191,6 +191,11 @@ class Tracer:
         param.into = torch.where(high == low, high, OPEN).reshape(param.shape)
         param.bound = param.bound.index_fill(0, cells, True)
 
+    def feed(self, name: str, into: Tensor) -> None:
+        """Record what a head reads: nothing gates a head, but its columns have in units."""
+        param = self.params[name]
+        param.into = into if param.into is None else self.same(param.into, into)
+
     def same(self, a: Tensor, b: Tensor) -> Tensor:
         """``a`` where both labels name one unit, else ``OPEN``."""
         a, b = torch.broadcast_tensors(self.forest.find(a), self.forest.find(b))
