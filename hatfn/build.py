@@ -8,13 +8,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from hatfn import checks
 from hatfn import regularizer as regularizers
 from hatfn.forward import make_network
 from hatfn.gates import Init
 from hatfn.learner import HAT
 from hatfn.loss import cross_entropy
 from hatfn.optimizer import Optimizer, check_optimizer
+from hatfn.settings import check_choice, check_classes, check_groups, check_hyper, check_wiring
 from hatfn.transforms import Protection
 from hatfn.wiring import Wiring
 
@@ -91,12 +91,12 @@ def build(
     Source:
         Serrà et al. 2018 (arXiv 1801.01423); Duan 2023 (arXiv 2307.09653).
     """
-    checks.check_wiring(module, wiring)
-    tasks = checks.check_classes(classes, num_tasks, wiring)
-    checks.check_groups(wiring, tasks)
-    checks.check_hyper(s_max, sparsity, clamp, max_norm)
-    checks.check_choice("init", init, get_args(Init))
-    checks.check_choice("protection", protection, get_args(Protection))
+    check_wiring(module, wiring)
+    tasks = check_classes(classes, num_tasks, wiring)
+    check_groups(wiring, tasks)
+    check_hyper(s_max, sparsity, clamp, max_norm)
+    check_choice("init", init, get_args(Init))
+    check_choice("protection", protection, get_args(Protection))
     pure = check_optimizer(optimizer)
     hyper = {"lr": 1.0, "sparsity": float(sparsity), "s_max": float(s_max)}
     hyper["compensation"] = float(s_max if compensation in ("s_max", None) else compensation)

@@ -11,10 +11,10 @@ from typing import Any
 
 import optree
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hatfn.state import HATState
-from hatfn.wiring import Wiring, digest
+from hatfn.wiring import Wiring
 
 
 class HATWarning(UserWarning):
@@ -168,104 +168,25 @@ def check_carried(where: str, carried: Any, fresh: Any, count: int) -> Any:
     return carried
 
 
-def check_wiring(module: Any, wiring: Any) -> None:
-    """The wiring is of this module."""
-    if not isinstance(wiring, Wiring):
-        raise TypeError(
-            f"build: wiring is a {type(wiring).__name__}. Expected what hatfn.trace(module, x) gives: "
-            f"hatfn.build(module, hatfn.trace(module, x), classes, optimizer)."
-        )
-    have = {name: tuple(param.shape) for name, param in module.named_parameters()}
-    want = {name: param.shape for name, param in wiring.params.items()}
-    differ = sorted(set(have.items()) ^ set(want.items()))
-    if differ:
-        raise ValueError(
-            f"build: the wiring is of another module; they differ in {differ[0][0]} "
-            f"(module {have.get(differ[0][0])}, wiring {want.get(differ[0][0])}). Trace this one."
-        )
-    _check_tensors(module, wiring)
-
-
-def _check_tensors(module: nn.Module, wiring: Wiring) -> None:
-    """Parameters that can be trained, and constants as they were when traced."""
-    odd = [name for name, param in module.named_parameters() if not param.is_floating_point()]
-    if odd:
-        raise TypeError(
-            f"build: parameter {odd[0]} is {module.get_parameter(odd[0]).dtype}. Expected floating "
-            f"parameters: register it as a buffer."
-        )
-    buffers = dict(module.named_buffers())
-    changed = [name for name, known in wiring.constants if digest(buffers[name]) != known]
-    if changed:
-        raise ValueError(
-            f"build: buffer {changed[0]} has other values than when the wiring was traced, which "
-            f"relied on them. Trace the module as it is now: hatfn.trace(module, x)."
-        )
-
-
-def check_classes(classes: Any, num_tasks: int | None, wiring: Wiring) -> int:
-    """The number of tasks, from one class count per task or from num_tasks."""
-    if classes is None:
-        count = 1 if num_tasks is None else operator.index(num_tasks)
-        if count < 1:
-            raise ValueError(f"build: num_tasks={num_tasks}. Expected at least 1.")
-        return count
-    if isinstance(classes, int | str):
-        raise TypeError(f"build: classes={classes!r}. Expected one count per task, such as [2, 2, 2].")
-    counts = [operator.index(count) for count in classes]
-    if not counts or min(counts) < 1 or num_tasks not in (None, len(counts)):
-        raise ValueError(
-            f"build: classes={classes!r}, num_tasks={num_tasks}. Expected one positive count per task, "
-            f"such as [2, 2, 2], and no num_tasks."
-        )
-    if not wiring.heads and "head.weight" in wiring.params:
-        raise ValueError(
-            "build: classes are given and the module has a layer 'head', but no head was traced. Write "
-            "hatfn.trace(module, x, head='head') to give every task its own."
-        )
-    if not wiring.heads and len(wiring.output_shape) != 1:
-        raise ValueError(
-            f"build: the module returns (B, {', '.join(map(str, wiring.output_shape))}), and no head "
-            f"was traced. Expected features (B, D) to put one behind: pool or flatten them, or name "
-            f"the classifier: hatfn.trace(module, x, head='fc')."
-        )
-    return len(counts)
-
-
-def check_hyper(s_max: float, sparsity: float, clamp: float, max_norm: float | None) -> None:
-    """Settings in their ranges."""
-    wrong = {
-        "s_max": (s_max, s_max > 1, "above 1"),
-        "sparsity": (sparsity, sparsity >= 0, "of at least 0"),
-        "clamp": (clamp, clamp > 0, "above 0"),
-        "max_norm": (max_norm, max_norm is None or max_norm > 0, "above 0, or None"),
-    }
-    for name, (value, right, expected) in wrong.items():
-        if not right or (value is not None and not math.isfinite(value)):
-            raise ValueError(f"build: {name}={value}. Expected a finite number {expected}.")
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """One of a few words."""
-    if value not in choices:
-        raise ValueError(f"build: {name}={value!r}. Expected one of {', '.join(map(repr, choices))}.")
-
-
 def check_batches(
-    batch: Any, rows: Sequence[int], several: bool, classes: Sequence[int] | None
+    batch: Any, task: Any, rows: Sequence[int], classes: Sequence[int] | None, wiring: Wiring
 ) -> list[tuple[Tensor, Tensor]]:
     """A batch for each task: the pair itself, or slices of a pair with a leading axis over tasks."""
-    counts = [None if classes is None else classes[task] for task in rows]
-    if not several:
-        return [check_batch(batch, counts[0])]
-    x, y = check_batch(batch, None)
-    if len(x) != len(rows):
-        raise ValueError(
-            f"update: x has shape {tuple(x.shape)} for {len(rows)} tasks. Expected an axis over tasks "
-            f"in front, (K, B, ...): hat.update(state, (torch.stack(xs), torch.stack(ys)), "
-            f"{list(rows)}, scale)."
-        )
-    return [check_batch((x[k], y[k]), count) for k, count in enumerate(counts)]
+    counts = [None if classes is None else classes[row] for row in rows]
+    if not isinstance(task, list | tuple | range):
+        batches = [check_batch(batch, counts[0])]
+    else:
+        x, y = check_batch(batch, None)
+        if len(x) != len(rows):
+            raise ValueError(
+                f"update: x has shape {tuple(x.shape)} for {len(rows)} tasks. Expected an axis over "
+                f"tasks in front, (K, B, ...): hat.update(state, (torch.stack(xs), torch.stack(ys)), "
+                f"{list(rows)}, scale)."
+            )
+        batches = [check_batch((x[k], y[k]), count) for k, count in enumerate(counts)]
+    for x, _ in batches:
+        check_input("update", x, wiring)
+    return batches
 
 
 def check_batch(batch: Any, classes: int | None, where: str = "update") -> tuple[Tensor, Tensor]:
@@ -353,50 +274,6 @@ def check_alive(where: str, task: int, masks: Mapping[str, Tensor]) -> None:
             HATWarning,
             stacklevel=4,
         )
-
-
-def check_groups(wiring: Wiring, tasks: int) -> None:
-    """Warn of groups that have fewer units than there are tasks."""
-    small = {group: units for group, units in wiring.groups.items() if units < tasks}
-    if small:
-        listed = ", ".join(f"{group} ({units})" for group, units in small.items())
-        warnings.warn(
-            f"build: {tasks} tasks, but fewer units in {listed}: later tasks must share them. Widen "
-            f"the module, or plan fewer tasks.",
-            HATWarning,
-            stacklevel=4,
-        )
-
-
-def check_seeds(seeds: Any) -> list[int]:
-    """One integer per replica."""
-    if isinstance(seeds, int | str) or not hasattr(seeds, "__iter__"):
-        raise TypeError(f"replicate: seeds={seeds!r}. Expected one per replica, such as range(8).")
-    found = [operator.index(seed) for seed in seeds]
-    if not found:
-        raise ValueError("replicate: no seeds. Expected one per replica, such as range(8).")
-    return found
-
-
-def check_replicated(
-    hyper: Mapping[str, Any], known: Mapping[str, float], replicas: int
-) -> dict[str, list[float]]:
-    """A value of each setting for every replica."""
-    values = {}
-    for name, value in hyper.items():
-        if name not in known:
-            raise ValueError(f"replicate: {name} is no setting. Expected one of {', '.join(known)}.")
-        numbers = torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
-        if len(numbers) not in (1, replicas):
-            raise ValueError(
-                f"replicate: {len(numbers)} values of {name} for {replicas} replicas. Expected one "
-                f"number, or one for each."
-            )
-        values[name] = numbers * (replicas // len(numbers))
-    for i in range(replicas):
-        one = {**known, **{name: value[i] for name, value in values.items()}}
-        check_hyper(one["s_max"], one["sparsity"], 1.0, None)
-    return values
 
 
 def check_axis(where: str, x: Tensor, replicas: int) -> None:

@@ -14,7 +14,7 @@ from hatfn.forward import Network, Output, call, forward, forward_each, forward_
 from hatfn.gates import Init, flush, gate, hard_gate
 from hatfn.initial import initial_state
 from hatfn.optimizer import Optimizer
-from hatfn.state import HATState, binary_gates, over_groups, put, take, trainable, tree_map
+from hatfn.state import HATState, binary_gates, over_groups, put, take, trainable
 from hatfn.step import Info, step
 from hatfn.wiring import Wiring
 
@@ -184,8 +184,7 @@ class HAT(NamedTuple):
             if seen and old.is_floating_point()
         }
         buffers = transforms.choose(transforms.finite(mean), before | mean, before)
-        rows = tree_map(lambda leaf: leaf[None], buffers)
-        return state._replace(task_buffers=put(state.task_buffers, [t], rows))
+        return state._replace(task_buffers=put(state.task_buffers, t, buffers))
 
     def consolidate(self, state: HATState, task: int) -> HATState:
         """Close a task: its binary gates become its mask, and it counts as learned.
@@ -201,7 +200,7 @@ class HAT(NamedTuple):
         gates = take(binary_gates(state), t)
         checks.check_alive("consolidate", t, gates)
         return state._replace(
-            masks=put(state.masks, [t], tree_map(lambda mask: mask[None], gates)),
+            masks=put(state.masks, t, gates),
             learned=state.learned | here,
             active=state.active & ~here,
         )
@@ -302,15 +301,23 @@ class HAT(NamedTuple):
         """Gates of task embeddings, {group: (..., U)} in [0, 1], at a scale; None: binary ones."""
         if scale is None:
             return over_groups(lambda e: hard_gate(e).to(e.dtype), embeddings)
-        return over_groups(lambda e: flush(gate(e, scale, self.squash)), embeddings)
+
+        def soft(e: Tensor) -> Tensor:
+            own = scale.to(e.dtype) if isinstance(scale, Tensor) else scale
+            return flush(gate(e, own, self.squash))
+
+        return over_groups(soft, embeddings)
 
     def used(self, state: HATState) -> dict[str, Tensor]:
-        """The cumulative mask: which units the locked tasks use, {group: (U,)}, bool or in [0, 1]."""
-        lock = state.locked[:, None]
+        """The cumulative mask: which units the locked tasks use, {group: (U,)}, bool or in [0, 1].
+
+        Of stacked states {group: (S, U)}.
+        """
+        lock = state.locked[..., None]
         if self.protection == "exact":
-            return over_groups(lambda on: (on & lock).any(0), binary_gates(state))
-        soft = self.gates(state.embeddings, state.hyper["s_max"])
-        return over_groups(lambda a: (a * lock).amax(0), soft)
+            return over_groups(lambda on: (on & lock).any(-2), binary_gates(state))
+        soft = self.gates(state.embeddings, state.hyper["s_max"][..., None, None])
+        return over_groups(lambda a: (a * lock).amax(-2), soft)
 
     def _flags(self, state: HATState, rows: Sequence[int]) -> Tensor:
         """(T,) bool, True for some tasks."""

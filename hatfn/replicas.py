@@ -13,8 +13,9 @@ from hatfn import checks
 from hatfn.forward import Output, batchable
 from hatfn.learner import HAT
 from hatfn.optimizer import vectorized
-from hatfn.state import HATState, tree_map
-from hatfn.step import Info
+from hatfn.settings import check_replicated, check_seeds
+from hatfn.state import HATState, Trainable, tree_map
+from hatfn.step import Before, Info, Scale, Seen, advance, gradient, read, report, total_loss, write
 
 
 def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) -> HATState:
@@ -50,8 +51,8 @@ def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) 
         >>> info.loss.shape
         torch.Size([3])
     """
-    states = [hat.init(seed, fresh=True) for seed in checks.check_seeds(seeds)]
-    values = checks.check_replicated(hyper, hat.hyper, len(states))
+    states = [hat.init(seed, fresh=True) for seed in check_seeds(seeds)]
+    values = check_replicated(hyper, hat.hyper, len(states))
     if "s_max" in values and hat.hyper["compensation"] == hat.hyper["s_max"]:
         values.setdefault("compensation", values["s_max"])
     stacked = stack(states)
@@ -94,7 +95,7 @@ class Replicas(NamedTuple):
         """:meth:`hatfn.HAT.begin` of every replica."""
         opened = checks.check_tasks("begin", task, self.hat.tasks)
         begun: HATState = _over(partial(self.hat.begin, task=task, locked=locked, carry=carry), states)
-        checks.check_free("begin", opened, _over(self.hat.used, begun))
+        checks.check_free("begin", opened, self.hat.used(begun))
         return begun
 
     def update(
@@ -109,25 +110,34 @@ class Replicas(NamedTuple):
 
         ``info.ok`` is (S,): a replica whose step is refused stays as it was, the others go on.
         """
-        first = self._first(states)
         rows = checks.check_tasks("update", task, self.hat.tasks)
-        checks.check_active("update", first, rows, together=True)
+        checks.check_active("update", self._first(states), rows, together=True)
         x, _ = checks.check_batch(batch, None)
         if not shared:
             checks.check_axis("update", x, len(states.learned))
-        own = isinstance(scale, Tensor) and scale.dim() == 1
-
         hat = self.hat._replace(optimizer=vectorized(self.hat.optimizer))
+        before = read(hat, states, rows, axis=1)
+        per_batch = None if shared else 0
+        per_scale = 0 if isinstance(scale, Tensor) and scale.dim() == 1 else None
 
-        def one(state: HATState, batch: tuple[Tensor, Tensor], scale: Any) -> tuple[HATState, Info]:
-            return hat.update(state, batch, task, scale)
+        def forward(before: Before, batch: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tensor, Seen]:
+            batches = checks.check_batches(batch, task, rows, hat.classes, hat.wiring)
+            return total_loss(hat, before, batches, rows, scale)
 
-        batched = torch.vmap(
-            one, in_dims=(0, None if shared else 0, 0 if own else None), randomness="different"
-        )
+        every = torch.vmap(forward, (0, per_batch, per_scale), randomness="different")
+
+        def objective(own: Trainable) -> tuple[Tensor, Seen]:
+            # Replicas have nothing in common: the gradient of the sum is the gradient of each.
+            reads = before._replace(own=own, protection={}, opt_state=())
+            totals, seen = every(reads, batch, scale)
+            return totals.sum(), seen
+
         with batchable(x.device):
-            new: tuple[HATState, Info] = batched(states, batch, scale)
-        return new
+            raw, seen = gradient(objective, before.own, nested=False)
+            after, norm, ok = torch.vmap(partial(advance, hat), (0, 0, 0, per_scale))(
+                before._replace(used={}), raw, seen._replace(logits=()), scale
+            )
+        return write(states, rows, after, axis=1), report(seen, norm, ok, task)
 
     def recalibrate(
         self, states: HATState, batches: Iterable[Tensor], task: int, shared: bool = False

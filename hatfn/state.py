@@ -78,27 +78,44 @@ def take(tree: dict[str, Tensor], task: int) -> dict[str, Tensor]:
     return {name: leaf[task] for name, leaf in tree.items()}
 
 
-def put(
-    tree: dict[str, Tensor], rows: Sequence[int], values: Mapping[str, Tensor]
+def take_rows(tree: Mapping[str, Tensor], rows: Sequence[int], axis: int = 0) -> dict[str, Tensor]:
+    """The slices of some tasks, (K, ...), out of a tree whose leaves lead with T.
+
+    Args:
+        tree: {name: (T, ...)}, or stacked, (S, T, ...).
+        rows: the tasks.
+        axis: that counts tasks.
+    """
+    return {
+        name: torch.stack([leaf.select(axis, row) for row in rows], axis) for name, leaf in tree.items()
+    }
+
+
+def put_rows(
+    tree: Mapping[str, Tensor], values: Mapping[str, Tensor], rows: Sequence[int], axis: int = 0
 ) -> dict[str, Tensor]:
-    """A copy of the tree in which the slices of some tasks are those of ``values``, (K, ...)."""
+    """A copy of the tree in which the slices of some tasks are ``values``; see :func:`take_rows`."""
 
     def written(leaf: Tensor, new: Tensor) -> Tensor:
         if len(rows) == 1:
-            return leaf.select_scatter(new[0], 0, rows[0])
-        parts = dict(zip(rows, new.unbind(0), strict=True))
-        return torch.stack([parts.get(task, old) for task, old in enumerate(leaf.unbind(0))])
+            return leaf.select_scatter(new.select(axis, 0), axis, rows[0])
+        parts = dict(zip(rows, new.unbind(axis), strict=True))
+        old = leaf.unbind(axis)
+        return torch.stack([parts.get(task, one) for task, one in enumerate(old)], axis)
 
     return {name: written(leaf, values[name]) for name, leaf in tree.items()}
 
 
+def put(tree: Mapping[str, Tensor], task: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of the tree in which one task's slice is ``values``."""
+    return {name: leaf.select_scatter(values[name], 0, task) for name, leaf in tree.items()}
+
+
 def trainable(state: HATState, rows: Sequence[int]) -> Trainable:
     """What a step of some tasks trains."""
-
-    def of_rows(tree: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: torch.stack([leaf[task] for task in rows]) for name, leaf in tree.items()}
-
-    return Trainable(state.params, of_rows(state.task_params), of_rows(state.embeddings))
+    return Trainable(
+        state.params, take_rows(state.task_params, rows), take_rows(state.embeddings, rows)
+    )
 
 
 def over_groups(function: Callable[..., Tensor], *trees: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -120,8 +137,11 @@ def over_groups(function: Callable[..., Tensor], *trees: Mapping[str, Tensor]) -
 
 
 def binary_gates(state: HATState) -> dict[str, Tensor]:
-    """{group: (T, U)} bool: the masks of learned tasks, and what the others' embeddings would give."""
-    learned = state.learned[:, None]
+    """{group: (T, U)} bool: the masks of learned tasks, and what the others' embeddings would give.
+
+    Of stacked states (S, T, U).
+    """
+    learned = state.learned[..., None]
     return over_groups(
         lambda mask, e: (learned & mask) | (~learned & hard_gate(e)), state.masks, state.embeddings
     )

@@ -1,18 +1,27 @@
-"""One step of training: the order in which gradients become a new state."""
+"""One step of training: what is minimised, and the order in which its gradient becomes a new state."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 
 from hatfn import checks, transforms
 from hatfn.forward import Output, call, cut_heads
-from hatfn.state import HATState, Trainable, put, take, trainable, tree_map
+from hatfn.state import HATState, Trainable, put_rows, take, take_rows, tree_map
 
 if TYPE_CHECKING:
     from hatfn.learner import HAT
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+"""Inputs and targets of each of the K tasks that are trained."""
+
+Scale = float | Tensor | None
+"""The mask scale; None: binary gates."""
 
 
 class Info(NamedTuple):
@@ -34,80 +43,187 @@ class Info(NamedTuple):
     ok: Tensor
 
 
-def step(
-    hat: HAT, state: HATState, batch: Any, task: Any, scale: float | Tensor | None
-) -> tuple[HATState, Info]:
+class Before(NamedTuple):
+    """What a step of K tasks reads of a state.
+
+    Attributes:
+        own: what it trains.
+        buffers: {name: (K, ...)}, the tasks' running statistics.
+        used: {group: (U,)}, the cumulative mask.
+        protection: {name: tensor}, of the shared weights.
+        hyper: {name: ()}.
+        opt_state: the optimiser's.
+        open: () bool, whether the tasks may be written to.
+    """
+
+    own: Trainable
+    buffers: dict[str, Tensor]
+    used: dict[str, Tensor]
+    protection: dict[str, Tensor]
+    hyper: dict[str, Tensor]
+    opt_state: Any
+    open: Tensor
+
+
+class After(NamedTuple):
+    """What a step writes: fields as in :class:`Before`."""
+
+    own: Trainable
+    buffers: dict[str, Tensor]
+    opt_state: Any
+
+
+class Seen(NamedTuple):
+    """What the forward pass of a step leaves behind.
+
+    Attributes:
+        loss: (K,).
+        penalty: (K,).
+        logits: K outputs.
+        buffers: {name: (K, ...)}, new running statistics.
+    """
+
+    loss: Tensor
+    penalty: Tensor
+    logits: tuple[Output, ...]
+    buffers: dict[str, Tensor]
+
+
+def step(hat: HAT, state: HATState, batch: Any, task: Any, scale: Scale) -> tuple[HATState, Info]:
     """The body of :meth:`hatfn.HAT.update`, which says what goes in and comes out."""
     rows = checks.check_tasks("update", task, hat.tasks)
     checks.check_active("update", state, rows, together=True)
     if scale is not None:
         checks.check_scale("update", scale, state.hyper["s_max"])
-    several = isinstance(task, list | tuple | range)
-    batches = checks.check_batches(batch, rows, several, hat.classes)
-    own, used = trainable(state, rows), hat.used(state)
+    batches = checks.check_batches(batch, task, rows, hat.classes, hat.wiring)
+    before = read(hat, state, rows)
 
-    def of_task(own: Trainable, k: int) -> tuple[Tensor, Tensor, Output, dict[str, Tensor]]:
+    def objective(own: Trainable) -> tuple[Tensor, Seen]:
+        return total_loss(hat, before._replace(own=own), batches, rows, scale)
+
+    raw, seen = gradient(objective, before.own, nested=checks.read(state.active) is None)
+    after, norm, ok = advance(hat, before, raw, seen, scale)
+    return write(state, rows, after), report(seen, norm, ok, task)
+
+
+def read(hat: HAT, state: HATState, rows: Sequence[int], axis: int = 0) -> Before:
+    """What a step of some tasks reads.
+
+    Args:
+        hat: the learner.
+        state: before the step.
+        rows: the tasks.
+        axis: that counts tasks: 0, or 1 where states are stacked.
+    """
+    taken = partial(take_rows, rows=rows, axis=axis)
+    own = Trainable(state.params, taken(state.task_params), taken(state.embeddings))
+    opened = torch.stack([state.active.select(axis, row) for row in rows]).all(0)
+    buffers, used = taken(state.task_buffers), hat.used(state)
+    return Before(own, buffers, used, state.protection, state.hyper, state.opt_state, opened)
+
+
+def write(state: HATState, rows: Sequence[int], after: After, axis: int = 0) -> HATState:
+    """The state with what a step of some tasks writes; arguments as in :func:`read`."""
+    put = partial(put_rows, rows=rows, axis=axis)
+    return state._replace(
+        params=after.own.params,
+        task_params=put(state.task_params, after.own.task_params),
+        task_buffers=put(state.task_buffers, after.buffers),
+        embeddings=put(state.embeddings, after.own.embeddings),
+        opt_state=after.opt_state,
+    )
+
+
+def report(seen: Seen, norm: Tensor, ok: Tensor, task: Any) -> Info:
+    """What the caller is told: of a single task without an axis over tasks."""
+    if isinstance(task, list | tuple | range):
+        return Info(seen.loss, seen.penalty, seen.logits, norm, ok)
+    return Info(seen.loss[..., 0], seen.penalty[..., 0], seen.logits[0], norm, ok)
+
+
+def total_loss(
+    hat: HAT, before: Before, batches: Batches, rows: Sequence[int], scale: Scale
+) -> tuple[Tensor, Seen]:
+    """What a step minimises: over its tasks, the sum of the loss and the weighted sparsity penalty."""
+
+    def of_task(k: int) -> tuple[Tensor, Tensor, Output, dict[str, Tensor]]:
         x, y = batches[k]
-        checks.check_input("update", x, hat.wiring)
+        own, buffers = before.own, take(before.buffers, k)
         gates = hat.gates(take(own.embeddings, k), scale)
         params = {**own.params, **cut_heads(hat.network, take(own.task_params, k), rows[k])}
-        before = take(state.task_buffers, rows[k])
-        logits, buffers = call(hat.network, hat.network.train, params, before, gates, x)
-        return hat.loss(logits, y), hat.regularizer(gates, used), logits, buffers
+        logits, buffers = call(hat.network, hat.network.train, params, buffers, gates, x)
+        return hat.loss(logits, y), hat.regularizer(gates, before.used), logits, buffers
 
-    def objective(own: Trainable) -> tuple[Tensor, Any]:
-        # A loop: every task's head is cut to its own classes, and the loss sees no padding.
-        parts = [of_task(own, k) for k in range(len(rows))]
-        losses, penalties, logits, buffers = zip(*parts, strict=True)
-        loss, penalty = torch.stack(losses), torch.stack(penalties)
-        total = loss.sum() + (state.hyper["sparsity"] * penalty.sum()).to(loss.dtype)
-        stacked = {name: torch.stack([b[name] for b in buffers]) for name in buffers[0]}
-        return total, (loss, penalty, logits, stacked)
-
-    raw, (loss, penalty, logits, buffers) = torch.func.grad(objective, has_aux=True)(own)
-    gradients, norm = transforms.clip_by_norm(_corrected(hat, raw, state, own, scale), hat.max_norm)
-    seen = own if hat.decay_embeddings else own._replace(embeddings=_zeros(own.embeddings))
-    steps, opt_state = hat.optimizer.update(gradients, state.opt_state, params=seen)
-    if scale is None:
-        steps = steps._replace(embeddings=_zeros(own.embeddings))
-    new = transforms.apply_updates(own, steps, state.hyper["lr"], state.protection)
-    new = new._replace(embeddings=transforms.clamp_embeddings(new.embeddings, hat.clamp))
-
-    frozen = hat.network.frozen & own.task_params.keys()
-    kept = {name: own.task_params[name] for name in frozen}
-    new = new._replace(task_params=new.task_params | kept)
-
-    ok = transforms.finite((loss, new, buffers, opt_state))
-    ok = ok & torch.stack([state.active[t] for t in rows]).all()
-    before = {name: torch.stack([leaf[t] for t in rows]) for name, leaf in state.task_buffers.items()}
-    new, buffers, opt_state = transforms.choose(
-        ok, (new, buffers, opt_state), (own, before, state.opt_state)
-    )
-    state = state._replace(
-        params=new.params,
-        task_params=put(state.task_params, rows, new.task_params),
-        task_buffers=put(state.task_buffers, rows, buffers),
-        embeddings=put(state.embeddings, rows, new.embeddings),
-        opt_state=opt_state,
-    )
-    if several:
-        return state, Info(loss, penalty, logits, norm, ok)
-    return state, Info(loss[0], penalty[0], logits[0], norm, ok)
+    # A loop: every task's head is cut to its own classes, and the loss sees no padding.
+    losses, penalties, logits, buffers = zip(*map(of_task, range(len(rows))), strict=True)
+    loss, penalty = torch.stack(losses), torch.stack(penalties)
+    total = loss.sum() + (before.hyper["sparsity"] * penalty.sum()).to(loss.dtype)
+    stacked = {name: torch.stack([b[name] for b in buffers]) for name in buffers[0]}
+    return total, Seen(loss, penalty, logits, stacked)
 
 
-def _corrected(
-    hat: HAT, raw: Trainable, state: HATState, own: Trainable, scale: float | Tensor | None
-) -> Trainable:
-    """Gradients with earlier tasks protected and embeddings compensated."""
-    gradients = raw._replace(params=transforms.protect(raw.params, state.protection))
-    if scale is None or not hat.compensated:
-        return gradients
-    hyper = state.hyper
-    return gradients._replace(
-        embeddings=transforms.compensate(
+def gradient(
+    objective: Callable[[Trainable], tuple[Tensor, Seen]], own: Trainable, nested: bool
+) -> tuple[Trainable, Seen]:
+    """The gradient of an objective, and what else it returns.
+
+    Args:
+        objective: of what is trained; returns a () loss and something more.
+        own: where.
+        nested: inside ``vmap``. There, and where somebody differentiates through the step, it is
+            ``torch.func.grad``; elsewhere autograd itself, which does the same for a third less of a
+            small network's step.
+    """
+    leaves: list[Tensor]
+    leaves, structure = optree.tree_flatten(own)  # type: ignore[arg-type]
+    if nested or any(leaf.requires_grad for leaf in leaves):
+        found: tuple[Trainable, Seen] = torch.func.grad(objective, has_aux=True)(own)
+        return found
+    with torch.enable_grad():
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        total, seen = objective(optree.tree_unflatten(structure, leaves))  # type: ignore[arg-type]
+        slopes = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    raw: Trainable = optree.tree_unflatten(structure, slopes)  # type: ignore[assignment]
+    return raw, tree_map(torch.Tensor.detach, seen)
+
+
+def advance(
+    hat: HAT, before: Before, raw: Trainable, seen: Seen, scale: Scale
+) -> tuple[After, Tensor, Tensor]:
+    """From a gradient to what is written: something new, or the old if anything is not finite.
+
+    Args:
+        hat: the learner.
+        before: what the step read.
+        raw: the gradient.
+        seen: what the forward pass left.
+        scale: of the gates.
+
+    Returns:
+        what is written; the norm of the gradient, (); whether all is finite, () bool.
+    """
+    own, protection, hyper = before.own, before.protection, before.hyper
+    gradients = raw._replace(params=transforms.protect(raw.params, protection))
+    if scale is not None and hat.compensated:
+        steeper = transforms.compensate(
             raw.embeddings, own.embeddings, scale, hyper["s_max"], hyper["compensation"]
         )
+        gradients = gradients._replace(embeddings=steeper)
+    gradients, norm = transforms.clip_by_norm(gradients, hat.max_norm)
+    decayed = own if hat.decay_embeddings else own._replace(embeddings=_zeros(own.embeddings))
+    steps, opt_state = hat.optimizer.update(gradients, before.opt_state, params=decayed)
+    if scale is None:
+        steps = steps._replace(embeddings=_zeros(own.embeddings))
+    new = transforms.apply_updates(own, steps, hyper["lr"], protection)
+    frozen = {name: own.task_params[name] for name in hat.network.frozen & own.task_params.keys()}
+    clamped = transforms.clamp_embeddings(new.embeddings, hat.clamp)
+    new = new._replace(task_params=new.task_params | frozen, embeddings=clamped)
+
+    ok = transforms.finite((seen.loss, new, seen.buffers, opt_state)) & before.open
+    after = transforms.choose(
+        ok, After(new, seen.buffers, opt_state), After(own, before.buffers, before.opt_state)
     )
+    return after, norm, ok
 
 
 def _zeros(tree: dict[str, Tensor]) -> dict[str, Tensor]:
