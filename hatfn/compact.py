@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import optree
@@ -21,6 +21,7 @@ from torch import Tensor
 from hatfn.checks import check_input
 from hatfn.forward import Network, Output, cut_heads
 from hatfn.initial import lively
+from hatfn.modules import twin
 from hatfn.seeds import seeded
 from hatfn.slicing import Layout, Values, cleared, cut, fixed_groups, layout, outline, rows_of, run
 from hatfn.state import HATState, take
@@ -125,54 +126,58 @@ def compact(network: Network, state: HATState, task: int, x: Tensor | None = Non
         {name: value for name, value in small.items() if name not in this.roles},
         _report(this, groups),
         (_count(raw[name] for name in this.roles), _count(small[name] for name in this.roles)),
-        network._replace(initial={}, constants={name: small[name] for name in network.constants}),
+        _fresh(network)._replace(
+            initial={}, constants={name: small[name] for name in network.constants}
+        ),
         _seen(this),
     )
 
 
 def _sliceable(this: Layout, raw: Values, x: Tensor | None, groups: list[str]) -> list[str]:
     """Those of the groups that can be sliced together, found by trial."""
-    network, seen = this.network, _seen(this)
+    seen = _seen(this)
     x, cases = _cases(this, raw, x)
     if not cases:
         return []
 
     def fits(sliced: Sequence[str]) -> bool:
         values, output = cases[0]
-        hollow = None if seen is None else seen.to("meta")
-        tried = run(network, outline(values, rows_of(this, sliced)), x.to("meta"), seen=hollow)
+        hollow, small = x.to("meta"), outline(values, rows_of(this, sliced))
+        tried = run(_fresh(this.network), small, hollow, seen=None if seen is None else seen.to("meta"))
         return [leaf.shape for leaf in _leaves(tried)] == [leaf.shape for leaf in output]
 
-    def agrees(sliced: Sequence[str]) -> bool:
+    def agrees(cases: Sequence[Case], sliced: Sequence[str]) -> bool:
         rows = rows_of(this, sliced)
         return all(
-            _close(_leaves(run(network, cut(values, rows), x, seen=seen)), output)
+            _close(_leaves(run(_fresh(this.network), cut(values, rows), x, seen=seen)), output)
             for values, output in cases
         )
 
     if _holds(fits, []):  # else the module cannot be run without numbers
         groups = _largest(fits, groups)
-    groups = _largest(agrees, groups)
-    if not groups and not agrees([]):
+    for some in (cases[:1], cases):  # the first tells nearly everything
+        groups = _largest(partial(agrees, some), groups)
+    if not groups and not agrees(cases, []):
         raise RuntimeError(
             "compact: the module gives other outputs with dead weights set to zero than under gates. "
-            "Expected the same: two calls of it must agree, and hatfn.testing.verify_wiring must pass. "
-            "If both do, please report it."
+            "Expected the same: two calls of it must agree, hatfn.testing.verify_wiring must pass, and "
+            "a head in a manual_wiring must be fed by the group it names. If all that holds, please "
+            "report it."
         )
     return groups
 
 
 def _cases(this: Layout, raw: Values, x: Tensor | None) -> tuple[Tensor, list[Case]]:
     """An input, and numbers for the module with what it gives for them under gates."""
-    network, generator = this.network, torch.Generator().manual_seed(0)
+    constants, generator = this.network.constants, torch.Generator().manual_seed(0)
     mine = {name: _double(value).nan_to_num(0, 0, 0) for name, value in raw.items()}
-    drawn = lively({n: v for n, v in mine.items() if n not in network.constants}, generator)
+    drawn = lively({n: v for n, v in mine.items() if n not in constants}, generator)
     failure: Exception | None = None
     for sample in _inputs(this, generator) if x is None else [_double(x[:_SAMPLES])]:
         try:
             cases: list[Case] = []
-            for values in (mine, mine | drawn):
-                output = _leaves(run(network, values, sample, gates=this.masks))
+            for values in (mine | drawn, mine):
+                output = _leaves(run(_fresh(this.network), values, sample, gates=this.masks))
                 if any(bool(leaf.isfinite().any()) for leaf in output):  # else it can tell nothing
                     cases.append((cleared(this, values), output))
             return sample, cases
@@ -194,6 +199,11 @@ def _inputs(this: Layout, generator: torch.Generator) -> Iterator[Tensor]:
     for size in dict.fromkeys([small, shape]):
         x = torch.randn((_SAMPLES, *size), generator=generator, dtype=torch.float64)
         yield x.to(device)
+
+
+def _fresh(network: Network) -> Network:
+    """The network with a module that was not yet called in eval mode: some keep what they compute."""
+    return network._replace(evaluate=twin(network.train, training=False))
 
 
 def _holds(trial: Trial, groups: Sequence[str]) -> bool:

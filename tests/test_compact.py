@@ -324,15 +324,44 @@ def test_trials_are_few() -> None:
 
 
 def test_a_module_that_will_not_agree_is_named() -> None:
+    calls = []
+
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.fc, self.head, self.calls = nn.Linear(5, 8), nn.Linear(8, 3), [0]
+            self.fc, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            self.calls[0] += 1
-            return self.head(torch.relu(self.fc(x))) * self.calls[0]
+            calls.append(len(x))
+            return self.head(torch.relu(self.fc(x))) * len(calls)
 
     hat = learner(Counting(), torch.randn(1, 5))
     with pytest.raises(RuntimeError, match=r"compact: .* two calls of it must agree"):
         hat.compact(masked(hat, 0.5), 0)
+
+
+def test_what_a_module_keeps_from_one_call_to_the_next_stays_where_it_is() -> None:
+    class Keeping(nn.Module):
+        """As LeViT keeps its table of biases once it is in eval mode."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+            self.table, self.kept = nn.Parameter(torch.randn(8)), {}
+
+        def train(self, mode: bool = True) -> Keeping:
+            self.kept = {} if mode else self.kept
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            table = self.table if self.training else self.kept.setdefault("table", self.table.exp())
+            return self.head(torch.relu(self.fc(x) + table))
+
+    x = torch.randn(4, 5)
+    hat = learner(Keeping(), x)
+    state = masked(hat, 0.5)
+    first, second = hat.compact(state, 0), hat.compact(state, 2)
+    assert not hat.network.evaluate.kept
+    for _ in range(2):
+        assert first(x).shape == (4, 3)
+        assert_close(second(x), hat.forward(state, x, 2))

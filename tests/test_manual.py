@@ -51,6 +51,30 @@ def test_it_is_proven_and_learns_without_forgetting() -> None:
     verify_no_forgetting(hat, state, X)
 
 
+@pytest.mark.parametrize("says", [False, True])
+def test_a_head_that_says_what_feeds_it_can_be_cut(says: bool) -> None:
+    module = Branching()
+    wiring = manual_wiring(module, X, LAYERS | ({"head": (None, "full")} if says else {}), head="head")
+    assert wiring.params["head.weight"].kind == "head"
+    hat = hatfn.build(module, wiring, [3, 2], torchopt.sgd(0.1))
+    state = hat.consolidate(hat.init(seed=0), 0)
+    small = hat.compact(state, 0)
+    torch.testing.assert_close(small(X), hat.forward(state, X, 0), rtol=1e-5, atol=1e-6)
+    assert small.report.became["a"] == "whole", "a grouped convolution reads it"
+    assert small.report.became["full"] == ("sliced" if says else "whole")
+    with pytest.raises(ValueError, match="head takes 10 features"):
+        manual_wiring(module, X, LAYERS | {"head": (None, "up")}, head="head")
+
+
+def test_a_head_that_is_fed_by_another_group_than_it_says_is_caught() -> None:
+    module = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    layers = {"0": ("0", None), "2": ("2", "0"), "4": (None, "0")}
+    x = torch.randn(4, 5)
+    hat = hatfn.build(module, manual_wiring(module, x, layers, head="4"), [3], torchopt.sgd(0.1))
+    with pytest.raises(RuntimeError, match=r"compact: .*manual_wiring must be fed by the group"):
+        hat.compact(hat.consolidate(hat.init(seed=0), 0), 0)
+
+
 def test_it_is_what_trace_finds_where_there_is_a_graph() -> None:
     module = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
     x = torch.randn(2, 5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -55,6 +55,9 @@ def test_what_is_found_in_a_residual_block() -> None:
     assert wiring.params["conv1.weight"].out.group == "conv1"
     assert wiring.params["conv1.weight"].into is None
     assert wiring.params["conv2.weight"].into.group == "conv1"
+    assert wiring.params["head.weight"].into.group == "conv1"
+    assert wiring.params["head.weight"].out is None
+    assert wiring.params["head.bias"].into is None
     assert set(wiring.buffers) == {
         f"norm{i}.{name}"
         for i in (1, 2)
@@ -72,6 +75,22 @@ def test_what_is_found_in_a_transformer_block() -> None:
     own = {name for name, role in wiring.params.items() if role.kind == "task"}
     assert own == {"position", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"}
     assert wiring.params["position"].out is not None
+
+
+def test_what_is_put_behind_a_module_knows_its_units() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.ReLU())
+    assert hatfn.trace(net, torch.zeros(1, 5)).output is None, "nothing gates them"
+    wiring = hatfn.trace(net, torch.zeros(1, 5), output_gate=True)
+    assert wiring.output.group == "0"
+    assert wiring.output.index.shape == (6,)
+
+
+def test_a_fingerprint_does_not_look_at_what_only_slicing_reads() -> None:
+    """States that were saved before heads knew their in units still belong to their wiring."""
+    wiring = hatfn.trace(ConvNet(), X, head="head")
+    params = {n: r._replace(into=None) if r.kind != "shared" else r for n, r in wiring.params.items()}
+    assert replace(wiring, params=params, output=None) == wiring
+    assert replace(wiring, params={n: r._replace(into=None) for n, r in params.items()}) != wiring
 
 
 def test_the_summary_names_groups_measures_and_what_fell_back() -> None:
