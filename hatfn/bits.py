@@ -26,5 +26,8 @@ def drop(off: Tensor, value: Tensor) -> Tensor:
     integers = _WIDTHS.get(value.element_size())
     if value.requires_grad or value.device.type != "cpu" or integers is None:
         return torch.where(off, 0, value)
-    ones = off.to(torch.int8).sub_(1).to(integers)  # 0 where off, else -1: every bit is one
-    return (value.view(integers) & ones).view(value.dtype)
+    ones = (off.view(torch.int8) - 1).to(integers)  # 0 where off, else -1: every bit is one
+    bits = value.view(integers)
+    if ones.shape != bits.shape:
+        return (ones & bits).view(value.dtype)
+    return ones.bitwise_and_(bits).view(value.dtype)  # new memory costs more than the operator
