@@ -21,7 +21,6 @@ from torch import Tensor
 from hatfn.checks import check_input
 from hatfn.forward import Network, Output, cut_heads
 from hatfn.initial import lively
-from hatfn.modules import twin
 from hatfn.seeds import seeded
 from hatfn.slicing import Layout, Values, cleared, cut, fixed_groups, layout, outline, rows_of, run
 from hatfn.state import HATState, take
@@ -126,9 +125,7 @@ def compact(network: Network, state: HATState, task: int, x: Tensor | None = Non
         {name: value for name, value in small.items() if name not in this.roles},
         _report(this, groups),
         (_count(raw[name] for name in this.roles), _count(small[name] for name in this.roles)),
-        _fresh(network)._replace(
-            initial={}, constants={name: small[name] for name in network.constants}
-        ),
+        network._replace(initial={}, constants={name: small[name] for name in network.constants}),
         _seen(this),
     )
 
@@ -143,13 +140,13 @@ def _sliceable(this: Layout, raw: Values, x: Tensor | None, groups: list[str]) -
     def fits(sliced: Sequence[str]) -> bool:
         values, output = cases[0]
         hollow, small = x.to("meta"), outline(values, rows_of(this, sliced))
-        tried = run(_fresh(this.network), small, hollow, seen=None if seen is None else seen.to("meta"))
+        tried = run(this.network, small, hollow, seen=None if seen is None else seen.to("meta"))
         return [leaf.shape for leaf in _leaves(tried)] == [leaf.shape for leaf in output]
 
     def agrees(cases: Sequence[Case], sliced: Sequence[str]) -> bool:
         rows = rows_of(this, sliced)
         return all(
-            _close(_leaves(run(_fresh(this.network), cut(values, rows), x, seen=seen)), output)
+            _close(_leaves(run(this.network, cut(values, rows), x, seen=seen)), output)
             for values, output in cases
         )
 
@@ -177,7 +174,7 @@ def _cases(this: Layout, raw: Values, x: Tensor | None) -> tuple[Tensor, list[Ca
         try:
             cases: list[Case] = []
             for values in (mine | drawn, mine):
-                output = _leaves(run(_fresh(this.network), values, sample, gates=this.masks))
+                output = _leaves(run(this.network, values, sample, gates=this.masks))
                 if any(bool(leaf.isfinite().any()) for leaf in output):  # else it can tell nothing
                     cases.append((cleared(this, values), output))
             return sample, cases
@@ -199,11 +196,6 @@ def _inputs(this: Layout, generator: torch.Generator) -> Iterator[Tensor]:
     for size in dict.fromkeys([small, shape]):
         x = torch.randn((_SAMPLES, *size), generator=generator, dtype=torch.float64)
         yield x.to(device)
-
-
-def _fresh(network: Network) -> Network:
-    """The network with a module that was not yet called in eval mode: some keep what they compute."""
-    return network._replace(evaluate=twin(network.train, training=False))
 
 
 def _holds(trial: Trial, groups: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hatfn.checks import explained
-from hatfn.modules import GATE, measuring, skeleton
+from hatfn.modules import GATE, measuring, skeleton, twin
 from hatfn.state import HATState, take
 from hatfn.wiring import Wiring
 
@@ -122,6 +122,8 @@ def call(
     x, given = x.clone(), {**buffers, **network.constants}
     values |= {name: buffer.clone() for name, buffer in given.items()}
     values |= {f"{path}.{GATE}": gate for path, gate in outputs.items()}
+    if wiring.remembers:
+        module = twin(module, None)
     with explained(x, wiring):
         output = functional_call(module, values, (x,), strict=True)
     if head:

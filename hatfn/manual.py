@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from hatfn.modules import changed_buffers, find_heads, first_names, twin
+from hatfn.modules import changed_buffers, find_heads, first_names, remembers, twin
 from hatfn.testing import verify_wiring
 from hatfn.wiring import ParamWiring, Units, Wiring, digest
 
@@ -91,6 +91,7 @@ def manual_wiring(
         heads=tuple(heads),
         input_shape=tuple(x.shape[1:]),
         output_shape=tuple(output.shape[1:]),
+        remembers=remembers(module, x),
         constants=tuple((name, digest(b)) for name, b in buffers.items() if name not in changed),
     )
     if verify:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
+import optree
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -15,23 +17,45 @@ from hatfn.wiring import Head
 
 
 def twin(
-    module: nn.Module, training: bool, convert: Callable[[Tensor], Tensor] | None = None
+    module: nn.Module, training: bool | None, convert: Callable[[Tensor], Tensor] | None = None
 ) -> nn.Module:
     """A copy of the module's structure, in train or eval mode, that shares the module's tensors.
 
     Args:
         module: any.
-        training: train or eval mode.
+        training: train or eval mode; None: every part in the mode it is in.
         convert: what to put in the place of each parameter and buffer; tied ones stay tied.
     """
     memo: dict[int, object] = {}
     for child in module.modules():
-        for value in vars(child).values():
+        for value in _attributes(child):
             if isinstance(value, Tensor) and not value.is_leaf:  # computed: cannot be copied
                 memo[id(value)] = value.detach()
     for tensor in (*module.parameters(), *module.buffers()):
         memo[id(tensor)] = tensor if convert is None else convert(tensor)
-    return copy.deepcopy(module, memo).train(training)
+    copied = copy.deepcopy(module, memo)
+    # Into train mode first: there a module drops what it kept from calls in eval mode.
+    return copied if training is None else copied.train().train(training)
+
+
+def _attributes(module: nn.Module) -> list[Any]:
+    """What a module's attributes hold, containers opened."""
+    return optree.tree_leaves(list(vars(module).values()))  # type: ignore[arg-type]
+
+
+def remembers(module: nn.Module, x: Tensor) -> bool:
+    """Whether a call in eval mode leaves something behind, as LeViT keeps its table of biases.
+
+    The next call, with another task's parameters, would find it.
+    """
+    called = twin(module, training=False)
+    before = [_attributes(child) for child in called.modules()]
+    with torch.no_grad():
+        called(x.clone())
+    after = [_attributes(child) for child in called.modules()]
+    return [[id(leaf) for leaf in leaves] for leaves in before] != [
+        [id(leaf) for leaf in leaves] for leaves in after
+    ]
 
 
 GATE = "hatfn_gate"

@@ -117,6 +117,7 @@ class Wiring:
         output_shape: shape of the module's (first) output without its batch dimension.
         output: the units of that output, for what is put behind the module.
         layers: the layers whose output can be gated instead of their parameters, by their path.
+        remembers: whether the module keeps in its attributes what it computed in eval mode.
         constants: buffers that never change and a digest of each; the trace relied on their numbers.
         fallbacks: operators that no rule covers and the place where each stands: their results are
             taken as ungated, and the parameters that feed them are per task.
@@ -130,6 +131,7 @@ class Wiring:
     input_shape: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
     layers: Mapping[str, Layer] = field(default_factory=dict)
+    remembers: bool = False
     constants: tuple[tuple[str, str], ...] = ()
     fallbacks: tuple[str, ...] = ()
     output: Units | None = None
@@ -154,8 +156,8 @@ class Wiring:
     def fingerprint(self) -> str:
         """SHA-256 over everything that gates and protects: equal wirings, equal fingerprints.
 
-        Layers, what feeds parameters that are not shared, and the output's units follow from the
-        module and are not looked at, so that states from before they were recorded still load.
+        What does not decide what a state means is not looked at: layers, what feeds parameters that
+        are not shared, the output's units, and whether the module remembers.
         """
 
         def seen(units: Units | None) -> str:

@@ -242,3 +242,41 @@ def test_output_units_stay_ungated_unless_asked() -> None:
     module, x = nn.Linear(2, 1), torch.randn(4, 2)
     assert not hatfn.trace(module, x).groups
     assert dict(hatfn.trace(module, x, output_gate=True).groups) == {"weight": 1}
+
+
+class Keeping(nn.Module):
+    """As LeViT keeps its table of biases once it is in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.head = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        self.table, self.kept = nn.Parameter(torch.randn(8)), {}
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.kept = {} if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = self.table.exp() if self.training else self.kept.setdefault("table", self.table.exp())
+        return self.head(torch.relu(self.norm(self.fc(x)) + table))
+
+
+@pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
+def test_what_a_module_keeps_from_one_task_never_reaches_another() -> None:
+    module, x = Keeping().eval(), torch.randn(6, 5)
+    module(x)  # something is kept, with a derivative, before the trace
+    hat = learner(module, x)
+    assert hat.wiring.remembers
+    assert not hatfn.trace(ConvNet(), torch.randn(1, 1, 6, 6)).remembers
+    state = hat.init(0)
+    tables = {"table": torch.randn(3, 8)}
+    state = state._replace(task_params=state.task_params | tables)
+    for task in (0, 1, 2):
+        state = hat.consolidate(hat.recalibrate(hat.begin(state, task), [x], task), task)
+    alone = [learner(module, x).forward(state, x, task) for task in range(3)]
+    together = hat.predict(state, x)
+    for task in (0, 1, 2, 0):
+        assert torch.equal(hat.forward(state, x, task), alone[task])
+        classes = hat.classes[task]
+        torch.testing.assert_close(together[task, :, :classes], alone[task], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(alone[0], alone[2])

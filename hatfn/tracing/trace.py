@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hatfn.modules import changed_buffers, find_heads, first_names, twin
+from hatfn.modules import changed_buffers, find_heads, first_names, remembers, twin
 from hatfn.tracing.functional import functional
 from hatfn.tracing.interpret import interpret
 from hatfn.tracing.layers import find_layers
@@ -100,7 +100,8 @@ def trace(
         open_outputs=not (heads or output_gate),
         input_shape=x.shape[1:],
     )
-    return replace(wiring, layers=find_layers(program, names, wiring))
+    layers = find_layers(program, names, wiring)
+    return replace(wiring, layers=layers, remembers=remembers(module, x))
 
 
 def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
