@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 
@@ -15,7 +16,19 @@ from hatfn.learner import HAT
 from hatfn.optimizer import vectorized
 from hatfn.settings import check_replicated, check_seeds
 from hatfn.state import HATState, Trainable, tree_map
-from hatfn.step import Before, Info, Scale, Seen, advance, gradient, read, report, total_loss, write
+from hatfn.step import (
+    Before,
+    Info,
+    Scale,
+    Seen,
+    advance,
+    gradient,
+    read,
+    report,
+    settled,
+    total_loss,
+    write,
+)
 
 
 def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) -> HATState:
@@ -124,7 +137,8 @@ class Replicas(NamedTuple):
             batches = checks.check_batches(batch, task, rows, hat.classes, hat.wiring)
             return total_loss(hat, before, batches, rows, scale)
 
-        every = torch.vmap(forward, (0, per_batch, per_scale), randomness="different")
+        every = _batched(forward, (0, per_batch, per_scale))
+        apart = _batched(partial(advance, hat), (0, 0, 0, per_scale))
 
         def objective(own: Trainable) -> tuple[Tensor, Seen]:
             # Replicas have nothing in common: the gradient of the sum is the gradient of each.
@@ -134,10 +148,9 @@ class Replicas(NamedTuple):
 
         with batchable(x.device):
             raw, seen = gradient(objective, before.own, nested=False)
-            after, norm, ok = torch.vmap(partial(advance, hat), (0, 0, 0, per_scale))(
-                before._replace(used={}), raw, seen._replace(logits=()), scale
-            )
-        return write(states, rows, after, axis=1), report(seen, norm, ok, task)
+            after, norm, ok = apart(before._replace(used={}), raw, seen._replace(logits=()), scale)
+        new = write(states, rows, settled(ok, after, before), axis=1)
+        return new, report(seen, norm, ok, task)
 
     def recalibrate(
         self, states: HATState, batches: Iterable[Tensor], task: int, shared: bool = False
@@ -197,6 +210,29 @@ class Replicas(NamedTuple):
 
 def _over(function: Callable[..., Any], states: HATState, *rest: Any, shared: bool = False) -> Any:
     """``function`` of every replica, and of its own slice of what else is given unless shared."""
-    batched = torch.vmap(function, in_dims=(0, *(None if shared else 0 for _ in rest)))
     with batchable(states.learned.device):
-        return batched(states, *rest)
+        return _batched(function, (0, *(None if shared else 0 for _ in rest)))(states, *rest)
+
+
+def _batched(function: Callable[..., Any], axes: Sequence[int | None]) -> Callable[..., Any]:
+    """``vmap`` with one axis for each argument, whatever tree it is, and its own random numbers.
+
+    It is given flat lists: optree takes a tree apart in a tenth of the time that torch's own takes.
+    """
+
+    def batched(*arguments: Any) -> Any:
+        leaves: list[Any]
+        leaves, structure = optree.tree_flatten(arguments)  # type: ignore[arg-type]
+        counts = [optree.tree_structure(argument).num_leaves for argument in arguments]
+        dims = [axis for axis, count in zip(axes, counts, strict=True) for _ in range(count)]
+        returned: list[Any] = []
+
+        def flat(*leaves: Any) -> tuple[Any, ...]:
+            results, shape = optree.tree_flatten(function(*optree.tree_unflatten(structure, leaves)))
+            returned.append(shape)
+            return tuple(results)
+
+        results = torch.vmap(flat, tuple(dims), randomness="different")(*leaves)
+        return optree.tree_unflatten(returned[-1], results)
+
+    return batched

@@ -103,7 +103,7 @@ def step(hat: HAT, state: HATState, batch: Any, task: Any, scale: Scale) -> tupl
 
     raw, seen = gradient(objective, before.own, nested=checks.read(state.active) is None)
     after, norm, ok = advance(hat, before, raw, seen, scale)
-    return write(state, rows, after), report(seen, norm, ok, task)
+    return write(state, rows, settled(ok, after, before)), report(seen, norm, ok, task)
 
 
 def read(hat: HAT, state: HATState, rows: Sequence[int], axis: int = 0) -> Before:
@@ -190,7 +190,7 @@ def gradient(
 def advance(
     hat: HAT, before: Before, raw: Trainable, seen: Seen, scale: Scale
 ) -> tuple[After, Tensor, Tensor]:
-    """From a gradient to what is written: something new, or the old if anything is not finite.
+    """From a gradient to what may be written.
 
     Args:
         hat: the learner.
@@ -200,7 +200,7 @@ def advance(
         scale: of the gates.
 
     Returns:
-        what is written; the norm of the gradient, (); whether all is finite, () bool.
+        what may be written; the norm of the gradient, (); whether all of it is finite, () bool.
     """
     own, protection, hyper = before.own, before.protection, before.hyper
     gradients = raw._replace(params=transforms.protect(raw.params, protection))
@@ -220,10 +220,20 @@ def advance(
     new = new._replace(task_params=new.task_params | frozen, embeddings=clamped)
 
     ok = transforms.finite((seen.loss, new, seen.buffers, opt_state)) & before.open
-    after = transforms.choose(
-        ok, After(new, seen.buffers, opt_state), After(own, before.buffers, before.opt_state)
-    )
-    return after, norm, ok
+    return After(new, seen.buffers, opt_state), norm, ok
+
+
+def settled(ok: Tensor, after: After, before: Before) -> After:
+    """What is written: something new, or what was there before a step that is refused.
+
+    Args:
+        ok: () bool, or (S,) where states are stacked.
+        after: from :func:`advance`.
+        before: what the step read.
+    """
+    old = After(before.own, before.buffers, before.opt_state)
+    chosen: After = transforms.choose(ok, after, old)
+    return chosen
 
 
 def _zeros(tree: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -199,11 +199,22 @@ def _known(number: Tensor) -> Any:
 
 
 def choose(condition: Tensor, new: Tree, old: Tree) -> Tree:
-    """``new`` if the () condition holds, else ``old``.
+    """``new`` where the condition holds, else ``old``.
 
-    Nothing is copied where the condition is known.
+    Nothing is copied where the condition is known and the same everywhere.
+
+    Args:
+        condition: () bool, or (S,) for trees whose leaves lead with S.
+        new: tensors.
+        old: of the same structure and shapes.
     """
     known = _known(condition)
-    if known is not None:
-        return new if known else old
-    return tree_map(lambda n, o: torch.where(condition, n, o), new, old)
+    flags = known if isinstance(known, list) else [known]
+    if None not in flags and len(set(flags)) == 1:
+        return new if flags[0] else old
+
+    def pick(new: Tensor, old: Tensor) -> Tensor:
+        ones = (1,) * (new.dim() - condition.dim())
+        return torch.where(condition.reshape((*condition.shape, *ones)), new, old)
+
+    return tree_map(pick, new, old)
