@@ -196,7 +196,7 @@ def test_the_command_writes_its_table(
         line for line in text.splitlines() if line.startswith("| mlp") or line.startswith("| seeds")
     ]
     ways = len(bench_cases.all_tasks(*prepared())) - 1
-    assert len(rows) == (2 + 1 + ways) + 2 + 2  # and the two states of the mlp
+    assert len(rows) == (3 + 1 + ways) + 2 + 3  # and the three states of the mlp
     for found in (
         "| mlp | train step | adam | hat.update | plain torch | 2.00 (2.00 to 2.00) | <= 1000000000.00 | met |",
         "| mlp | evaluate all tasks |  | predict | 3 plain passes | 3.00 (3.00 to 3.00) | <= 0.00 | missed |",

@@ -79,10 +79,16 @@ class Pair(NamedTuple):
     Attributes:
         pure: a torchopt pair.
         plain: from parameters to an optimiser of torch.
+        vmaps: whether the pair can be batched.
     """
 
     pure: Callable[[], Optimizer]
     plain: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+    vmaps: bool = True
+
+
+def _adam(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(params, lr=1e-3)
 
 
 OPTIMIZERS = {
@@ -90,7 +96,10 @@ OPTIMIZERS = {
         lambda: torchopt.sgd(0.01, momentum=0.9),
         lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9),
     ),
-    "adam": Pair(lambda: torchopt.adam(1e-3), lambda params: torch.optim.Adam(params, lr=1e-3)),
+    "adam": Pair(lambda: torchopt.adam(1e-3), _adam),
+    "adam, use_accelerated_op": Pair(
+        lambda: torchopt.adam(1e-3, use_accelerated_op=True), _adam, vmaps=False
+    ),
 }
 """The optimisers of the training steps, by the name that the table gives them."""
 
@@ -182,6 +191,8 @@ class Seeds:
                 module = MLP(self.features, 2, width).to(device)
             wiring = trace(module, data[0][0][0, :1])
             for name, pair in OPTIMIZERS.items():
+                if not pair.vmaps:
+                    continue
                 hat = build(module, wiring, [2] * 5, pair.pure())
                 replicas = [hat.begin(hat.init(seed, fresh=True), 0) for seed in range(self.replicas)]
                 contenders = [one_by_one(hat, replicas, data), batched(hat, replicas, data)]
