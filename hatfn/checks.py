@@ -209,6 +209,12 @@ def check_batch(batch: Any, classes: int | None, where: str = "update") -> tuple
         raise ValueError(
             f"{where}: x has {x.shape[0]} samples and y {tuple(y.shape)}. Expected as many targets."
         )
+    check_labels(y, classes, where)
+    return x, y
+
+
+def check_labels(y: Tensor, classes: int | None, where: str) -> None:
+    """Class labels, if that is what the targets are, from 0 to classes - 1."""
     if classes is not None and (y.dim() == 1 or not y.is_floating_point()):
         if y.dtype != torch.int64:
             raise TypeError(f"{where}: labels are {y.dtype}. Expected torch.int64: write y.long().")
@@ -219,7 +225,6 @@ def check_batch(batch: Any, classes: int | None, where: str = "update") -> tuple
                 f"Expected labels from 0 to {classes - 1}, counted within the task: "
                 f"y - first_class_of_the_task."
             )
-    return x, y
 
 
 def check_input(where: str, x: Any, wiring: Wiring) -> None:

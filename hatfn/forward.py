@@ -60,9 +60,9 @@ def make_network(module: nn.Module, wiring: Wiring, classes: Sequence[int] | Non
     device = next((tensor.device for tensor in initial.values()), torch.device("cpu"))
     own = tuple(name for head in wiring.heads for name in head if name is not None)
     return Network(
-        skeleton(module, True, wiring.layers),
-        skeleton(module, False, wiring.layers),
-        measuring(skeleton(module, False, wiring.layers)),
+        skeleton(module, True, wiring.outputs),
+        skeleton(module, False, wiring.outputs),
+        measuring(skeleton(module, False, wiring.outputs)),
         wiring.to(device),
         initial,
         {name: initial[name] for name in buffers if name not in wiring.buffers},
@@ -101,20 +101,23 @@ def call(
         output (B, ...), and the new running statistics.
     """
     wiring = network.wiring
-    values, outputs = dict(params), {path: x.new_empty(0) for path in wiring.layers}
+    values, outputs = dict(params), {path: x.new_empty(0) for path in wiring.outputs}
     if gates is not None:
         look, done = wiring.lookup(gates), set[str]()
-        for path, layer in wiring.layers.items():
+        real = next((v.dtype for v in params.values() if v.is_floating_point()), x.dtype)
+        factor = wiring.lookup({group: gate.to(real) for group, gate in gates.items()})
+        for path, rows in wiring.outputs.items():
+            layer = wiring.layers[path]
             if one_weight or len(x) * layer.size <= sum(values[n].numel() for n in layer.params):
-                outputs[path] = look(layer.units)
+                outputs[path] = look(rows)
                 done |= {*layer.params}
         for name, role in wiring.params.items():
             out = role.out if role.gated and name not in done else None
             for units in (out, role.into if role.folded else None):
                 if units is not None:
-                    values[name] = values[name] * look(units).to(values[name].dtype)
+                    values[name] = values[name] * factor(units).to(values[name].dtype)
         if wiring.input is not None:
-            x = x * look(wiring.input).to(x.dtype)
+            x = x * factor(wiring.input).to(x.dtype)
     head = (
         {name: values.pop(name) for name in network.heads} if network.added and network.classes else {}
     )

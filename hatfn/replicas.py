@@ -125,9 +125,13 @@ class Replicas(NamedTuple):
         """
         rows = checks.check_tasks("update", task, self.hat.tasks)
         checks.check_active("update", self._first(states), rows, together=True)
-        x, _ = checks.check_batch(batch, None)
+        x, y = checks.check_batch(batch, None)
         if not shared:
             checks.check_axis("update", x, len(states.learned))
+        several = isinstance(task, list | tuple | range) and y.dim() > 1
+        for k, row in enumerate(rows if self.hat.classes else ()):  # vmap cannot read labels
+            labels = y.select(-2, k) if several else y
+            checks.check_labels(labels, self.hat.classes[row], "update")  # type: ignore[index]
         hat = self.hat._replace(optimizer=vectorized(self.hat.optimizer))
         before = read(hat, states, rows, axis=1)
         per_batch = None if shared else 0

@@ -7,7 +7,7 @@ gates, protects or counts units reads it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -72,15 +72,13 @@ class Head(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A layer whose output can be gated in the place of its parameters: a (W x + b) = (a W) x + a b.
+    """A layer that only multiplies by a weight and adds a bias, which nobody else reads.
 
     Attributes:
-        units: the unit behind each channel of the output, shaped to broadcast with it.
-        params: names of the parameters that need no gate then.
-        size: numbers that the layer returned for a sample of the traced input.
+        params: names of its weight and, if it has one, its bias.
+        size: numbers that it returned for a sample of the traced input.
     """
 
-    units: Units
     params: tuple[str, ...]
     size: int
 
@@ -116,7 +114,7 @@ class Wiring:
         input_shape: shape of the traced input without its batch dimension.
         output_shape: shape of the module's (first) output without its batch dimension.
         output: the units of that output, for what is put behind the module.
-        layers: the layers whose output can be gated instead of their parameters, by their path.
+        layers: the layers that only multiply and add, by their path.
         remembers: whether the module keeps in its attributes what it computed in eval mode.
         constants: buffers that never change and a digest of each; the trace relied on their numbers.
         fallbacks: operators that no rule covers and the place where each stands: their results are
@@ -184,6 +182,20 @@ class Wiring:
         return {name: param for name, param in self.params.items() if param.kind == "shared"}
 
     @cached_property
+    def outputs(self) -> dict[str, Units]:
+        """The layers whose output can be gated in the place of their rows: a (W x + b) = (a W) x + a b.
+
+        Those whose weight and bias are gated by the same units, row by row; the units are shaped to
+        broadcast with the output.
+        """
+        return {
+            path: Units(rows.index.reshape(-1, *(1,) * (len(role.shape) - 2)), rows.group)
+            for path, layer in self.layers.items()
+            for role in [self.params[layer.params[0]]]
+            if (rows := _rows([self.params[name] for name in layer.params])) is not None
+        }
+
+    @cached_property
     def measures(self) -> Measures:
         """Shares that tell a good trace from one that is merely sound."""
         total = shared = weights = 0
@@ -243,12 +255,7 @@ class Wiring:
             name: param._replace(out=move(param.out), into=move(param.into))
             for name, param in self.params.items()
         }
-        layers = {
-            path: layer._replace(units=replace(layer.units, index=layer.units.index.to(device)))
-            for path, layer in self.layers.items()
-        }
-        input, output = move(self.input), move(self.output)
-        return replace(self, params=params, layers=layers, input=input, output=output)
+        return replace(self, params=params, input=move(self.input), output=move(self.output))
 
     def lookup(self, values: Mapping[str, Tensor]) -> Callable[[Units], Tensor]:
         """A function from units to their values; ungated entries read 1 (True).
@@ -282,3 +289,13 @@ def digest(tensor: Tensor) -> str:
 def _index(units: Units | None, shape: tuple[int, ...]) -> Tensor:
     """The index of ``units``, small but with as many dimensions as ``shape``."""
     return units.index if units is not None else torch.full((1,) * len(shape), OPEN)
+
+
+def _rows(roles: Sequence[ParamWiring]) -> Units | None:
+    """The unit of each row, if the parameters of a layer agree on it."""
+    found = [role.out for role in roles if role.gated and role.kind != "head" and role.out is not None]
+    if len(found) < len(roles) or any(units.index.numel() != len(units.index) for units in found):
+        return None
+    first = found[0].index.flatten()
+    agree = all(torch.equal(units.index.flatten(), first) for units in found)
+    return found[0] if agree and len(first) == roles[0].shape[0] else None

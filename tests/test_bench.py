@@ -204,7 +204,7 @@ def test_the_command_writes_its_table(
     ):
         assert found in text
         assert all(part.strip() in printed for part in found.split("|"))
-    assert "Targets met: 4 of 5." in text
+    assert "Targets met: 5 of 6." in text
 
 
 def constant(contenders: list[Contender], rounds: int):

@@ -17,6 +17,7 @@ import hatfn
 from hatfn.forward import call, make_network
 from hatfn.modules import GATE
 from hatfn.networks import MLP, AlexNet
+from hatfn.wiring import Units
 
 
 class Cases(nn.Module):
@@ -98,16 +99,28 @@ FOUND = {
 
 @pytest.mark.parametrize("make", FOUND)
 def test_layers_are_those_that_only_multiply(make: type[nn.Module]) -> None:
-    assert set(hatfn.trace(make(), torch.randn(1, 8), head="head").layers) == FOUND[make]
+    wiring = hatfn.trace(make(), torch.randn(1, 8), head="head")
+    assert set(wiring.outputs) == FOUND[make]
+    assert set(wiring.layers) == FOUND[make] | {"head"}
 
 
 def test_heads_and_layers_before_a_norm_are_not_among_them() -> None:
-    assert not hatfn.trace(ConvNet(), torch.randn(1, 1, 6, 6)).layers
-    layers = hatfn.trace(AlexNet(3, width=0.1), torch.randn(1, 3, 32, 32)).layers
-    assert set(layers) == {"conv1", "conv2", "conv3", "fc1", "fc2"}
-    assert layers["conv2"].params == ("conv2.weight", "conv2.bias")
-    assert layers["conv1"].size == 6 * 29 * 29
-    assert layers["conv1"].units.index.shape == (6, 1, 1)
+    assert not hatfn.trace(ConvNet(), torch.randn(1, 1, 6, 6)).outputs
+    wiring = hatfn.trace(AlexNet(3, width=0.1), torch.randn(1, 3, 32, 32))
+    assert set(wiring.outputs) == {"conv1", "conv2", "conv3", "fc1", "fc2"}
+    assert wiring.layers["conv2"].params == ("conv2.weight", "conv2.bias")
+    assert wiring.layers["conv1"].size == 6 * 29 * 29
+    assert wiring.outputs["conv1"].index.shape == (6, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "change", [{"gated": False}, {"out": None}, {"out": Units(torch.arange(8).roll(1)[:, None])}]
+)
+def test_a_layer_whose_weight_and_bias_differ_is_gated_by_them(change: dict) -> None:
+    wiring = hatfn.trace(Cases(), torch.randn(1, 8), head="head")
+    role = wiring.params["a.weight"]._replace(**change)
+    other = replace(wiring, params=dict(wiring.params) | {"a.weight": role})
+    assert set(other.outputs) == {"b"}
 
 
 NETWORKS = {
@@ -146,7 +159,7 @@ def test_gated_outputs_are_gated_weights(name: str, binary: bool) -> None:
     torch.testing.assert_close(output(network, gates, params, one_weight=True), expected)
     slopes = grad(lambda p: output(network, gates, p, one_weight=True))(params)
     torch.testing.assert_close(slopes, grad(lambda p: output(plain, gates, p))(params))
-    if not binary and network.wiring.layers:
+    if not binary and network.wiring.outputs:
         ours = grad(lambda g: output(network, g, params, one_weight=True))(gates)
         theirs = grad(lambda g: output(plain, g, params))(gates)
         assert any(slope.abs().max() > 0 for slope in theirs.values())

@@ -100,7 +100,7 @@ def trace(
         open_outputs=not (heads or output_gate),
         input_shape=x.shape[1:],
     )
-    layers = find_layers(program, names, wiring)
+    layers = find_layers(program, names)
     return replace(wiring, layers=layers, remembers=remembers(module, x))
 
 
