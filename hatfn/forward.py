@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hatfn.checks import explained
 from hatfn.modules import GATE, measuring, skeleton, twin
 from hatfn.state import HATState, take
-from hatfn.wiring import Wiring
+from hatfn.wiring import Units, Wiring
 
 Output = Any
 """What a module returns: a tensor, or a tuple or dict of tensors."""
@@ -32,6 +32,7 @@ class Network(NamedTuple):
         evaluate: the same in eval mode.
         calibrate: the same in eval mode, but batch norms take the statistics of each batch.
         wiring: which units gate which parameters.
+        outputs: {path of a layer: units that can gate what it returns in the place of its parameters}.
         initial: {name: tensor}, the module's own parameters and buffers.
         constants: {name: tensor}, the buffers that training does not change.
         classes: classes of each task; None: the module's output as it is.
@@ -44,6 +45,7 @@ class Network(NamedTuple):
     evaluate: nn.Module
     calibrate: nn.Module
     wiring: Wiring
+    outputs: dict[str, Units]
     initial: dict[str, Tensor]
     constants: dict[str, Tensor]
     classes: tuple[int, ...] | None
@@ -64,6 +66,7 @@ def make_network(module: nn.Module, wiring: Wiring, classes: Sequence[int] | Non
         skeleton(module, False, wiring.outputs),
         measuring(skeleton(module, False, wiring.outputs)),
         wiring.to(device),
+        {path: units.to(device) for path, units in wiring.outputs.items()},
         initial,
         {name: initial[name] for name in buffers if name not in wiring.buffers},
         None if classes is None else tuple(classes),
@@ -101,12 +104,12 @@ def call(
         output (B, ...), and the new running statistics.
     """
     wiring = network.wiring
-    values, outputs = dict(params), {path: x.new_empty(0) for path in wiring.outputs}
+    values, outputs = dict(params), {path: x.new_empty(0) for path in network.outputs}
     if gates is not None:
         look, done = wiring.lookup(gates), set[str]()
         real = next((v.dtype for v in params.values() if v.is_floating_point()), x.dtype)
         factor = wiring.lookup({group: gate.to(real) for group, gate in gates.items()})
-        for path, rows in wiring.outputs.items():
+        for path, rows in network.outputs.items():
             layer = wiring.layers[path]
             if one_weight or len(x) * layer.size <= sum(values[n].numel() for n in layer.params):
                 outputs[path] = look(rows)

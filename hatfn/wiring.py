@@ -35,6 +35,10 @@ class Units:
     index: Tensor
     group: str | None = None
 
+    def to(self, device: torch.device | str) -> Units:
+        """The same units with their index on ``device``."""
+        return replace(self, index=self.index.to(device))
+
 
 class ParamWiring(NamedTuple):
     """How one parameter of the module takes part.
@@ -249,7 +253,7 @@ class Wiring:
         """The same wiring with its indices on ``device``."""
 
         def move(units: Units | None) -> Units | None:
-            return None if units is None else replace(units, index=units.index.to(device))
+            return None if units is None else units.to(device)
 
         params = {
             name: param._replace(out=move(param.out), into=move(param.into))

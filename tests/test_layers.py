@@ -142,7 +142,7 @@ def test_gated_outputs_are_gated_weights(name: str, binary: bool) -> None:
     module, x = make().double().eval(), torch.randn(3, *shape).double()
     head = "head" if isinstance(module, Cases) else None
     network = make_network(module, hatfn.trace(module, x[:1], head=head), None)
-    plain = network._replace(wiring=replace(network.wiring, layers={}))
+    plain = network._replace(outputs={})
     params = {n: network.initial[n] for n in network.wiring.params}
     params = {n: p + 0.1 * torch.randn_like(p) for n, p in params.items()}  # a mixer's head is zero
     buffers = {n: network.initial[n] for n in network.wiring.buffers}
@@ -159,7 +159,7 @@ def test_gated_outputs_are_gated_weights(name: str, binary: bool) -> None:
     torch.testing.assert_close(output(network, gates, params, one_weight=True), expected)
     slopes = grad(lambda p: output(network, gates, p, one_weight=True))(params)
     torch.testing.assert_close(slopes, grad(lambda p: output(plain, gates, p))(params))
-    if not binary and network.wiring.outputs:
+    if not binary and network.outputs:
         ours = grad(lambda g: output(network, g, params, one_weight=True))(gates)
         theirs = grad(lambda g: output(plain, g, params))(gates)
         assert any(slope.abs().max() > 0 for slope in theirs.values())
