@@ -128,9 +128,10 @@ class Replicas(NamedTuple):
         x, y = checks.check_batch(batch, None)
         if not shared:
             checks.check_axis("update", x, len(states.learned))
-        several = isinstance(task, list | tuple | range) and y.dim() > 1
+        axis = 0 if shared else 1  # that counts tasks, where there are several
+        several = isinstance(task, list | tuple | range) and y.dim() > axis
         for k, row in enumerate(rows if self.hat.classes else ()):  # vmap cannot read labels
-            labels = y.select(-2, k) if several else y
+            labels = y.select(axis, k) if several and k < y.shape[axis] else y
             checks.check_labels(labels, self.hat.classes[row], "update")  # type: ignore[index]
         hat = self.hat._replace(optimizer=vectorized(self.hat.optimizer))
         before = read(hat, states, rows, axis=1)

@@ -101,7 +101,9 @@ def step(hat: HAT, state: HATState, batch: Any, task: Any, scale: Scale) -> tupl
     def objective(own: Trainable) -> tuple[Tensor, Seen]:
         return total_loss(hat, before._replace(own=own), batches, rows, scale)
 
-    raw, seen = gradient(objective, before.own, nested=checks.read(state.active) is None)
+    given: list[Tensor] = optree.tree_leaves((before, batches))  # type: ignore[arg-type]
+    nested = checks.read(state.active) is None or any(leaf.requires_grad for leaf in given)
+    raw, seen = gradient(objective, before.own, nested)
     after, norm, ok = advance(hat, before, raw, seen, scale)
     return write(state, rows, settled(ok, after, before)), report(seen, norm, ok, task)
 
@@ -170,15 +172,15 @@ def gradient(
     Args:
         objective: of what is trained; returns a () loss and something more.
         own: where.
-        nested: inside ``vmap``. There, and where somebody differentiates through the step, it is
+        nested: inside ``vmap``, or where somebody differentiates through the step. There it is
             ``torch.func.grad``; elsewhere autograd itself, which does the same for a third less of a
             small network's step.
     """
-    leaves: list[Tensor]
-    leaves, structure = optree.tree_flatten(own)  # type: ignore[arg-type]
-    if nested or any(leaf.requires_grad for leaf in leaves):
+    if nested:
         found: tuple[Trainable, Seen] = torch.func.grad(objective, has_aux=True)(own)
         return found
+    leaves: list[Tensor]
+    leaves, structure = optree.tree_flatten(own)  # type: ignore[arg-type]
     with torch.enable_grad():
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
         total, seen = objective(optree.tree_unflatten(structure, leaves))  # type: ignore[arg-type]

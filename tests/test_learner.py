@@ -414,3 +414,30 @@ def test_verify_no_forgetting_can_fail() -> None:
     broken = hat._replace(network=hat.network._replace(wiring=wiring))
     with pytest.raises(AssertionError, match=r"hidden\.1\.weight by"):
         verify_no_forgetting(broken, state, x)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_step_can_be_differentiated_through(optimizer: str) -> None:
+    """The derivative of a loss after two steps by a setting, against finite differences."""
+    smooth = {  # adam's root has no derivative at 0 without eps_root
+        "sgd": torchopt.sgd(0.1, momentum=0.9, weight_decay=5e-4),
+        "adam": torchopt.adam(1e-2, eps_root=1e-10),
+    }
+    x, y = torch.randn(8, 5).double(), torch.randint(2, (8,))
+    hat = learner(MLP(5, 3, width=16).double(), x, optimizer=smooth[optimizer])
+    start = learn(hat, hat.init(0), x, 0)
+    start = hat.begin(start, 1)
+
+    def after(sparsity: Tensor) -> Tensor:
+        state = start._replace(hyper=start.hyper | {"sparsity": sparsity})
+        for scale in (2.0, 4.0):
+            state, _ = hat.update(state, (x, y), 1, scale)
+        return nn.functional.cross_entropy(hat.forward(state, x, 1, scale=4.0), y)
+
+    at, step = torch.tensor(0.5).double(), 1e-5
+    slope = (after(at + step) - after(at - step)) / (2 * step)
+    assert slope.abs() > 1e-8
+    torch.testing.assert_close(torch.func.grad(after)(at), slope, rtol=1e-4, atol=1e-9)
+    tracked = at.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(after(tracked), tracked)
+    torch.testing.assert_close(plain, slope, rtol=1e-4, atol=1e-9)

@@ -162,7 +162,7 @@ def test_stacked_states_come_apart_again() -> None:
 
 HAT = learner(mlp(), torch.randn(1, 5), head="4")
 MANY, STATES = hatfn.Replicas(HAT), hatfn.replicate(HAT, [0, 1])
-OPEN = MANY.begin(STATES, 1)
+OPEN, BOTH = MANY.begin(STATES, 1), MANY.begin(STATES, [0, 1])
 X, Y = torch.randn(2, 8, 5), torch.randint(2, (2, 8))
 WRONG = {
     "no seeds": (lambda: hatfn.replicate(HAT, []), ValueError, "no seeds"),
@@ -174,6 +174,15 @@ WRONG = {
     "not open": (lambda: MANY.update(OPEN, (X, Y), 0, 5.0), ValueError, "task 0 is not open"),
     "not learned": (lambda: MANY.forward(OPEN, X[0], 1), ValueError, "never learned"),
     "one batch": (lambda: MANY.update(OPEN, (X[0], Y[0]), 1, 5.0), ValueError, "shared=True"),
+    "labels": (lambda: MANY.update(OPEN, (X, Y + 1), 1, 5.0), ValueError, "the task has 2 classes"),
+    "label type": (lambda: MANY.update(OPEN, (X, Y.int()), 1, 5.0), TypeError, r"y\.long\(\)"),
+    "labels of one of two tasks": (
+        lambda: MANY.update(BOTH, (X[:, None].expand(2, 2, 8, 5), torch.stack([Y, Y + 1], 1)), [0, 1], 5.0),
+        ValueError, "the task has 2 classes",
+    ),
+    "one batch for two tasks": (
+        lambda: MANY.update(BOTH, (X[:, None], Y[:, None]), [0, 1], 5.0), ValueError, "for 2 tasks",
+    ),
 }  # fmt: skip
 
 
