@@ -96,6 +96,22 @@ def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
         )
 
 
+def check_scales(where: str, scale: Any, s_max: Tensor) -> None:
+    """One scale for all replicas, or (S,), one for each; None for binary gates."""
+    if scale is None:
+        return
+    if not isinstance(scale, Tensor) or not scale.dim():
+        check_scale(where, scale, s_max.min())
+        return
+    if scale.shape != s_max.shape:
+        raise ValueError(
+            f"{where}: scale has shape {tuple(scale.shape)} for {len(s_max)} replicas. Expected one "
+            f"number, or one for each, ({len(s_max)},)."
+        )
+    for one, top in zip(scale, s_max, strict=True):
+        check_scale(where, one, top)
+
+
 def check_active(where: str, state: HATState, rows: Sequence[int], together: bool = False) -> None:
     """``begin`` must have opened the tasks; ``together``: these and no others."""
     active = read(state.active)

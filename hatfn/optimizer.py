@@ -48,8 +48,16 @@ def vectorized(optimizer: Optimizer) -> PureOptimizer:
     """The same pair, to the bit, as ``vmap`` batches it best."""
 
     def update(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        with _OutOfPlace():
-            return optimizer.update(*args, **kwargs)
+        try:
+            with _OutOfPlace():
+                return optimizer.update(*args, **kwargs)
+        except RuntimeError as error:
+            if "functorch" not in str(error):
+                raise
+            raise ValueError(
+                "replicas: the optimizer has an operator of its own that vmap cannot batch, as those "
+                "of torchopt have with use_accelerated_op=True. Expected plain ones: torchopt.adam(1e-3)."
+            ) from error
 
     return PureOptimizer(optimizer.init, update)
 

@@ -133,6 +133,7 @@ class Replicas(NamedTuple):
         for k, row in enumerate(rows if self.hat.classes else ()):  # vmap cannot read labels
             labels = y.select(axis, k) if several and k < y.shape[axis] else y
             checks.check_labels(labels, self.hat.classes[row], "update")  # type: ignore[index]
+        checks.check_scales("update", scale, states.hyper["s_max"])
         hat = self.hat._replace(optimizer=vectorized(self.hat.optimizer))
         before = read(hat, states, rows, axis=1)
         per_batch = None if shared else 0

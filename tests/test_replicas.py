@@ -161,6 +161,9 @@ def test_stacked_states_come_apart_again() -> None:
 
 
 HAT = learner(mlp(), torch.randn(1, 5), head="4")
+FUSED = learner(
+    mlp(), torch.randn(1, 5), head="4", optimizer=torchopt.adam(1e-3, use_accelerated_op=True)
+)
 MANY, STATES = hatfn.Replicas(HAT), hatfn.replicate(HAT, [0, 1])
 OPEN, BOTH = MANY.begin(STATES, 1), MANY.begin(STATES, [0, 1])
 X, Y = torch.randn(2, 8, 5), torch.randint(2, (2, 8))
@@ -174,6 +177,19 @@ WRONG = {
     "not open": (lambda: MANY.update(OPEN, (X, Y), 0, 5.0), ValueError, "task 0 is not open"),
     "not learned": (lambda: MANY.forward(OPEN, X[0], 1), ValueError, "never learned"),
     "one batch": (lambda: MANY.update(OPEN, (X[0], Y[0]), 1, 5.0), ValueError, "shared=True"),
+    "scale": (lambda: MANY.update(OPEN, (X, Y), 1, 500.0), ValueError, r"scale=500\.0.*s_max=400"),
+    "a scale of two": (
+        lambda: MANY.update(OPEN, (X, Y), 1, torch.tensor([5.0, 500.0])), ValueError, r"scale=500\.0",
+    ),
+    "three scales": (
+        lambda: MANY.update(OPEN, (X, Y), 1, torch.ones(3)), ValueError, r"shape \(3,\) for 2 replicas",
+    ),
+    "accelerated": (
+        lambda: hatfn.Replicas(FUSED).update(
+            hatfn.Replicas(FUSED).begin(hatfn.replicate(FUSED, [0, 1]), 1), (X, Y), 1, 5.0
+        ),
+        ValueError, "use_accelerated_op=True",
+    ),
     "labels": (lambda: MANY.update(OPEN, (X, Y + 1), 1, 5.0), ValueError, "the task has 2 classes"),
     "label type": (lambda: MANY.update(OPEN, (X, Y.int()), 1, 5.0), TypeError, r"y\.long\(\)"),
     "labels of one of two tasks": (
