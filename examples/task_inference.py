@@ -2,7 +2,7 @@
 
     python examples/task_inference.py
 
-trains five seeds of both streams with the settings of `hatfn run` (half an hour on two cores) and
+trains five seeds of both streams with the settings of `hatfn run` (ten minutes on two cores) and
 writes the table examples/task_inference.md: how often the task, and how often the class too, is right.
 """
 

@@ -56,7 +56,8 @@ def vectorized(optimizer: Optimizer) -> PureOptimizer:
                 raise
             raise ValueError(
                 "replicas: the optimizer has an operator of its own that vmap cannot batch, as "
-                "those of torchopt have with use_accelerated_op=True. Expected one without: torchopt.adam(1e-3)."
+                "those of torchopt have with use_accelerated_op=True. Expected one without it: "
+                "torchopt.adam(1e-3)."
             ) from error
 
     return PureOptimizer(optimizer.init, update)
