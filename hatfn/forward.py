@@ -180,9 +180,10 @@ def forward_mixed(
     give their logits of the mixture's features, one behind the other, each head's times T alpha_t.
 
     Heads that are mixed as well were tried, with five tasks of split and ten of permuted digits, five
-    seeds each, and the rule of :func:`~hatfn.inference.infer_task_by_gradient`. Of single images they
-    find the task of 38 % and 25 %, of batches of 32 of 48 % and 35 %; heads side by side of 31 % and
-    45 %, and of 32 % and 82 %: they gain more where all tasks have the same classes than they lose.
+    seeds each, heads that start alike, and the rule of
+    :func:`~hatfn.inference.infer_task_by_gradient`. Of single images they find the task of 38 % and
+    25 %, of batches of 32 of 48 % and 35 %; heads side by side of 31 % and 45 %, and of 32 % and
+    82 %: they gain more where all tasks have the same classes than they lose.
 
     Args:
         network: the static half.
