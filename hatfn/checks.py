@@ -46,9 +46,14 @@ def check_task(where: str, task: Any, tasks: int) -> int:
     return index
 
 
+def several(task: Any) -> bool:
+    """Whether tasks are given as a list, so that batches and reports have an axis over them."""
+    return isinstance(task, list | tuple | range)
+
+
 def check_tasks(where: str, task: Any, tasks: int) -> list[int]:
     """One task as a list of one; several in ascending order, each once."""
-    if not isinstance(task, list | tuple | range):
+    if not several(task):
         return [check_task(where, task, tasks)]
     rows = [check_task(where, one, tasks) for one in task]
     if not rows or rows != sorted(set(rows)):
@@ -189,7 +194,7 @@ def check_batches(
 ) -> list[tuple[Tensor, Tensor]]:
     """A batch for each task: the pair itself, or slices of a pair with a leading axis over tasks."""
     counts = [None if classes is None else classes[row] for row in rows]
-    if not isinstance(task, list | tuple | range):
+    if not several(task):
         batches = [check_batch(batch, counts[0])]
     else:
         x, y = check_batch(batch, None)

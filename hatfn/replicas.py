@@ -129,7 +129,7 @@ class Replicas(NamedTuple):
         if not shared:
             checks.check_axis("update", x, len(states.learned))
         axis = 0 if shared else 1  # that counts tasks, where there are several
-        several = isinstance(task, list | tuple | range) and y.dim() > axis
+        several = checks.several(task) and y.dim() > axis
         for k, row in enumerate(rows if self.hat.classes else ()):  # vmap cannot read labels
             labels = y.select(axis, k) if several and k < y.shape[axis] else y
             checks.check_labels(labels, self.hat.classes[row], "update")  # type: ignore[index]

@@ -111,11 +111,10 @@ def put(tree: Mapping[str, Tensor], task: int, values: Mapping[str, Tensor]) -> 
     return {name: leaf.select_scatter(values[name], 0, task) for name, leaf in tree.items()}
 
 
-def trainable(state: HATState, rows: Sequence[int]) -> Trainable:
-    """What a step of some tasks trains."""
-    return Trainable(
-        state.params, take_rows(state.task_params, rows), take_rows(state.embeddings, rows)
-    )
+def trainable(state: HATState, rows: Sequence[int], axis: int = 0) -> Trainable:
+    """What a step of some tasks trains; arguments as in :func:`take_rows`."""
+    own, embeddings = (take_rows(t, rows, axis) for t in (state.task_params, state.embeddings))
+    return Trainable(state.params, own, embeddings)
 
 
 def over_groups(function: Callable[..., Tensor], *trees: Mapping[str, Tensor]) -> dict[str, Tensor]:

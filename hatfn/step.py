@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hatfn import checks, transforms
 from hatfn.forward import Output, call, cut_heads
-from hatfn.state import HATState, Trainable, put_rows, take, take_rows, tree_map
+from hatfn.state import HATState, Trainable, put_rows, take, take_rows, trainable, tree_map
 
 if TYPE_CHECKING:
     from hatfn.learner import HAT
@@ -117,10 +117,9 @@ def read(hat: HAT, state: HATState, rows: Sequence[int], axis: int = 0) -> Befor
         rows: the tasks.
         axis: that counts tasks: 0, or 1 where states are stacked.
     """
-    taken = partial(take_rows, rows=rows, axis=axis)
-    own = Trainable(state.params, taken(state.task_params), taken(state.embeddings))
+    own, buffers = trainable(state, rows, axis), take_rows(state.task_buffers, rows, axis)
     opened = torch.stack([state.active.select(axis, row) for row in rows]).all(0)
-    buffers, used = taken(state.task_buffers), hat.used(state)
+    used = hat.used(state)
     return Before(own, buffers, used, state.protection, state.hyper, state.opt_state, opened)
 
 
@@ -138,7 +137,7 @@ def write(state: HATState, rows: Sequence[int], after: After, axis: int = 0) -> 
 
 def report(seen: Seen, norm: Tensor, ok: Tensor, task: Any) -> Info:
     """What the caller is told: of a single task without an axis over tasks."""
-    if isinstance(task, list | tuple | range):
+    if checks.several(task):
         return Info(seen.loss, seen.penalty, seen.logits, norm, ok)
     return Info(seen.loss[..., 0], seen.penalty[..., 0], seen.logits[0], norm, ok)
 

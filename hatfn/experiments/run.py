@@ -125,7 +125,7 @@ def learn(run: Run) -> Iterator[Step | Learned]:
     logits: list[dict[int, Tensor]] = [{} for _ in run.seeds]
     for rows in [tasks] if run.config.method == "joint" else [[task] for task in tasks]:
         yield from _learn_tasks(run, rows)
-        seen = [_measure(run, index, rows[-1], logits[index]) for index in range(len(run.seeds))]
+        seen = [_measure(run, i, state, rows[-1], logits[i]) for i, state in enumerate(run.states)]
         for result in run.results:
             result.seconds = time.perf_counter() - began
         yield _mean_of(seen)
@@ -137,14 +137,15 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
     # One task is not a list of one, and one seed has no axis: these are what users write.
     task: int | list[int] = rows[0] if len(rows) == 1 else rows
     schedule = make_schedule(config)
-    count = max(len(training_part(config, run.stream[row]).y) for row in rows)
+    data = [[training_part(config, stream[row]) for row in rows] for stream in run.streams]
+    count = max(len(part.y) for part in data[0])
     per_epoch = -(-count // config.batch_size)
     steps = per_epoch * config.epochs
     locked: list[int] | None = None if config.method == "hat" else []
     run.state = learner.begin(run.state, task, locked=locked, carry=config.carry)
     step = 0
     for epoch in range(config.epochs):
-        for position, (x, y) in enumerate(_epoch(run, rows, epoch, count)):
+        for position, (x, y) in enumerate(_epoch(run, data, rows, epoch)):
             progress = position / per_epoch if config.period == "epoch" else step / steps
             scale = schedule(progress)
             with seeded(config.device, mixed(config.seed, rows[-1], epoch, position)):
@@ -163,24 +164,33 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
             ]
             loss, penalty = info.loss.mean().item(), info.penalty.mean().item()
             yield Step(rows[-1], epoch, step, steps, loss, penalty, scale, float(np.mean(right)))
-    for row in rows:
+    for row, parts in zip(rows, zip(*data, strict=True), strict=True):
         if config.recalibrate:
-            run.state = learner.recalibrate(run.state, _inputs(run, row), row)
+            run.state = learner.recalibrate(run.state, _inputs(run, parts), row)
         run.state = learner.consolidate(run.state, row)
 
 
-def _epoch(run: Run, rows: list[int], epoch: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of one epoch; in front an axis over seeds, then over tasks, where there are several."""
-    config = run.config
+def _epoch(
+    run: Run, data: list[list[Part]], rows: list[int], epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of one epoch; in front an axis over seeds, then over tasks, where there are several.
 
-    def of_task(seed: int, stream: list[Task], row: int) -> Iterator[Part]:
+    Args:
+        run: in progress.
+        data: of each seed the training images of each task; an epoch is as long as the largest.
+        rows: the tasks.
+        epoch: which.
+    """
+    count = max(len(part.y) for part in data[0])
+
+    def of_task(seed: int, row: int, part: Part) -> Iterator[Part]:
         order = torch.Generator().manual_seed(mixed(seed, row, epoch))
-        for batch in batches(training_part(config, stream[row]), config.batch_size, order, count):
-            yield Part(run.prepare(batch.x), batch.y.to(config.device))
+        for batch in batches(part, run.config.batch_size, order, count):
+            yield Part(run.prepare(batch.x), batch.y.to(run.config.device))
 
     every = [
-        [of_task(seed, stream, row) for row in rows]
-        for seed, stream in zip(run.seeds, run.streams, strict=True)
+        [of_task(seed, row, part) for row, part in zip(rows, parts, strict=True)]
+        for seed, parts in zip(run.seeds, data, strict=True)
     ]
     for step in zip(*(zip(*tasks, strict=True) for tasks in every), strict=True):
         seeds = [Part(*map(_together, zip(*tasks, strict=True))) for tasks in step]
@@ -188,10 +198,9 @@ def _epoch(run: Run, rows: list[int], epoch: int, count: int) -> Iterator[tuple[
         yield x, y
 
 
-def _inputs(run: Run, row: int) -> Iterator[Tensor]:
-    """The training images of a task, for its statistics."""
-    parts = [training_part(run.config, stream[row]).x for stream in run.streams]
-    for xs in zip(*(part.split(run.config.batch_size) for part in parts), strict=True):
+def _inputs(run: Run, parts: Sequence[Part]) -> Iterator[Tensor]:
+    """The training images of a task, of each seed its own, for the task's statistics."""
+    for xs in zip(*(part.x.split(run.config.batch_size) for part in parts), strict=True):
         if len(xs[0]) > 1:
             yield _together([run.prepare(x) for x in xs])
 
@@ -201,7 +210,7 @@ def _together(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
 
 
-def _measure(run: Run, index: int, after: int, learned: dict[int, Tensor]) -> Learned:
+def _measure(run: Run, index: int, state: HATState, after: int, learned: dict[int, Tensor]) -> Learned:
     """Accuracy and drift of one seed on every task so far, and what is left.
 
     Two passes: drift needs the bits of ``forward``, and ``predict``, which shows every image to every
@@ -210,10 +219,11 @@ def _measure(run: Run, index: int, after: int, learned: dict[int, Tensor]) -> Le
     Args:
         run: in progress.
         index: of the seed.
+        state: of that seed.
         after: the last task that was learned.
         learned: {task: its logits when it was learned}, which is added to.
     """
-    result, hat, state = run.results[index], run.hat, run.states[index]
+    result, hat = run.results[index], run.hat
     moved = 0.0
     for task in range(after + 1):
         loader = _loader(run, index, task)
