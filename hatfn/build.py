@@ -14,7 +14,14 @@ from hatfn.gates import Init
 from hatfn.learner import HAT
 from hatfn.loss import cross_entropy
 from hatfn.optimizer import Optimizer, check_optimizer
-from hatfn.settings import check_choice, check_classes, check_groups, check_hyper, check_wiring
+from hatfn.settings import (
+    check_choice,
+    check_classes,
+    check_each,
+    check_groups,
+    check_number,
+    check_wiring,
+)
 from hatfn.transforms import Protection
 from hatfn.wiring import Wiring
 
@@ -28,8 +35,11 @@ def build(
     num_tasks: int | None = None,
     loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
     s_max: float = 400.0,
-    sparsity: float = 0.75,
-    regularizer: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor] = regularizers.sparsity,
+    sparsity: float | Sequence[float] = 0.75,
+    quota: float | Sequence[float] = 0.0,
+    regularizer: Callable[
+        [dict[str, Tensor], dict[str, Tensor], Tensor], Tensor
+    ] = regularizers.sparsity,
     init: Init = "normal",
     gate: Callable[[Tensor], Tensor] = torch.sigmoid,
     protection: Protection = "exact",
@@ -52,9 +62,12 @@ def build(
         num_tasks: T, where ``classes`` is None; default 1.
         loss: (what the module returns, logits (B, C) as a rule, y) -> ().
         s_max: the largest mask scale, > 1.
-        sparsity: weight of the penalty on using free units, >= 0.
-        regularizer: (gates, cumulative mask), both {group: (U,)} -> (); see
-            :func:`hatfn.sparsity`.
+        sparsity: weight of the penalty on using free units, >= 0; a list: of each task, as for a
+            first task that would else take everything.
+        quota: budget: the share of units, in [0, 1], that a task may take without penalty; a list: of
+            each task. HAT-CL's is 1/T.
+        regularizer: (gates, cumulative mask, the task's quota), the first two {group: (U,)} -> (); see
+            :func:`hatfn.sparsity`, and ``functools.partial(hatfn.sparsity, over="groups")``.
         init: "normal", "dense" or "sparse" task embeddings.
         gate: the function that takes s * e to a gate.
         protection: "exact": a weight is held if a locked task uses both its ends; "paper": by
@@ -94,12 +107,20 @@ def build(
     check_wiring(module, wiring)
     tasks = check_classes(classes, num_tasks, wiring)
     check_groups(wiring, tasks)
-    check_hyper(s_max, sparsity, clamp, max_norm)
+    check_number("build", "clamp", clamp)
+    if max_norm is not None:
+        check_number("build", "max_norm", max_norm)
     check_choice("init", init, get_args(Init))
     check_choice("protection", protection, get_args(Protection))
     pure = check_optimizer(optimizer)
-    hyper = {"lr": 1.0, "sparsity": float(sparsity), "s_max": float(s_max)}
-    hyper["compensation"] = float(s_max if compensation in ("s_max", None) else compensation)
+    factor = compensation if isinstance(compensation, int | float) else s_max
+    hyper: dict[str, float | tuple[float, ...]] = {
+        "lr": 1.0,
+        "s_max": check_number("build", "s_max", s_max),
+        "compensation": check_number("build", "compensation", factor),
+        "sparsity": check_each("sparsity", sparsity, tasks),
+        "quota": check_each("quota", quota, tasks),
+    }
     return HAT(
         network=make_network(module, wiring, classes),
         tasks=tasks,

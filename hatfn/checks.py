@@ -46,6 +46,19 @@ def check_task(where: str, task: Any, tasks: int) -> int:
     return index
 
 
+def check_seed(where: str, seed: Any) -> int:
+    """A seed as an int of at least 0."""
+    try:
+        number = operator.index(seed)
+    except (TypeError, RuntimeError):
+        number = None
+    if number is None or isinstance(seed, bool):
+        raise TypeError(f"{where}: seed={seed!r} is a {type(seed).__name__}. Expected an int: seed=0.")
+    if number < 0:
+        raise ValueError(f"{where}: seed={number}. Expected an int of at least 0: seed={-number}.")
+    return number
+
+
 def several(task: Any) -> bool:
     """Whether tasks are given as a list, so that batches and reports have an axis over them."""
     return isinstance(task, list | tuple | range)

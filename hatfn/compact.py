@@ -106,9 +106,9 @@ def compact(network: Network, state: HATState, task: int, x: Tensor | None = Non
         >>> small = hat.compact(hat.consolidate(hat.init(seed=0), 0), task=0)
         >>> small.report
            units  used  kept  became
-        0      8     4     4  sliced
+        0      8     5     5  sliced
         >>> small.sizes, small(torch.zeros(5, 4)).shape
-        ((58, 30), torch.Size([5, 2]))
+        ((58, 37), torch.Size([5, 2]))
     """
     own = cut_heads(network, take(state.task_params, task), task)
     raw = {**state.params, **own, **take(state.task_buffers, task), **network.constants}

@@ -56,8 +56,8 @@ def flush(gates: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 def initial_embeddings(
     init: Init, tasks: int, units: int, generator: torch.Generator
-) -> Float[Tensor, "tasks units"]:
-    """Task embeddings before training.
+) -> Float[Tensor, " units"]:
+    """One task's embeddings before training.
 
     "normal" is N(0, 1), the first paper's: half of the units start on. "dense" is 1: all start on.
     "sparse" is N(Phi^-1(1/T), 1): a unit starts on with probability 1/T, so that one of the T tasks
@@ -74,9 +74,9 @@ def initial_embeddings(
         Serrà et al. 2018, section 2.2 (normal); Duan 2023, section 3 (dense, sparse).
     """
     if init == "dense":
-        return torch.ones(tasks, units)
+        return torch.ones(units)
     mean = 0.0
     if init == "sparse":  # a single task would start at infinity
         share = torch.tensor(min(1 / tasks, 0.98), dtype=torch.float64)
         mean = float(torch.special.ndtri(share))
-    return torch.randn(tasks, units, generator=generator) + mean
+    return torch.randn(units, generator=generator) + mean

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hatfn.forward import Network
 from hatfn.gates import Init, initial_embeddings
 from hatfn.modules import twin
-from hatfn.seeds import seeded
-from hatfn.state import HATState
+from hatfn.seeds import mixed, seeded
+from hatfn.state import HATState, tree_map
 from hatfn.transforms import Protection
+
+
+class Own(NamedTuple):
+    """What one task has for itself.
+
+    Attributes:
+        params: {name: tensor}, norms, heads and whatever else cannot be gated.
+        buffers: {name: tensor}, running statistics.
+        embeddings: {group: (U,)}.
+    """
+
+    params: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    embeddings: dict[str, Tensor]
 
 
 def initial_state(
@@ -21,37 +36,24 @@ def initial_state(
     tasks: int,
     init: Init,
     protection: Protection,
-    hyper: Mapping[str, float],
+    hyper: Mapping[str, float | tuple[float, ...]],
     seed: int,
     fresh: bool,
 ) -> HATState:
     """The state before any task, without an optimiser state."""
-    generator = torch.Generator().manual_seed(seed)
-    values = _fresh_values(network, seed) if fresh else network.initial
-    some = next(iter(network.initial.values()))
-    real = torch.promote_types(some.dtype, torch.float32) if some.is_floating_point() else torch.float32
-    roles = network.wiring.params
-    params = {name: values[name].clone() for name, role in roles.items() if role.kind == "shared"}
-    own = {
-        name: values[name].expand(tasks, *role.shape).clone()
-        for name, role in roles.items()
-        if role.kind == "task"
-    }
-    buffers = {
-        name: values[name].expand(tasks, *values[name].shape).clone() for name in network.wiring.buffers
-    }
-    embeddings = {
-        group: initial_embeddings(init, tasks, units, generator).to(some.device, real)
-        for group, units in network.wiring.groups.items()
-    }
-    held = torch.bool if protection == "exact" else real
+    values = initial_values(network, seed, fresh)
+    owns = [initial_own(network, values, tasks, task, init, seed, fresh) for task in range(tasks)]
+    own: Own = tree_map(lambda *slices: torch.stack(slices), *owns)
+    params = {name: values[name].clone() for name in network.wiring.shared}
+    some = _some(network)
+    held = torch.bool if protection == "exact" else _real(network)
     no_task = torch.zeros(tasks, dtype=torch.bool, device=some.device)
     return HATState(
         params=params,
-        task_params=own | _heads(network, values, generator, some, fresh),
-        task_buffers=buffers,
-        embeddings=embeddings,
-        masks={group: torch.zeros_like(e, dtype=torch.bool) for group, e in embeddings.items()},
+        task_params=own.params,
+        task_buffers=own.buffers,
+        embeddings=own.embeddings,
+        masks={group: torch.zeros_like(e, dtype=torch.bool) for group, e in own.embeddings.items()},
         learned=no_task,
         locked=no_task.clone(),
         active=no_task.clone(),
@@ -61,8 +63,55 @@ def initial_state(
             for name, value in hyper.items()
         },
         seed=torch.tensor(seed, device=some.device),
+        fresh=torch.tensor(fresh, device=some.device),
         opt_state=(),
     )
+
+
+def initial_values(network: Network, seed: int, fresh: bool) -> dict[str, Tensor]:
+    """The module's parameters and buffers as it brought them, or drawn anew from the seed."""
+    return _fresh_values(network, seed) if fresh else network.initial
+
+
+def initial_own(
+    network: Network,
+    values: Mapping[str, Tensor],
+    tasks: int,
+    task: int,
+    init: Init,
+    seed: int,
+    fresh: bool,
+) -> Own:
+    """What one task starts with: a function of the seed and the task, whatever the other tasks are.
+
+    Args:
+        network: the static half; its classes give the width of the heads.
+        values: from :func:`initial_values`.
+        tasks: T, which only the "sparse" embeddings depend on.
+        task: which.
+        init: of the embeddings.
+        seed: of the state.
+        fresh: whether heads are drawn even where the module's own would fit.
+    """
+    some, generator = _some(network), torch.Generator().manual_seed(mixed(seed, task))
+    embeddings = {
+        group: initial_embeddings(init, tasks, units, generator).to(some.device, _real(network))
+        for group, units in network.wiring.groups.items()
+    }
+    own = {name: values[name] for name, role in network.wiring.params.items() if role.kind == "task"}
+    buffers = {name: values[name] for name in network.wiring.buffers}
+    return Own(own | _heads(network, values, generator, task, fresh), buffers, embeddings)
+
+
+def _some(network: Network) -> Tensor:
+    """A tensor on the device, and of the type, that the module's numbers are."""
+    return next(iter(network.initial.values()))
+
+
+def _real(network: Network) -> torch.dtype:
+    """The type of embeddings."""
+    some = _some(network).dtype
+    return torch.promote_types(some, torch.float32) if some.is_floating_point else torch.float32
 
 
 def _fresh_values(network: Network, seed: int) -> dict[str, Tensor]:
@@ -98,29 +147,31 @@ def _heads(
     network: Network,
     values: Mapping[str, Tensor],
     generator: torch.Generator,
-    some: Tensor,
+    task: int,
     fresh: bool,
 ) -> dict[str, Tensor]:
-    """Heads of all tasks, (T, widest, features, ...), drawn as ``nn.Linear`` draws its own.
+    """A task's heads, drawn as ``nn.Linear`` draws its own, or the module's where those are as wide.
 
-    A task as wide as the module's own head starts as a copy of that.
+    They are padded by zeros to (widest task, features, ...), so that heads of all tasks stack.
     """
     if network.classes is None:
         return {}
-    widest = max(network.classes)
-    heads = {}
+    classes, heads = network.classes[task], {}
     for name in network.heads:
         shape = _head_shape(network, name)
         fan_in = math.prod(_head_shape(network, network.heads[0])[1:])
         bound = 1 / math.sqrt(max(fan_in, 1))
-        draw = torch.rand(len(network.classes), widest, *shape[1:], generator=generator)
-        rows = (draw * 2 - 1) * bound
-        for task, classes in enumerate(network.classes):
-            if not fresh and shape[:1] == (classes,):
-                rows[task, :classes] = values[name].cpu()
-        dtype = some.dtype if network.added else values[name].dtype
-        heads[name] = rows.to(some.device, dtype)
+        rows = (torch.rand(classes, *shape[1:], generator=generator) * 2 - 1) * bound
+        if not fresh and shape[:1] == (classes,):
+            rows = values[name]
+        dtype = _some(network).dtype if network.added else values[name].dtype
+        heads[name] = widened(rows.to(_some(network).device, dtype), max(network.classes))
     return heads
+
+
+def widened(rows: Tensor, widest: int) -> Tensor:
+    """A head (classes, ...) with rows of zeros behind, (widest, ...)."""
+    return nn.functional.pad(rows, [0, 0] * (rows.dim() - 1) + [0, widest - len(rows)])
 
 
 def _head_shape(network: Network, name: str) -> tuple[int, ...]:

@@ -30,11 +30,11 @@ class HAT(NamedTuple):
     tasks: int
     optimizer: Optimizer
     loss: Callable[[Output, Tensor], Tensor]
-    regularizer: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
+    regularizer: Callable[[dict[str, Tensor], dict[str, Tensor], Tensor], Tensor]
     squash: Callable[[Tensor], Tensor]
     embedding_init: Init
     protection: transforms.Protection
-    hyper: dict[str, float]
+    hyper: dict[str, float | tuple[float, ...]]
     compensated: bool
     max_norm: float | None
     clamp: float
@@ -54,16 +54,20 @@ class HAT(NamedTuple):
         """The state before the first task.
 
         Args:
-            seed: what embeddings, heads and, if fresh, weights are drawn from; the global random
-                state is left alone.
+            seed: >= 0, what embeddings, heads and, if fresh, weights are drawn from; the global
+                random state is left alone.
             fresh: draw the module's weights anew instead of taking them as they are.
 
         Returns:
             A state with nothing learned. A head as wide as the module's own starts as its copy,
             unless ``fresh``.
+
+        Raises:
+            TypeError, ValueError: a seed that is no integer, or negative.
         """
+        number = checks.check_seed("init", seed)
         state = initial_state(
-            self.network, self.tasks, self.embedding_init, self.protection, self.hyper, seed, fresh
+            self.network, self.tasks, self.embedding_init, self.protection, self.hyper, number, fresh
         )
         return state._replace(opt_state=self.optimizer.init(trainable(state, [0])))
 

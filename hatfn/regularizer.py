@@ -12,8 +12,8 @@ from torch import Tensor
 def sparsity(
     gates: Mapping[str, Tensor],
     cumulative: Mapping[str, Tensor],
+    quota: float | Tensor = 0.0,
     over: Literal["all", "groups"] = "all",
-    quota: float = 0.0,
 ) -> Tensor:
     """The mean gate over the units that are still free; a unit in use costs nothing.
 
@@ -27,9 +27,9 @@ def sparsity(
     Args:
         gates: a, {group: (U,)} in [0, 1].
         cumulative: c, {group: (U,)} in [0, 1], or bool.
-        over: "all" (the first paper) or "groups" (HAT-CL).
         quota: share of a group's U units, in [0, 1], that a task may take for nothing; HAT-CL's is
             1/T. With "all" it counts over all units together.
+        over: "all" (the first paper) or "groups" (HAT-CL).
 
     Returns:
         (), in [0, 1].
@@ -55,6 +55,7 @@ def sparsity(
     costs = []
     for a, c in parts:
         free = 1 - c.to(a.dtype)
-        paid = ((a * free).sum() - quota * a.numel()).clamp(min=0)
+        budget = torch.as_tensor(quota, dtype=a.dtype, device=a.device) * a.numel()
+        paid = ((a * free).sum() - budget).clamp(min=0)
         costs.append(paid / free.sum().clamp(min=torch.finfo(a.dtype).tiny))
     return torch.stack(costs).mean()

@@ -40,9 +40,9 @@ def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) 
     Args:
         hat: the learner.
         seeds: one per replica.
-        hyper: settings of ``state.hyper`` ("lr", a factor on the learning rate, "sparsity", "s_max",
-            "compensation"): a number for all replicas or one for each. A compensation that was built
-            as "s_max" follows it.
+        hyper: settings of ``state.hyper`` ("lr", a factor on the learning rate, "sparsity", "quota",
+            "s_max", "compensation"): a number for all replicas or one for each, in all of a replica's
+            tasks. A compensation that was built as "s_max" follows it.
 
     Returns:
         The stacked states. ``replica(states, i)`` is one of them.
@@ -69,7 +69,12 @@ def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) 
     if "s_max" in values and hat.hyper["compensation"] == hat.hyper["s_max"]:
         values.setdefault("compensation", values["s_max"])
     stacked = stack(states)
-    own = {name: torch.tensor(value).to(stacked.hyper[name]) for name, value in values.items()}
+
+    def spread(value: list[float], old: Tensor) -> Tensor:
+        one = torch.tensor(value, dtype=old.dtype, device=old.device)
+        return one.reshape(-1, *(1,) * (old.dim() - 1)).expand_as(old).clone()
+
+    own = {name: spread(value, stacked.hyper[name]) for name, value in values.items()}
     return stacked._replace(hyper={**stacked.hyper, **own})
 
 

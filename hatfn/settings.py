@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,17 +79,37 @@ def check_classes(classes: Any, num_tasks: int | None, wiring: Wiring) -> int:
     return len(counts)
 
 
-def check_hyper(s_max: float, sparsity: float, clamp: float, max_norm: float | None) -> None:
-    """Settings in their ranges."""
-    wrong = {
-        "s_max": (s_max, s_max > 1, "above 1"),
-        "sparsity": (sparsity, sparsity >= 0, "of at least 0"),
-        "clamp": (clamp, clamp > 0, "above 0"),
-        "max_norm": (max_norm, max_norm is None or max_norm > 0, "above 0, or None"),
-    }
-    for name, (value, right, expected) in wrong.items():
-        if not right or (value is not None and not math.isfinite(value)):
-            raise ValueError(f"build: {name}={value}. Expected a finite number {expected}.")
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "s_max": (lambda value: value > 1, "above 1"),
+    "sparsity": (lambda value: value >= 0, "of at least 0"),
+    "quota": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "clamp": (lambda value: value > 0, "above 0"),
+    "max_norm": (lambda value: value > 0, "above 0, or None"),
+    "lr": (lambda value: value >= 0, "of at least 0"),
+    "compensation": (lambda value: value > 0, "above 0"),
+}
+
+
+def check_number(where: str, name: str, value: float) -> float:
+    """A setting in its range."""
+    right, expected = _RANGES[name]
+    if not math.isfinite(value) or not right(value):
+        raise ValueError(f"{where}: {name}={value}. Expected a finite number {expected}.")
+    return float(value)
+
+
+def check_each(name: str, value: Any, tasks: int) -> tuple[float, ...]:
+    """A setting of each task, from one number for all or a list."""
+    numbers = [value] * tasks if isinstance(value, int | float) else value
+    if isinstance(numbers, str) or not hasattr(numbers, "__iter__"):
+        raise TypeError(f"build: {name}={value!r}. Expected a number, or a list of one for each task.")
+    values = tuple(check_number("build", name, float(number)) for number in numbers)
+    if len(values) != tasks:
+        raise ValueError(
+            f"build: {name} has {len(values)} numbers for {tasks} tasks. Expected one number for all, "
+            f"or one for each."
+        )
+    return values
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
@@ -122,7 +142,7 @@ def check_seeds(seeds: Any) -> list[int]:
 
 
 def check_replicated(
-    hyper: Mapping[str, Any], known: Mapping[str, float], replicas: int
+    hyper: Mapping[str, Any], known: Mapping[str, Any], replicas: int
 ) -> dict[str, list[float]]:
     """A value of each setting for every replica."""
     values = {}
@@ -135,8 +155,6 @@ def check_replicated(
                 f"replicate: {len(numbers)} values of {name} for {replicas} replicas. Expected one "
                 f"number, or one for each."
             )
-        values[name] = numbers * (replicas // len(numbers))
-    for i in range(replicas):
-        one = {**known, **{name: value[i] for name, value in values.items()}}
-        check_hyper(one["s_max"], one["sparsity"], 1.0, None)
+        values[name] = [check_number("replicate", name, number) for number in numbers]
+        values[name] *= replicas // len(numbers)
     return values

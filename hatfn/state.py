@@ -31,9 +31,10 @@ class HATState(NamedTuple):
         locked: (T,) bool, the tasks that ``protection`` keeps unchanged.
         active: (T,) bool, the task that ``begin`` opened; ``update`` writes to no other.
         protection: {name: tensor shaped like the weight}: bool, or in [0, 1] for soft rules.
-        hyper: {name: ()}: "lr" (a factor), "sparsity", "s_max", "compensation"; numbers as data, so
-            that replicas can differ.
+        hyper: {name: ()}: "lr" (a factor), "s_max", "compensation", and {name: (T,)}: "sparsity" and
+            "quota", one for each task; numbers as data, so that replicas can differ.
         seed: () int64, what the initial values were drawn from.
+        fresh: () bool, whether the weights were drawn from it as well, or came with the module.
         opt_state: the optimiser's, for {params, this task's parameters, this task's embeddings}.
     """
 
@@ -48,6 +49,7 @@ class HATState(NamedTuple):
     protection: dict[str, Tensor]
     hyper: dict[str, Tensor]
     seed: Tensor
+    fresh: Tensor
     opt_state: Tree
 
 

@@ -51,7 +51,7 @@ class Before(NamedTuple):
         buffers: {name: (K, ...)}, the tasks' running statistics.
         used: {group: (U,)}, the cumulative mask.
         protection: {name: tensor}, of the shared weights.
-        hyper: {name: ()}.
+        hyper: {name: ()}, or {name: (T,)} for what each task has of its own.
         opt_state: the optimiser's.
         open: () bool, whether the tasks may be written to.
     """
@@ -153,12 +153,14 @@ def total_loss(
         gates = hat.gates(take(own.embeddings, k), scale)
         params = {**own.params, **cut_heads(hat.network, take(own.task_params, k), rows[k])}
         logits, buffers = call(hat.network, hat.network.train, params, buffers, gates, x)
-        return hat.loss(logits, y), hat.regularizer(gates, before.used), logits, buffers
+        penalty = hat.regularizer(gates, before.used, before.hyper["quota"][rows[k]])
+        return hat.loss(logits, y), penalty, logits, buffers
 
     # A loop: every task's head is cut to its own classes, and the loss sees no padding.
     losses, penalties, logits, buffers = zip(*map(of_task, range(len(rows))), strict=True)
     loss, penalty = torch.stack(losses), torch.stack(penalties)
-    total = loss.sum() + (before.hyper["sparsity"] * penalty.sum()).to(loss.dtype)
+    weights = torch.stack([before.hyper["sparsity"][row] for row in rows])
+    total = loss.sum() + (weights * penalty).sum().to(loss.dtype)
     stacked = {name: torch.stack([b[name] for b in buffers]) for name in buffers[0]}
     return total, Seen(loss, penalty, logits, stacked)
 

@@ -429,7 +429,7 @@ def test_a_step_can_be_differentiated_through(optimizer: str) -> None:
     start = hat.begin(start, 1)
 
     def after(sparsity: Tensor) -> Tensor:
-        state = start._replace(hyper=start.hyper | {"sparsity": sparsity})
+        state = start._replace(hyper=start.hyper | {"sparsity": sparsity.expand(3)})
         for scale in (2.0, 4.0):
             state, _ = hat.update(state, (x, y), 1, scale)
         return nn.functional.cross_entropy(hat.forward(state, x, 1, scale=4.0), y)

@@ -64,6 +64,8 @@ class RunConfig:
     """Initial task embeddings."""
     sparsity: float = 0.75
     """Weight of the penalty on units that no earlier task uses."""
+    first_sparsity: float | None = None
+    """The same weight for the first task alone, whom every unit is free to; None: as the others'."""
     sparsity_over: Literal["all", "groups"] = "all"
     """Penalty over all groups together (first paper), or the mean of the groups' own (HAT-CL)."""
     quota: float = 0.0

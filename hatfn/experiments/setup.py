@@ -76,10 +76,12 @@ def make_learner(config: RunConfig, module: nn.Module, example: Tensor, stream: 
     )
     if config.method != "hat":
         return make(init="dense", sparsity=0.0, compensation=None)
+    first = config.sparsity if config.first_sparsity is None else config.first_sparsity
     return make(
         init=config.init,
-        sparsity=config.sparsity,
-        regularizer=partial(sparsity, over=config.sparsity_over, quota=config.quota),
+        sparsity=[first, *[config.sparsity] * (len(stream) - 1)],
+        quota=config.quota,
+        regularizer=partial(sparsity, over=config.sparsity_over),
         compensation=config.compensation,
         protection=config.protection,
     )
