@@ -9,6 +9,7 @@ from hatfn.evaluation import Evaluation, evaluate
 from hatfn.gates import gate, hard_gate
 from hatfn.inference import classify, infer_task, infer_task_by_gradient
 from hatfn.learner import HAT
+from hatfn.lifecycle import Forgotten, grow
 from hatfn.manual import manual_wiring
 from hatfn.metrics import memory, usage
 from hatfn.regularizer import sparsity
@@ -23,6 +24,7 @@ __all__ = [
     "HAT",
     "CheckpointError",
     "Evaluation",
+    "Forgotten",
     "HATState",
     "HATWarning",
     "Info",
@@ -36,6 +38,7 @@ __all__ = [
     "compensate",
     "evaluate",
     "gate",
+    "grow",
     "hard_gate",
     "infer_task",
     "infer_task_by_gradient",

@@ -78,6 +78,13 @@ def check_tasks(where: str, task: Any, tasks: int) -> list[int]:
     return rows
 
 
+def check_each_task(where: str, task: Any, tasks: int) -> list[int]:
+    """One task or several, in any order, as an ascending list."""
+    if not several(task):
+        return [check_task(where, task, tasks)]
+    return sorted({check_task(where, one, tasks) for one in task})
+
+
 def check_sample_tasks(where: str, task: Any, x: Tensor, tasks: int) -> int | Tensor:
     """One task for all samples as an int, or one for each as (B,) int64 on the device of x."""
     if not isinstance(task, Tensor | list | tuple) or (isinstance(task, Tensor) and not task.dim()):
@@ -185,7 +192,7 @@ def check_locked(
     both = sorted(set(rows) & set(opened))
     if both:
         raise ValueError(
-            f"{where}: task {both[0]} cannot be trained and locked at once. Write "
+            f"{where}: task {both[0]} cannot be changed and locked at once. Write "
             f"locked={[row for row in rows if row not in opened]}."
         )
     return rows
@@ -313,6 +320,16 @@ def check_alive(where: str, task: int, masks: Mapping[str, Tensor]) -> None:
             HATWarning,
             stacklevel=4,
         )
+
+
+def warn_untouched(where: str, rows: Sequence[int]) -> None:
+    """Warn of tasks that hold nothing but initial values."""
+    which = f"task {', '.join(map(str, rows))} was" if rows else "no other task was ever"
+    warnings.warn(
+        f"{where}: nothing to forget: {which} trained, or it was forgotten already.",
+        HATWarning,
+        stacklevel=4,
+    )
 
 
 def check_axis(where: str, x: Tensor, replicas: int) -> None:

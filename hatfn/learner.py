@@ -13,6 +13,7 @@ from hatfn.compact import Subnet, compact
 from hatfn.forward import Network, Output, call, forward, forward_each, forward_plain, predict
 from hatfn.gates import Init, flush, gate, hard_gate
 from hatfn.initial import initial_state
+from hatfn.lifecycle import Forgotten, forget, prune
 from hatfn.optimizer import Optimizer
 from hatfn.state import HATState, binary_gates, over_groups, put, take, trainable
 from hatfn.step import Info, step
@@ -98,29 +99,21 @@ class HAT(NamedTuple):
             HATWarning: a group without a free unit.
         """
         opened = checks.check_tasks("begin", task, self.tasks)
-        here = self._flags(state, opened)
+        here = self.flags(state, opened)
         learned = state.learned & ~here
         rows = checks.check_locked("begin", locked, opened, self.tasks)
-        holds = learned if rows is None else self._flags(state, rows)
+        holds = learned if rows is None else self.flags(state, rows)
         state = state._replace(
             masks={group: mask & ~here[:, None] for group, mask in state.masks.items()},
             learned=learned,
             locked=holds,
             active=here,
         )
-        used = self.used(state)
-        checks.check_free("begin", opened, used)
-        protection = (
-            transforms.exact_protection(self.wiring, binary_gates(state), holds)
-            if self.protection == "exact"
-            else transforms.paper_protection(self.wiring, used)
-        )
-        frozen = self.network.frozen & protection.keys()
-        protection |= {name: torch.ones_like(protection[name]) for name in frozen}
+        checks.check_free("begin", opened, self.used(state))
         opt_state = self.optimizer.init(trainable(state, opened))
         if carry:
             opt_state = checks.check_carried("begin", state.opt_state, opt_state, len(opened))
-        return state._replace(protection=protection, opt_state=opt_state)
+        return state._replace(protection=self.protect(state), opt_state=opt_state)
 
     def update(
         self,
@@ -200,7 +193,7 @@ class HAT(NamedTuple):
             HATWarning: a group in which the task uses no unit.
         """
         t = checks.check_task("consolidate", task, self.tasks)
-        here = self._flags(state, [t])
+        here = self.flags(state, [t])
         gates = take(binary_gates(state), t)
         checks.check_alive("consolidate", t, gates)
         return state._replace(
@@ -278,6 +271,49 @@ class HAT(NamedTuple):
         rows = checks.check_chosen("predict", state, tasks, self.tasks)
         return predict(self.network, state, x, rows, chunk_size)
 
+    def forget(
+        self,
+        state: HATState,
+        task: int | Sequence[int],
+        locked: Sequence[int] | None = None,
+        dry_run: bool = False,
+    ) -> tuple[HATState, Forgotten]:
+        """Forget tasks: what only they used goes back to its initial value, and is free again.
+
+        That are the shared weights that they depend on and no other task does, their embeddings,
+        norms, heads and statistics; the values are those that the state's seed gave, not what is left
+        over. Their masks are cleared. The optimiser's moments start anew.
+
+        Args:
+            state: any state.
+            task: which; a list: several.
+            locked: the tasks to keep unchanged; None: every other one that is learned or open. A
+                learned task left out is no longer guaranteed.
+            dry_run: change nothing, report only.
+
+        Returns:
+            The new state, the same one if nothing is to be done, and the report.
+
+        Raises:
+            TypeError, ValueError: a task that does not exist, or that is both forgotten and locked.
+
+        Warns:
+            HATWarning: a task with nothing to forget.
+        """
+        return forget(self, state, task, locked, dry_run)
+
+    def prune(
+        self, state: HATState, keep: int | Sequence[int], dry_run: bool = False
+    ) -> tuple[HATState, Forgotten]:
+        """Forget every task but some, which stay as they are: see :meth:`forget`.
+
+        Args:
+            state: any state.
+            keep: the task to keep; a list: several.
+            dry_run: change nothing, report only.
+        """
+        return prune(self, state, keep, dry_run)
+
     def compact(self, state: HATState, task: int, x: Tensor | None = None) -> Subnet:
         """A learned task's subnetwork, its dead units sliced out of parameters and statistics.
 
@@ -323,7 +359,17 @@ class HAT(NamedTuple):
         soft = self.gates(state.embeddings, state.hyper["s_max"][..., None, None])
         return over_groups(lambda a: (a * lock).amax(-2), soft)
 
-    def _flags(self, state: HATState, rows: Sequence[int]) -> Tensor:
+    def protect(self, state: HATState) -> dict[str, Tensor]:
+        """The cumulative mask per weight: what ``state.locked`` holds, and weights that never train."""
+        protection = (
+            transforms.exact_protection(self.wiring, binary_gates(state), state.locked)
+            if self.protection == "exact"
+            else transforms.paper_protection(self.wiring, self.used(state))
+        )
+        frozen = self.network.frozen & protection.keys()
+        return protection | {name: torch.ones_like(protection[name]) for name in frozen}
+
+    def flags(self, state: HATState, rows: Sequence[int]) -> Tensor:
         """(T,) bool, True for some tasks."""
         flags = torch.tensor([t in rows for t in range(self.tasks)])
         return flags.to(state.learned.device)

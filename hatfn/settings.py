@@ -50,20 +50,20 @@ def _check_tensors(module: nn.Module, wiring: Wiring) -> None:
         )
 
 
-def check_classes(classes: Any, num_tasks: int | None, wiring: Wiring) -> int:
+def check_classes(classes: Any, num_tasks: int | None, wiring: Wiring, where: str = "build") -> int:
     """The number of tasks, from one class count per task or from num_tasks."""
     if classes is None:
         count = 1 if num_tasks is None else operator.index(num_tasks)
         if count < 1:
-            raise ValueError(f"build: num_tasks={num_tasks}. Expected at least 1.")
+            raise ValueError(f"{where}: num_tasks={num_tasks}. Expected at least 1.")
         return count
     if isinstance(classes, int | str):
-        raise TypeError(f"build: classes={classes!r}. Expected one count per task, such as [2, 2, 2].")
+        raise TypeError(f"{where}: classes={classes!r}. Expected one per task, such as [2, 2, 2].")
     counts = [operator.index(count) for count in classes]
     if not counts or min(counts) < 1 or num_tasks not in (None, len(counts)):
         raise ValueError(
-            f"build: classes={classes!r}, num_tasks={num_tasks}. Expected one positive count per task, "
-            f"such as [2, 2, 2], and no num_tasks."
+            f"{where}: classes={classes!r}, num_tasks={num_tasks}. Expected one positive count per "
+            f"task, such as [2, 2, 2], and no num_tasks."
         )
     if not wiring.heads and "head.weight" in wiring.params:
         raise ValueError(
@@ -118,13 +118,25 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"build: {name}={value!r}. Expected one of {', '.join(map(repr, choices))}.")
 
 
-def check_groups(wiring: Wiring, tasks: int) -> None:
+def check_more(classes: Any, num_tasks: int | None, known: Sequence[int] | None, wiring: Wiring) -> int:
+    """The number of tasks to add, given in the way the learner was built."""
+    if (classes is None) != (known is None):
+        right = "num_tasks=1" if known is None else "classes=[2]"
+        had = "no classes" if known is None else f"classes={list(known)}"
+        raise ValueError(
+            f"grow: classes={classes!r}, but the learner was built with {had}. Write "
+            f"hatfn.grow(hat, state, {right})."
+        )
+    return check_classes(classes, num_tasks, wiring, "grow")
+
+
+def check_groups(wiring: Wiring, tasks: int, where: str = "build") -> None:
     """Warn of groups that have fewer units than there are tasks."""
     small = {group: units for group, units in wiring.groups.items() if units < tasks}
     if small:
         listed = ", ".join(f"{group} ({units})" for group, units in small.items())
         warnings.warn(
-            f"build: {tasks} tasks, but fewer units in {listed}: later tasks must share them. Widen "
+            f"{where}: {tasks} tasks, but fewer units in {listed}: later tasks must share them. Widen "
             f"the module, or plan fewer tasks.",
             HATWarning,
             stacklevel=4,

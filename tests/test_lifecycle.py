@@ -1,0 +1,319 @@
+"""Forgetting, pruning, growing and locking: exactly what is asked for goes, and nothing else moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import pytest
+import timm
+import torch
+import torchopt
+from nets import equal, learn, learner
+from torch import Tensor, nn
+
+import hatfn
+import hatfn.networks  # registers resnet18s
+from hatfn.networks import MLP
+from hatfn.state import binary_gates
+from hatfn.transforms import exact_protection
+
+pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "mlp": (lambda: MLP(5, 3, width=16), (8, 5), "head"),
+    "resnet18s": (lambda: timm.create_model("resnet18s", num_classes=3), (4, 3, 16, 16), "fc"),
+    "vit_tiny": (
+        lambda: timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32),
+        (4, 3, 32, 32),
+        "head",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def case(request: pytest.FixtureRequest) -> tuple[hatfn.HAT, Tensor, dict[str, hatfn.HATState]]:
+    """A learner of three tasks with momentum and decay, and states with none to three learned."""
+    make, shape, head = NETWORKS[request.param]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module, x = make(), torch.randn(shape)
+        optimizer = torchopt.sgd(0.05, momentum=0.9, weight_decay=1e-3)
+        hat = learner(module, x, head, optimizer=optimizer)
+        states = {"none": hat.init(0)}
+        for task, name in enumerate(("one", "two", "three")):
+            states[name] = learn(hat, [*states.values()][-1], x, task)
+    return hat, x, states
+
+
+def outputs(hat: hatfn.HAT, state: hatfn.HATState, x: Tensor, *tasks: int) -> list[Tensor]:
+    return [hat.forward(state, x, task) for task in tasks]
+
+
+def own(state: hatfn.HATState, task: int) -> Any:
+    trees = (state.task_params, state.task_buffers, state.embeddings)
+    return [{name: leaf[task] for name, leaf in tree.items()} for tree in trees]
+
+
+def needed(hat: hatfn.HAT, state: hatfn.HATState, tasks: list[int]) -> dict[str, Tensor]:
+    """The shared entries that some tasks use, by definition."""
+    return exact_protection(hat.wiring, binary_gates(state), hat.flags(state, tasks))
+
+
+def test_forgetting_gives_back_what_only_the_task_used(case) -> None:
+    hat, x, states = case
+    state = states["three"]
+    before = outputs(hat, state, x, 0, 2)
+    new, report = hat.forget(state, 1)
+    assert equal(outputs(hat, new, x, 0, 2), before), "other tasks moved"
+    assert report.tasks == (1,)
+
+    start, mine, others = states["none"], needed(hat, state, [1]), needed(hat, state, [0, 2])
+    freed = 0
+    for name, value in new.params.items():
+        gone = mine[name] & ~others[name]
+        assert torch.equal(report.params[name], gone)
+        assert torch.equal(value, torch.where(gone, start.params[name], state.params[name]))
+        freed += int((value != state.params[name]).sum())
+        counts = report.counts.loc[name]
+        assert counts["forgotten"] == gone.sum()
+        assert counts["kept"] == others[name].sum()
+        assert counts.sum() == gone.numel()
+    assert freed, "nothing changed, so nothing is proven"
+    assert equal(own(new, 1), own(start, 1)), "its own values are its initial ones"
+    assert not equal(own(state, 1), own(start, 1))
+    assert equal([own(new, 0), own(new, 2)], [own(state, 0), own(state, 2)])
+    assert not any(mask[1].any() for mask in new.masks.values())
+    assert new.learned.tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="never learned"):
+        hat.forward(new, x, 1)
+
+
+def test_what_was_freed_can_be_learned_in_again(case) -> None:
+    """The task that follows moves weights that no step could move before, and the others stay."""
+    hat, x, states = case
+    state = states["three"]
+    before = outputs(hat, state, x, 0, 2)
+    free, report = hat.forget(state, 1)
+    begun = hat.begin(free, 1)
+    for name, gone in report.params.items():
+        assert not (begun.protection[name] & gone).any(), "still protected"
+    again = learn(hat, free, x, 1)
+    moved = sum(int((again.params[n] != free.params[n])[g].sum()) for n, g in report.params.items())
+    assert moved
+    assert equal(outputs(hat, again, x, 0, 2), before)
+    assert again.learned.all()
+
+
+def test_prune_is_to_forget_all_others(case) -> None:
+    hat, x, states = case
+    state = states["three"]
+    new, report = hat.prune(state, 1)
+    assert equal(new, hat.forget(state, [0, 2])[0])
+    assert equal(new, hat.forget(state, [2, 0])[0])
+    assert report.tasks == (0, 2)
+    assert new.learned.tolist() == [False, True, False]
+    assert equal(outputs(hat, new, x, 1), outputs(hat, state, x, 1))
+    entries = needed(hat, state, [1])
+    for name, value in new.params.items():  # what no task ever used keeps what training left there
+        used = needed(hat, state, [0, 1, 2])[name]
+        left = torch.where(entries[name] | ~used, state.params[name], states["none"].params[name])
+        assert torch.equal(value, left)
+
+
+def test_a_dry_run_reports_the_same_and_changes_nothing(case) -> None:
+    hat, _, states = case
+    state = states["three"]
+    for action in (lambda dry: hat.forget(state, 0, dry_run=dry), lambda dry: hat.prune(state, 2, dry)):
+        (same, would), (_, was) = action(True), action(False)
+        assert same is state
+        assert would.tasks == was.tasks
+        assert equal(would.params, was.params)
+        assert would.counts.equals(was.counts)
+        assert would.counts["forgotten"].sum() > 0
+
+
+def test_the_order_of_forgetting_does_not_matter(case) -> None:
+    hat, _, states = case
+    state = states["three"]
+    ways = [
+        hat.forget(hat.forget(state, 0)[0], 2)[0],
+        hat.forget(hat.forget(state, 2)[0], 0)[0],
+        hat.forget(state, [0, 2])[0],
+    ]
+    assert equal(ways[0], ways[1])
+    assert equal(ways[0], ways[2])
+
+
+def test_growing_moves_no_output_and_adds_what_was_planned(case) -> None:
+    """Also with wider heads than there were, and in the middle of a task."""
+    hat, x, states = case
+    state = states["two"]
+    before = outputs(hat, state, x, 0, 1)
+    grown, more = hatfn.grow(hat, state, classes=[7, 2])
+    assert grown.classes == (3, 2, 3, 7, 2)
+    assert grown.tasks == 5
+    assert equal(outputs(grown, more, x, 0, 1), before)
+    assert hat.classes == (3, 2, 3), "the old learner stays as it was"
+    new = learn(grown, learn(grown, more, x, 3), x, 2)
+    assert grown.forward(new, x, 3).shape == (len(x), 7)
+    assert equal(outputs(grown, new, x, 0, 1), before)
+
+    fresh = hatfn.grow(hat, states["none"], classes=[7, 2])[1]
+    assert equal(fresh, grown.init(0)), "as if the tasks had been planned"
+
+
+def test_growing_in_the_middle_of_a_task_keeps_the_moments(case) -> None:
+    """The step after growing is the step that would have come without."""
+    hat, x, states = case
+    y = torch.randint(3, (len(x),))
+    state = hat.begin(states["two"], 2)
+    state, _ = hat.update(state, (x, y), 2, 20.0)
+    grown, more = hatfn.grow(hat, state, classes=[7])
+    after, _ = hat.update(state, (x, y), 2, 40.0)
+    later, info = grown.update(more, (x, y), 2, 40.0)
+    assert info.ok
+    assert equal(later.params, after.params)
+    assert equal(
+        hat.forward(hat.consolidate(after, 2), x, 2), grown.forward(grown.consolidate(later, 2), x, 2)
+    )
+
+
+def test_any_subset_can_be_locked(case) -> None:
+    """Learned tasks and ones that are not yet; those that are left out do move."""
+    hat, x, states = case
+    state = states["two"]
+    served = [hat.forward(state, x, 1), hat.forward(hat.consolidate(state, 2), x, 2)]
+    loose = hat.forward(state, x, 0)
+    new = hat.begin(state, 0, locked=[1, 2])
+    new = learn(hat, state, x, 0, locked=[1, 2])
+    assert equal([hat.forward(new, x, 1), hat.forward(hat.consolidate(new, 2), x, 2)], served)
+    assert not torch.equal(hat.forward(new, x, 0), loose), "trained again"
+    assert new.locked.tolist() == [False, True, True]
+
+
+def test_locked_tasks_are_kept_where_others_are_not() -> None:
+    """forget(locked=...): a learned task that is left out loses what it shared with the forgotten."""
+    x = torch.randn(8, 5)
+    hat = learner(MLP(5, 3, width=16), x)
+    state = hat.init(0)
+    for task in range(3):
+        state = learn(hat, state, x, task)
+    before = hat.forward(state, x, 1)
+    kept, _ = hat.forget(state, 0, locked=[1])
+    assert torch.equal(hat.forward(kept, x, 1), before)
+    assert kept.learned.tolist() == [False, True, True]
+    assert not kept.locked[2], "the state says that it is no longer guaranteed"
+    loose, _ = hat.forget(state, 0, locked=[])
+    assert not torch.equal(hat.forward(loose, x, 1), before)
+
+
+def test_an_open_task_is_kept_and_goes_on() -> None:
+    x, y = torch.randn(8, 5), torch.randint(3, (8,))
+    hat = learner(MLP(5, 3, width=16), x)
+    state = hat.begin(learn(hat, learn(hat, hat.init(0), x, 0), x, 1), 2)
+    state, _ = hat.update(state, (x, y), 2, 20.0)
+    gates = binary_gates(state)
+    new, report = hat.forget(state, 0)
+    used = exact_protection(hat.wiring, gates, hat.flags(state, [1, 2]))
+    assert not any((report.params[name] & used[name]).any() for name in used)
+    assert new.active.tolist() == [False, False, True]
+    freed = [report.params[n] & new.protection[n] for n in report.params]
+    assert not any(entries.any() for entries in freed), "free for the task that is open"
+    new, info = hat.update(new, (x, y), 2, 40.0)
+    assert info.ok
+    assert torch.equal(hat.forward(new, x, 1), hat.forward(state, x, 1))
+    gone, report = hat.forget(state, 2)  # its training is dropped
+    assert report.tasks == (2,)
+    assert not gone.active.any()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("protection", ["exact", "paper"])
+def test_all_forgotten_is_the_beginning(fresh: bool, protection: str) -> None:
+    """But for weights that no task used, which no task depends on either."""
+    x = torch.randn(8, 5)
+    hat = learner(MLP(5, 3, width=16), x, protection=protection, optimizer=torchopt.adam(1e-2))
+    start = hat.init(3, fresh=fresh)
+    state = start
+    for task in range(3):
+        state = learn(hat, state, x, task)
+    used = needed(hat, state, [0, 1, 2])
+    new, _ = hat.forget(state, range(3))
+    for name, value in new.params.items():
+        assert torch.equal(value[used[name]], start.params[name][used[name]])
+    same = {"params": start.params}
+    assert equal(new._replace(**same), start), "every other leaf, to the bit"
+
+
+def test_a_fresh_network_is_not_the_modules() -> None:
+    x = torch.randn(8, 5)
+    hat = learner(MLP(5, 3, width=16), x)
+    assert not equal(hat.init(3, fresh=True).params, hat.init(3).params)
+    assert hat.init(3, fresh=True).fresh.item() is True
+    assert hat.init(3).fresh.item() is False
+
+
+@pytest.mark.filterwarnings("default::hatfn.HATWarning")
+def test_nothing_to_forget_warns() -> None:
+    x = torch.randn(8, 5)
+    hat = learner(MLP(5, 3, width=64), x)
+    state = hat.init(0)
+    with pytest.warns(hatfn.HATWarning, match="forget: nothing to forget: task 1 was"):
+        same, report = hat.forget(state, 1)
+    assert same is state
+    assert report.counts["forgotten"].sum() == 0
+    state = learn(hat, state, x, 0)
+    with pytest.warns(hatfn.HATWarning, match="prune: nothing to forget: no other task"):
+        same, _ = hat.prune(state, 0)
+    assert same is state
+    with pytest.warns(hatfn.HATWarning, match="task 1, 2 was"):
+        new, report = hat.forget(state, [0, 1, 2])
+    assert report.tasks == (0,)
+    assert not new.learned.any()
+
+
+def test_growing_one_at_a_time_without_classes() -> None:
+    """num_tasks need not be known: a learner of one task becomes one of twenty."""
+    x, y = torch.randn(8, 5), torch.randn(8, 3)
+    hat = hatfn.build(
+        module := nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, 3)),
+        hatfn.trace(module, x),
+        None,
+        torchopt.adam(1e-2),
+        loss=nn.functional.mse_loss,
+    )
+    state, recorded = hat.init(0), []
+    for task in range(20):
+        if task:
+            hat, state = hatfn.grow(hat, state, num_tasks=1)
+        state = hat.begin(state, task)
+        state, info = hat.update(state, (x, y), task, 50.0)
+        assert info.ok
+        state = hat.consolidate(state, task)
+        recorded.append(hat.forward(state, x, task))
+    assert equal(outputs(hat, state, x, *range(20)), recorded)
+    assert hat.predict(state, x).shape == (20, 8, 3)
+
+
+def test_settings_of_tasks_grow_with_them() -> None:
+    x = torch.randn(8, 5)
+    hat = learner(MLP(5, 3, width=64), x, sparsity=[0.1, 0.5, 0.9], quota=0.2)
+    hat, state = hatfn.grow(hat, hat.init(0), classes=[2, 2])
+    assert state.hyper["sparsity"].tolist() == [0.1, 0.5, 0.9, 0.9, 0.9]
+    assert state.hyper["quota"].tolist() == [0.2] * 5
+    assert equal(hat.init(0)._replace(opt_state=()), state._replace(opt_state=()))
+
+
+def test_nothing_given_is_changed(case) -> None:
+    hat, _, states = case
+    state = states["three"]
+    leaves = optree.tree_leaves(state)
+    before = [(leaf.clone(), leaf._version) for leaf in leaves]
+    hat.forget(state, [0, 1])
+    hat.prune(state, 1)
+    hatfn.grow(hat, state, classes=[4])
+    for leaf, (bytes_, version) in zip(leaves, before, strict=True):
+        assert torch.equal(leaf, bytes_)
+        assert leaf._version == version
