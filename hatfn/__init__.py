@@ -6,6 +6,7 @@ from hatfn.checkpoint import CheckpointError, load, save
 from hatfn.checks import HATWarning
 from hatfn.compact import Subnet
 from hatfn.evaluation import Evaluation, evaluate
+from hatfn.export import adopt, export
 from hatfn.gates import gate, hard_gate
 from hatfn.inference import classify, infer_task, infer_task_by_gradient
 from hatfn.learner import HAT
@@ -32,11 +33,13 @@ __all__ = [
     "Subnet",
     "TraceError",
     "Wiring",
+    "adopt",
     "build",
     "clamp_embeddings",
     "classify",
     "compensate",
     "evaluate",
+    "export",
     "gate",
     "grow",
     "hard_gate",

@@ -19,10 +19,22 @@ import torch
 from torch import Tensor
 
 from hatfn.checks import check_input
-from hatfn.forward import Network, Output, cut_heads
+from hatfn.forward import Network, Output
 from hatfn.initial import lively
 from hatfn.seeds import seeded
-from hatfn.slicing import Layout, Values, cleared, cut, fixed_groups, layout, outline, rows_of, run
+from hatfn.slicing import (
+    Layout,
+    Values,
+    cleared,
+    cut,
+    fixed_groups,
+    layout,
+    numbers,
+    outline,
+    rows_of,
+    run,
+    seen_input,
+)
 from hatfn.state import HATState, take
 
 _TOLERANCE = 1e-9
@@ -110,8 +122,7 @@ def compact(network: Network, state: HATState, task: int, x: Tensor | None = Non
         >>> small.sizes, small(torch.zeros(5, 4)).shape
         ((58, 37), torch.Size([5, 2]))
     """
-    own = cut_heads(network, take(state.task_params, task), task)
-    raw = {**state.params, **own, **take(state.task_buffers, task), **network.constants}
+    raw = numbers(network, state, task)
     this = layout(network, raw, take(state.masks, task))
     fixed = fixed_groups(network)
     groups = [g for g, alive in this.alive.items() if g not in fixed and not bool(alive.all())]
@@ -126,13 +137,13 @@ def compact(network: Network, state: HATState, task: int, x: Tensor | None = Non
         _report(this, groups),
         (_count(raw[name] for name in this.roles), _count(small[name] for name in this.roles)),
         network._replace(initial={}, constants={name: small[name] for name in network.constants}),
-        _seen(this),
+        seen_input(this),
     )
 
 
 def _sliceable(this: Layout, raw: Values, x: Tensor | None, groups: list[str]) -> list[str]:
     """Those of the groups that can be sliced together, found by trial."""
-    seen = _seen(this)
+    seen = seen_input(this)
     x, cases = _cases(this, raw, x)
     if not cases:
         return []
@@ -221,11 +232,6 @@ def _largest(trial: Trial, groups: list[str]) -> list[str]:
         return grow(grow(found, more[:middle]), more[middle:]) if middle else found
 
     return groups if _holds(trial, groups) else reduce(grow, kinds.values(), [])
-
-
-def _seen(this: Layout) -> Tensor | None:
-    gate = this.network.wiring.input
-    return None if gate is None else this.network.wiring.lookup(this.masks)(gate)
 
 
 def _double(value: Tensor) -> Tensor:

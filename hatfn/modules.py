@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optree
@@ -94,6 +94,35 @@ def _gated(layer: nn.Module, _: object, output: Tensor) -> Tensor:
     if gate.dtype == torch.bool:  # a product would make an overflow in a row that is off a nan
         return drop(~gate, output)
     return output * gate.to(output.dtype)
+
+
+def filled(hollow: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """A skeleton with numbers in eval mode: a module like any other, which owes nothing to hatfn.
+
+    Args:
+        hollow: from :func:`skeleton`.
+        values: {name: tensor}, all its parameters and buffers, of whatever shape; they are copied.
+    """
+    names = {id(t): name for name, t in (*hollow.named_parameters(), *hollow.named_buffers())}
+
+    def real(tensor: Tensor) -> Tensor:
+        name = names[id(tensor)]
+        if name.rpartition(".")[2] == GATE:
+            return tensor
+        value = values[name].detach().clone()
+        return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+
+    return bare(twin(hollow, False, real))
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The module itself, rid of what :func:`skeleton` put on its layers; other hooks stay."""
+    for layer in module.modules():
+        if layer._buffers.pop(GATE, None) is not None:
+            hooks = layer._forward_hooks
+            for key in [key for key, hook in hooks.items() if hook is _gated]:
+                del hooks[key]
+    return module
 
 
 def measuring(module: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What build() and replicate() refuse, and what they warn of, with messages as in checks.py."""
+"""What build(), adopt() and replicate() refuse and warn of, with messages as in checks.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hatfn.checks import HATWarning
 from hatfn.wiring import Wiring, digest
@@ -24,28 +24,67 @@ def check_wiring(module: Any, wiring: Any) -> None:
         )
     have = {name: tuple(param.shape) for name, param in module.named_parameters()}
     want = {name: param.shape for name, param in wiring.params.items()}
-    differ = sorted(set(have.items()) ^ set(want.items()))
-    if differ:
-        raise ValueError(
-            f"build: the wiring is of another module; they differ in {differ[0][0]} "
-            f"(module {have.get(differ[0][0])}, wiring {want.get(differ[0][0])}). Trace this one."
-        )
-    _check_tensors(module, wiring)
-
-
-def _check_tensors(module: nn.Module, wiring: Wiring) -> None:
-    """Parameters that can be trained, and constants as they were when traced."""
+    if differ := _difference(have, want, "wiring"):
+        raise ValueError(f"build: the wiring is of another module; {differ}. Trace this one.")
     odd = [name for name, param in module.named_parameters() if not param.is_floating_point()]
     if odd:
         raise TypeError(
             f"build: parameter {odd[0]} is {module.get_parameter(odd[0]).dtype}. Expected floating "
             f"parameters: register it as a buffer."
         )
-    buffers = dict(module.named_buffers())
+    _check_constants("build", dict(module.named_buffers()), wiring)
+
+
+def check_adopted(
+    module: Any, wiring: Wiring, own: Mapping[str, Tensor], heads: Sequence[str]
+) -> dict[str, Tensor]:
+    """The tensors of a module of the same architecture, as the learner's are in type and device.
+
+    Args:
+        module: any.
+        wiring: the learner's.
+        own: {name: tensor}, the learner's parameters and buffers.
+        heads: the names of those whose first dimension, the classes, may be another.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"adopt: module is a {type(module).__name__}. Expected an nn.Module with the values to "
+            f"start from: hatfn.adopt(hat, timm.create_model(name, pretrained=True))."
+        )
+    given = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for around in ("body.", "body.body."):  # what export puts around a module
+        inner = {n.removeprefix(around): t for n, t in given.items() if n.startswith(around)}
+        given = inner if inner.keys() == own.keys() else given
+
+    def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[object, ...]]:
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return {n: ("classes", *shape[1:]) if n in heads else shape for n, shape in found.items()}
+
+    if differ := _difference(shapes(given), shapes(own), "learner"):
+        raise ValueError(
+            f"adopt: the module is of another architecture; {differ}. Expected the module that was "
+            f"traced, but for its numbers and the classes of its heads."
+        )
+    values = {name: tensor.detach().to(own[name]) for name, tensor in given.items()}
+    _check_constants("adopt", values, wiring)
+    return values
+
+
+def _difference(
+    have: Mapping[str, tuple[object, ...]], want: Mapping[str, tuple[object, ...]], other: str
+) -> str | None:
+    """The first name of which a module and something else have other shapes, in words."""
+    for name, _ in sorted(set(have.items()) ^ set(want.items()), key=lambda item: item[0]):
+        return f"they differ in {name} (module {have.get(name)}, {other} {want.get(name)})"
+    return None
+
+
+def _check_constants(where: str, buffers: Mapping[str, Tensor], wiring: Wiring) -> None:
+    """Constants as they were when traced."""
     changed = [name for name, known in wiring.constants if digest(buffers[name]) != known]
     if changed:
         raise ValueError(
-            f"build: buffer {changed[0]} has other values than when the wiring was traced, which "
+            f"{where}: buffer {changed[0]} has other values than when the wiring was traced, which "
             f"relied on them. Trace the module as it is now: hatfn.trace(module, x)."
         )
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hatfn.forward import Network, Output, call
+from hatfn.forward import Network, Output, call, cut_heads
+from hatfn.state import HATState, take
 from hatfn.wiring import ParamWiring, Units
 
 Values = Mapping[str, Tensor]
@@ -38,6 +39,12 @@ class Layout(NamedTuple):
     axes: dict[str, dict[int, Units]]
     masks: dict[str, Tensor]
     alive: dict[str, Tensor]
+
+
+def numbers(network: Network, state: HATState, task: int) -> Values:
+    """One task's numbers for the module, gates not folded in: its heads are as wide as its classes."""
+    own = cut_heads(network, take(state.task_params, task), task)
+    return {**state.params, **own, **take(state.task_buffers, task), **network.constants}
 
 
 def layout(network: Network, values: Values, masks: dict[str, Tensor]) -> Layout:
@@ -101,6 +108,12 @@ def cleared(this: Layout, values: Values) -> dict[str, Tensor]:
         return torch.where(reduce(torch.logical_and, ends), value, 0) if ends else value
 
     return {**values, **{name: clear(values[name], role) for name, role in this.roles.items()}}
+
+
+def seen_input(this: Layout) -> Tensor | None:
+    """Bool, broadcastable to x: the input features that the task reads, if the input has gates."""
+    gate = this.network.wiring.input
+    return None if gate is None else this.network.wiring.lookup(this.masks)(gate)
 
 
 def fixed_groups(network: Network) -> set[str]:

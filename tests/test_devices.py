@@ -52,7 +52,9 @@ def test_no_leaf_leaves_the_device(
         state = hat.begin(hat.begin(hat.init(0), 0), 1, locked=[0, 2])
         state, info = hat.update(state, (x, y), 1, 5.0)
         state = hat.consolidate(hat.recalibrate(state, [x, x], 1), 1)
+        exported = hatfn.export(hat, state, 1)
         outputs = (
+            exported(x), *exported.parameters(), *exported.buffers(),
             hat.forward(state, x, 1), hat.forward(state, x, 1, 2.0), hat.forward(state, x, None),
             hat.predict(state, x, tasks=[0, 1]),
         )  # fmt: skip

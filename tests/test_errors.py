@@ -102,6 +102,25 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
         compact_words, ValueError, ["compact", "random numbers", "hat.compact(state, task, x=batch)"]),
     "a subnetwork's input of wrong dimensions": (
         lambda: HAT.compact(LEARNED, 1)(X[0]), ValueError, ["Subnet", "(5,)", "(B, 5)", "x[None]"]),
+    "an exported task never learned": (
+        lambda: hatfn.export(HAT, OPEN, 1), ValueError, ["export", "task 1", "never learned", "hat.consolidate(state, 1)"]),
+    "an exported task that does not exist": (
+        lambda: hatfn.export(HAT, LEARNED, 4), ValueError, ["export", "task=4", "0 to 2"]),
+    "exporting a list of tasks": (
+        lambda: hatfn.export(HAT, LEARNED, [1]), TypeError, ["export", "task=[1]", "list", "task=0"]),
+    "an export's input of wrong dimensions": (
+        lambda: hatfn.export(HAT, LEARNED, 1, compact=True, x=X[0]), ValueError, ["export", "(5,)", "(B, 5)", "x[None]"]),
+    "adopting numbers": (
+        lambda: hatfn.adopt(HAT, MODULE.state_dict()), TypeError, ["adopt", "OrderedDict", "nn.Module", "hatfn.adopt(hat, "]),
+    "adopting another architecture": (
+        lambda: hatfn.adopt(HAT, mlp()), ValueError,
+        ["adopt", "another architecture", "0.bias", "module (16,)", "learner None"]),
+    "adopting another width": (
+        lambda: hatfn.adopt(HAT, MLP(5, 3, width=8)), ValueError,
+        ["adopt", "head.weight", "module ('classes', 8)", "learner ('classes', 16)", "that was traced"]),
+    "adopting another constant": (
+        lambda: hatfn.adopt(learner(Shifted(0.0), X), Shifted(1.0)), ValueError,
+        ["adopt", "buffer shift", "Trace the module"]),
     "labels outside the task": (
         lambda: HAT.update(OPEN, (X, Y + 1), 1, 1.0), ValueError,
         ["update", "labels from", "to 2", "2 classes", "0 to 1", "y - first_class"]),

@@ -15,7 +15,7 @@ from torch.func import grad
 
 import hatfn
 from hatfn.forward import call, make_network
-from hatfn.modules import GATE
+from hatfn.modules import GATE, bare
 from hatfn.networks import MLP, AlexNet
 from hatfn.wiring import Units
 
@@ -151,7 +151,7 @@ def test_gated_outputs_are_gated_weights(name: str, binary: bool) -> None:
         gates = {g: a > 0.5 for g, a in gates.items()}
 
     def output(net, given, params, **where) -> Tensor:
-        skeleton = _hookless(network.evaluate) if net is plain else network.evaluate
+        skeleton = bare(copy.deepcopy(network.evaluate)) if net is plain else network.evaluate
         return call(net, skeleton, params, buffers, given, x, **where)[0].square().mean()
 
     expected = output(plain, gates, params)
@@ -164,15 +164,6 @@ def test_gated_outputs_are_gated_weights(name: str, binary: bool) -> None:
         theirs = grad(lambda g: output(plain, g, params))(gates)
         assert any(slope.abs().max() > 0 for slope in theirs.values())
         torch.testing.assert_close(ours, theirs)
-
-
-def _hookless(module: nn.Module) -> nn.Module:
-    bare = copy.deepcopy(module)
-    for child in bare.modules():
-        if GATE in child._buffers:
-            del child._buffers[GATE]
-            child._forward_hooks.popitem()
-    return bare
 
 
 @pytest.mark.parametrize("one_weight", [False, True])

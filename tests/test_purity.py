@@ -9,7 +9,7 @@ import optree
 import pytest
 import torch
 import torchopt
-from nets import ConvNet, learner
+from nets import ConvNet, learner, mlp
 from torch import Tensor, nn
 
 import hatfn
@@ -27,6 +27,7 @@ MANY, STATES = hatfn.Replicas(HAT), hatfn.replicate(HAT, [2, 3])
 UNITS = {"fc": torch.randn(6)}
 GATES = {"fc": torch.rand(6)}
 LOGITS = HAT.predict(LEARNED, X)
+BEHIND = learner(mlp(), torch.randn(8, 5), head=())
 
 CALLS = {
     "trace": (hatfn.trace, (MODULE, X[:1]), {"head": "head"}),
@@ -81,6 +82,10 @@ CALLS = {
     "HAT.compact": (HAT.compact, (LEARNED, 1), {}),
     "HAT.compact on an input": (HAT.compact, (LEARNED, 1), {"x": X}),
     "Subnet": (HAT.compact(LEARNED, 1), (X,), {}),
+    "export": (hatfn.export, (HAT, LEARNED, 1), {}),
+    "export compact": (hatfn.export, (HAT, LEARNED, 1), {"compact": True, "x": X}),
+    "export with a head behind": (hatfn.export, (BEHIND, BEHIND.consolidate(BEHIND.init(0), 0), 0), {}),
+    "adopt": (hatfn.adopt, (HAT, ConvNet(classes=7)), {}),
     "HAT.predict": (HAT.predict, (LEARNED, X), {"chunk_size": 1}),
 }  # fmt: skip
 NOT_CALLED = {
