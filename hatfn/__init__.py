@@ -2,6 +2,7 @@
 
 from hatfn import schedule
 from hatfn.build import build
+from hatfn.calibration import Readiness, readiness
 from hatfn.checkpoint import CheckpointError, load, save
 from hatfn.checks import HATWarning
 from hatfn.compact import Subnet
@@ -12,12 +13,13 @@ from hatfn.inference import classify, infer_task, infer_task_by_gradient
 from hatfn.learner import HAT
 from hatfn.lifecycle import Forgotten, grow
 from hatfn.manual import manual_wiring
-from hatfn.metrics import memory, usage
+from hatfn.metrics import memory, overlap, usage
 from hatfn.regularizer import sparsity
 from hatfn.replicas import Replicas, replicate
 from hatfn.state import HATState
 from hatfn.step import Info
 from hatfn.tracing import TraceError, trace
+from hatfn.transfer import similarity
 from hatfn.transforms import clamp_embeddings, compensate, protect
 from hatfn.wiring import Wiring
 
@@ -29,6 +31,7 @@ __all__ = [
     "HATState",
     "HATWarning",
     "Info",
+    "Readiness",
     "Replicas",
     "Subnet",
     "TraceError",
@@ -48,10 +51,13 @@ __all__ = [
     "load",
     "manual_wiring",
     "memory",
+    "overlap",
     "protect",
+    "readiness",
     "replicate",
     "save",
     "schedule",
+    "similarity",
     "sparsity",
     "trace",
     "usage",

@@ -198,6 +198,29 @@ def check_locked(
     return rows
 
 
+def check_init_from(
+    where: str, state: HATState, opened: Sequence[int], source: Any, batch: Any, tasks: int
+) -> None:
+    """A learned task that is not the opened one, or "similar" with a batch to choose by."""
+    if len(opened) > 1:
+        raise ValueError(
+            f"{where}: init_from={source!r} for tasks {list(opened)}. Expected it for a single task: "
+            f"open each with it, then all with hat.begin(state, {list(opened)})."
+        )
+    if source == "similar":
+        if batch is None:
+            raise ValueError(
+                f'{where}: init_from="similar" without data to choose by. Write hat.{where}(state, '
+                f'{opened[0]}, init_from="similar", batch=(x, y)).'
+            )
+        return
+    if isinstance(source, str):
+        raise ValueError(f'{where}: init_from={source!r}. Expected "similar", or a learned task.')
+    if check_task(where, source, tasks) == opened[0]:
+        raise ValueError(f"{where}: task {source} cannot start from itself: leave init_from out.")
+    check_learned(where, state, [source])
+
+
 def check_carried(where: str, carried: Any, fresh: Any, count: int) -> Any:
     """Moments of as many tasks as are open now."""
     shapes = [[leaf.shape for leaf in optree.tree_leaves(tree)] for tree in (carried, fresh)]
@@ -305,6 +328,27 @@ def check_free(where: str, rows: Sequence[int], used: Mapping[str, Tensor]) -> N
             f"{where}: no free capacity for task {', '.join(map(str, rows))} in {', '.join(full)}: "
             f"earlier tasks use every "
             f"unit. It can only reuse theirs. Raise sparsity for earlier tasks, or widen the module.",
+            HATWarning,
+            stacklevel=4,
+        )
+
+
+def check_left(where: str, task: int, before: HATState, after: HATState) -> None:
+    """Warn of groups in which a task leaves fewer free units than there are tasks to come.
+
+    Of states that are stacked, if it does so in any of them.
+    """
+    to_come = read((~after.learned).sum(-1).amax())
+    taken = []
+    for group, masks in after.masks.items() if to_come else ():
+        free = [read((~on.any(-2)).sum(-1).amin()) for on in (before.masks[group], masks)]
+        if None not in free and free[1] < to_come <= free[0]:
+            taken.append(f"{group} ({free[1]} of {masks.shape[-1]} free)")
+    if taken:
+        warnings.warn(
+            f"{where}: task {task} leaves hardly a unit for the {to_come} tasks to come in "
+            f"{', '.join(taken)}: they can only reuse what is learned. Raise its sparsity, as in "
+            f"build(sparsity=[2.0, 0.75, ...]), or widen the module.",
             HATWarning,
             stacklevel=4,
         )

@@ -73,7 +73,7 @@ def export(
           (2): Linear(in_features=8, out_features=5, bias=True)
         )
         >>> hatfn.export(hat, state, task=1, compact=True)[0]
-        Linear(in_features=4, out_features=6, bias=True)
+        Linear(in_features=4, out_features=5, bias=True)
     """
     t = checks.check_task("export", task, hat.tasks)
     checks.check_learned("export", state, [t])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hatfn.forward import Network
 from hatfn.gates import Init, initial_embeddings
-from hatfn.modules import twin
+from hatfn.modules import filled
 from hatfn.seeds import mixed, seeded
 from hatfn.state import HATState, tree_map
 from hatfn.transforms import Protection
@@ -118,20 +118,7 @@ def _fresh_values(network: Network, seed: int) -> dict[str, Tensor]:
     """The module's parameters and buffers, drawn anew by its own ``reset_parameters`` and, as timm's
     models have it, ``init_weights``. What neither of them sets keeps its value.
     """
-    start = dict(network.initial)
-    names = {
-        id(tensor): name
-        for name, tensor in (
-            *network.evaluate.named_parameters(),
-            *network.evaluate.named_buffers(),
-        )
-    }
-
-    def real(hollow: Tensor) -> Tensor:
-        value = start.get(names[id(hollow)], hollow).clone()  # a gate's buffer holds nothing
-        return torch.nn.Parameter(value) if isinstance(hollow, torch.nn.Parameter) else value
-
-    module = twin(network.evaluate, False, real)
+    start, module = network.initial, filled(network.evaluate, network.initial)
     device = next((value.device for value in start.values()), torch.device("cpu"))
     with seeded(device, seed), torch.no_grad():
         for child in module.modules():

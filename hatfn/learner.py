@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hatfn import checks, transforms
+from hatfn.calibration import recalibrate
 from hatfn.compact import Subnet, compact
-from hatfn.forward import Network, Output, call, forward, forward_each, forward_plain, predict
+from hatfn.forward import Network, Output, forward, forward_each, forward_plain, predict
 from hatfn.gates import Init, flush, gate, hard_gate
 from hatfn.initial import initial_state
 from hatfn.lifecycle import Forgotten, forget, prune
 from hatfn.optimizer import Optimizer
 from hatfn.state import HATState, binary_gates, over_groups, put, take, trainable
 from hatfn.step import Info, step
+from hatfn.transfer import warm_start
 from hatfn.wiring import Wiring
 
 
@@ -78,6 +80,8 @@ class HAT(NamedTuple):
         task: int | Sequence[int],
         locked: Sequence[int] | None = None,
         carry: bool = False,
+        init_from: int | Literal["similar"] | None = None,
+        batch: tuple[Tensor, Tensor] | None = None,
     ) -> HATState:
         """Open a task for training, or several to be trained together, and protect what others use.
 
@@ -90,15 +94,24 @@ class HAT(NamedTuple):
                 is not learned counts with its current binary gates. A learned task left out is no
                 longer guaranteed: ``state.locked`` says so.
             carry: keep the optimiser's moments instead of starting anew; as many tasks as before.
+            init_from: warm start: a learned task whose embeddings, norms and statistics (not the head)
+                the task starts from; "similar": the one whose subnetwork does best on ``batch``, by
+                :func:`hatfn.similarity`, if any is learned yet. None: initial values, or those the
+                task has.
+            batch: x (B, ...) and y of the task, for "similar"; ``B`` samples tell more than a few.
 
         Raises:
             TypeError, ValueError: a task that does not exist, or that is both open and locked;
-                ``carry`` with another number of tasks.
+                ``carry`` with another number of tasks; ``init_from`` a task that is not learned, or
+                for several tasks; "similar" without a batch.
 
         Warns:
             HATWarning: a group without a free unit.
         """
         opened = checks.check_tasks("begin", task, self.tasks)
+        if init_from is not None:
+            checks.check_init_from("begin", state, opened, init_from, batch, self.tasks)
+            state = warm_start(self, state, opened[0], init_from, batch)
         here = self.flags(state, opened)
         learned = state.learned & ~here
         rows = checks.check_locked("begin", locked, opened, self.tasks)
@@ -167,21 +180,7 @@ class HAT(NamedTuple):
             TypeError, ValueError: a wrong task or input; a task that is not open: a learned task's
                 outputs must not move.
         """
-        t = checks.check_task("recalibrate", task, self.tasks)
-        checks.check_active("recalibrate", state, [t])
-        before, gates = take(state.task_buffers, t), take(binary_gates(state), t)
-        params = {**state.params, **take(state.task_params, t)}
-        seen = []
-        for x in batches:
-            checks.check_input("recalibrate", x, self.wiring)
-            seen.append(call(self.network, self.network.calibrate, params, before, gates, x)[1])
-        mean = {
-            name: torch.stack([of_batch[name] for of_batch in seen]).mean(0)
-            for name, old in before.items()
-            if seen and old.is_floating_point()
-        }
-        buffers = transforms.choose(transforms.finite(mean), before | mean, before)
-        return state._replace(task_buffers=put(state.task_buffers, t, buffers))
+        return recalibrate(self, state, batches, task)
 
     def consolidate(self, state: HATState, task: int) -> HATState:
         """Close a task: its binary gates become its mask, and it counts as learned.
@@ -190,17 +189,20 @@ class HAT(NamedTuple):
             TypeError, ValueError: a task that does not exist.
 
         Warns:
-            HATWarning: a group in which the task uses no unit.
+            HATWarning: a group in which the task uses no unit, or in which it leaves fewer units free
+                than there are tasks to come.
         """
         t = checks.check_task("consolidate", task, self.tasks)
         here = self.flags(state, [t])
         gates = take(binary_gates(state), t)
         checks.check_alive("consolidate", t, gates)
-        return state._replace(
+        closed = state._replace(
             masks=put(state.masks, t, gates),
             learned=state.learned | here,
             active=state.active & ~here,
         )
+        checks.check_left("consolidate", t, state, closed)
+        return closed
 
     def forward(
         self,

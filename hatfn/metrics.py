@@ -76,6 +76,35 @@ def usage(state: HATState, wiring: Wiring) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def overlap(state: HATState, wiring: Wiring) -> pd.DataFrame:
+    """How many units of each group two learned tasks have in common: what later ones reuse.
+
+    Args:
+        state: any state.
+        wiring: of the learner.
+
+    Returns:
+        A row for each (group, task), a column for each task, in units; where a task meets itself: all
+        units that it uses. ``overlap(...).groupby("task").sum()`` is over all groups.
+
+    Example:
+        >>> import hatfn, torchopt
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> hat = hatfn.build(
+        ...     net, wiring := hatfn.trace(net, torch.zeros(1, 4), head="2"), [2, 2], torchopt.sgd(0.1)
+        ... )
+        >>> overlap(hat.consolidate(hat.consolidate(hat.init(0), 0), 1), wiring).shape
+        (2, 2)
+    """
+    tasks = state.learned.nonzero().flatten().tolist()
+    rows: list[list[int]] = []
+    for group in wiring.groups:
+        on = state.masks[group][tasks].long()
+        rows += (on @ on.T).tolist()
+    index = pd.MultiIndex.from_product([[*wiring.groups], tasks], names=["group", "task"])
+    return pd.DataFrame(rows, index=index, columns=tasks)
+
+
 def memory(state: HATState) -> pd.Series[int]:
     """The bytes of each part of a state.
 

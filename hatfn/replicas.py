@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import optree
 import torch
@@ -109,8 +109,18 @@ class Replicas(NamedTuple):
         task: int | Sequence[int],
         locked: Sequence[int] | None = None,
         carry: bool = False,
+        init_from: int | Literal["similar"] | None = None,
+        batch: tuple[Tensor, Tensor] | None = None,
     ) -> HATState:
-        """:meth:`hatfn.HAT.begin` of every replica."""
+        """:meth:`hatfn.HAT.begin` of every replica; a batch for each, x (S, B, ...) and y (S, B)."""
+        if init_from is not None:  # a choice among tasks, which vmap cannot make
+            pairs = [None] * len(states.learned) if batch is None else zip(*batch, strict=True)
+            return stack(
+                [
+                    self.hat.begin(replica(states, i), task, locked, carry, init_from, pair)
+                    for i, pair in enumerate(pairs)
+                ]
+            )
         opened = checks.check_tasks("begin", task, self.hat.tasks)
         begun: HATState = _over(partial(self.hat.begin, task=task, locked=locked, carry=carry), states)
         checks.check_free("begin", opened, self.hat.used(begun))
@@ -178,6 +188,7 @@ class Replicas(NamedTuple):
         """:meth:`hatfn.HAT.consolidate` of every replica."""
         closed: HATState = _over(partial(self.hat.consolidate, task=task), states)
         checks.check_alive("consolidate", task, {g: m[:, task] for g, m in closed.masks.items()})
+        checks.check_left("consolidate", task, states, closed)
         return closed
 
     def forward(

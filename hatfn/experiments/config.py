@@ -62,6 +62,8 @@ class RunConfig:
     """The largest mask scale."""
     init: Init = "normal"
     """Initial task embeddings."""
+    init_from: Literal["similar"] | None = None
+    """"similar": a task's embeddings start from the learned task that does best on its first batch."""
     sparsity: float = 0.75
     """Weight of the penalty on units that no earlier task uses."""
     first_sparsity: float | None = None

@@ -142,7 +142,9 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
     per_epoch = -(-count // config.batch_size)
     steps = per_epoch * config.epochs
     locked: list[int] | None = None if config.method == "hat" else []
-    run.state = learner.begin(run.state, task, locked=locked, carry=config.carry)
+    first = next(_epoch(run, data, rows, 0)) if config.init_from and len(rows) == 1 else None
+    source = None if first is None else config.init_from
+    run.state = learner.begin(run.state, task, locked, config.carry, source, first)
     step = 0
     for epoch in range(config.epochs):
         for position, (x, y) in enumerate(_epoch(run, data, rows, epoch)):

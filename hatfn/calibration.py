@@ -1,0 +1,108 @@
+"""Before a task is closed: is it what will be served, and its statistics under binary gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hatfn import checks, transforms
+from hatfn.forward import call, forward
+from hatfn.state import HATState, binary_gates, over_groups, put, take
+
+if TYPE_CHECKING:
+    from hatfn.learner import HAT
+
+
+class Readiness(NamedTuple):
+    """How far a task, as it is trained, is from the task that will be served.
+
+    Attributes:
+        undecided: {group: (U,) bool}, units whose soft gate is not yet binary.
+        soft: (), the mean loss in eval mode under the soft gates.
+        binary: (), the same under the binary gates that the task will be served with.
+        gap: (), ``binary - soft``: what serving costs; about 0 for a task that is ready.
+    """
+
+    undecided: dict[str, Tensor]
+    soft: Tensor
+    binary: Tensor
+    gap: Tensor
+
+
+def readiness(
+    hat: HAT,
+    state: HATState,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    task: int,
+    scale: float | Tensor | None = None,
+    tolerance: float = 0.01,
+) -> Readiness:
+    """Whether a task can be consolidated: what differs between training and serving it.
+
+    A unit is undecided where min(a, 1 - a) > tolerance, a = sigmoid(s e): at s = 100 and 0.01 where
+    |e| < 0.046. Such a unit is served fully on or fully off, which is not what the weights around it
+    were tuned for.
+
+    Args:
+        hat: the learner.
+        state: in the middle of the task's training, or at its end.
+        batches: x (B, ...) and y of the task, as many as represent it.
+        task: which.
+        scale: of the soft gates; None: the state's s_max.
+        tolerance: in (0, 0.5).
+
+    Raises:
+        TypeError, ValueError: a wrong task, batch or scale; no batch; a tolerance out of its range.
+
+    Example:
+        >>> import hatfn, torchopt
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x, y = torch.randn(16, 4), torch.arange(16) % 2
+        >>> hat = hatfn.build(net, hatfn.trace(net, x, head="2"), [2, 2], torchopt.adam(1e-3))
+        >>> seen = readiness(hat, hat.begin(hat.init(0), 0), [(x, y)], task=0)
+        >>> int(seen.undecided["0"].sum())
+        0
+    """
+    t = checks.check_task("readiness", task, hat.tasks)
+    if not 0 < tolerance < 0.5:
+        raise ValueError(f"readiness: tolerance={tolerance}. Expected a number between 0 and 0.5.")
+    top = state.hyper["s_max"] if scale is None else scale
+    checks.check_scale("readiness", top, state.hyper["s_max"])
+    soft = hat.gates(take(state.embeddings, t), top)
+    ways = (soft, take(binary_gates(state), t))
+    totals, count = [torch.zeros((), dtype=torch.float64) for _ in ways], 0
+    for batch in batches:
+        x, y = checks.check_batch(batch, hat.classes[t] if hat.classes else None, "readiness")
+        checks.check_input("readiness", x, hat.wiring)
+        for i, gates in enumerate(ways):
+            with torch.no_grad():
+                loss = hat.loss(forward(hat.network, state, x, t, gates), y)
+            totals[i] = totals[i] + loss.double().cpu() * len(x)
+        count += len(x)
+    if not count:
+        raise ValueError("readiness: no batch. Expected at least one: a list of pairs (x, y).")
+    trained, served = (total / count for total in totals)
+    undecided = over_groups(lambda a: torch.minimum(a, 1 - a) > tolerance, soft)
+    return Readiness(undecided, trained, served, served - trained)
+
+
+def recalibrate(hat: HAT, state: HATState, batches: Iterable[Tensor], task: int) -> HATState:
+    """The body of :meth:`hatfn.HAT.recalibrate`, which says what goes in and comes out."""
+    t = checks.check_task("recalibrate", task, hat.tasks)
+    checks.check_active("recalibrate", state, [t])
+    before, gates = take(state.task_buffers, t), take(binary_gates(state), t)
+    params = {**state.params, **take(state.task_params, t)}
+    seen = []
+    for x in batches:
+        checks.check_input("recalibrate", x, hat.wiring)
+        seen.append(call(hat.network, hat.network.calibrate, params, before, gates, x)[1])
+    mean = {
+        name: torch.stack([of_batch[name] for of_batch in seen]).mean(0)
+        for name, old in before.items()
+        if seen and old.is_floating_point()
+    }
+    buffers = transforms.choose(transforms.finite(mean), before | mean, before)
+    return state._replace(task_buffers=put(state.task_buffers, t, buffers))
