@@ -76,8 +76,9 @@ class RunConfig:
     """Factor on the embeddings' gradients: s_max (first paper), a number (HAT-CL: 100), None: off."""
     protection: Protection = "exact"
     """What is held fixed: weights that one task uses at both ends, or the papers' min(post, pre)."""
-    recalibrate: bool = True
-    """Re-estimate batch-norm statistics under binary gates at the end of each task."""
+    recalibrate: Literal["measured", "always", "never"] = "measured"
+    """Re-estimate batch-norm statistics under binary gates at the end of each task: if that lowers the
+    loss that is measured on training images under these gates, or always, or never."""
     max_norm: float | None = 10_000.0
     """Gradients are scaled down to this norm; None: not."""
     evaluate_on: Literal["test", "validation"] = "test"

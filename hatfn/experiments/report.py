@@ -81,6 +81,7 @@ def result_dict(result: Result) -> dict[str, Any]:
         "drift": result.max_drift,
         "free_capacity": result.free_units[-1],
         "free_weights": result.free_weights[-1],
+        "closings": [closing._asdict() for closing in result.closings],
         "memory": {str(part): int(size) for part, size in result.memory.items()},
         "seconds": result.seconds,
         "tasks": result.names,
@@ -140,6 +141,16 @@ def show(results: Sequence[Result], console: Console) -> None:
         "BWT": (lambda r: r.bwt, "+.4f", "backward transfer"),
         "forgetting": (lambda r: r.forgetting, ".4f", "mean loss since each task's best"),
         "free": (lambda r: r.free_weights[-1], ".1%", "shared weights that no task needs"),
+        "gap": (
+            lambda r: max(c.gap for c in r.closings),
+            "+.4f",
+            "serving adds to a task's loss, at most",
+        ),
+        "undecided": (
+            lambda r: sum(c.undecided for c in r.closings),
+            ".0f",
+            "gates that were not binary",
+        ),
     }
     for name, (pick, form, meaning) in rows.items():
         numbers.add_row(name, number(pick, form), meaning)

@@ -12,8 +12,25 @@ import pandas as pd
 from hatfn.metrics import average_accuracy, backward_transfer, forgetting
 
 
+class Closing(NamedTuple):
+    """How a task was at the end of its training; see :func:`hatfn.readiness`.
+
+    Attributes:
+        undecided: units whose gates are not yet binary.
+        gap: what binary gates add to the loss on training images.
+        recalibrated: whether its batch-norm statistics were re-estimated; of several seeds the share.
+    """
+
+    undecided: float
+    gap: float
+    recalibrated: float
+
+
 class Learned(NamedTuple):
-    """What was measured once a task was learned, as it is shown and logged."""
+    """What was measured once a task was learned, as it is shown and logged.
+
+    The last three are those of :class:`Closing`.
+    """
 
     task: int
     name: str
@@ -23,6 +40,9 @@ class Learned(NamedTuple):
     drift: float
     free_capacity: dict[str, float]
     free_weights: float
+    undecided: float
+    gap: float
+    recalibrated: float
 
 
 @dataclass
@@ -40,6 +60,7 @@ class Result:
         memory: bytes of each part of the state after the last task.
         free_units: after each task, {group: share of units that no task uses}.
         free_weights: after each task, the share of shared weights that no task depends on.
+        closings: of each task, what was seen when it was closed.
         seconds: wall time of training and measuring.
     """
 
@@ -52,6 +73,7 @@ class Result:
     memory: pd.Series[int] = field(default_factory=lambda: pd.Series(dtype=int))
     free_units: list[dict[str, float]] = field(default_factory=list)
     free_weights: list[float] = field(default_factory=list)
+    closings: list[Closing] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -110,5 +132,6 @@ def mean(results: Sequence[Result]) -> Result:
         first.memory,
         [{group: free(phase, group) for group in first.free_units[phase]} for phase in phases],
         over(lambda result: np.array(result.free_weights)).tolist(),
+        [Closing(*row) for row in over(lambda result: np.array(result.closings)).tolist()],
         first.seconds,
     )

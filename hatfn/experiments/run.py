@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import optree
 import torch
 from torch import Tensor
 
+from hatfn.calibration import readiness
 from hatfn.evaluation import evaluate
 from hatfn.experiments.config import RunConfig
-from hatfn.experiments.result import Learned, Result, mean
+from hatfn.experiments.result import Closing, Learned, Result, mean
 from hatfn.experiments.setup import (
     batches,
     make_learner,
@@ -25,9 +26,12 @@ from hatfn.experiments.setup import (
 from hatfn.experiments.streams import Part, Task, make_stream
 from hatfn.learner import HAT
 from hatfn.metrics import accuracy, drift, free_weights, memory, usage
-from hatfn.replicas import Replicas, replica, replicate
+from hatfn.replicas import Replicas, replica, replicate, stack
 from hatfn.seeds import mixed, seeded
 from hatfn.state import HATState
+
+CALIBRATION_IMAGES = 2048
+"""Training images by which a task's end is judged, at most."""
 
 EVALUATION_BATCH = 256
 """Images per forward pass when measuring. Fixed: another batch size changes the bits of logits."""
@@ -167,9 +171,8 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
             loss, penalty = info.loss.mean().item(), info.penalty.mean().item()
             yield Step(rows[-1], epoch, step, steps, loss, penalty, scale, float(np.mean(right)))
     for row, parts in zip(rows, zip(*data, strict=True), strict=True):
-        if config.recalibrate:
-            run.state = learner.recalibrate(run.state, _inputs(run, parts), row)
-        run.state = learner.consolidate(run.state, row)
+        states = [_closing(run, i, state, row, parts[i]) for i, state in enumerate(run.states)]
+        run.state = learner.consolidate(states[0] if len(states) == 1 else stack(states), row)
 
 
 def _epoch(
@@ -200,11 +203,30 @@ def _epoch(
         yield x, y
 
 
-def _inputs(run: Run, parts: Sequence[Part]) -> Iterator[Tensor]:
-    """The training images of a task, of each seed its own, for the task's statistics."""
-    for xs in zip(*(part.x.split(run.config.batch_size) for part in parts), strict=True):
-        if len(xs[0]) > 1:
-            yield _together([run.prepare(x) for x in xs])
+def _closing(run: Run, index: int, state: HATState, task: int, data: Part) -> HATState:
+    """One seed's state with the batch-norm statistics that serve the task better; results keep why.
+
+    Args:
+        run: in progress.
+        index: of the seed.
+        state: of that seed.
+        task: which.
+        data: its training images, of which as many are used as tell enough.
+    """
+    hat, size = run.hat, run.config.batch_size
+    some = Part(*(part[:CALIBRATION_IMAGES].split(size) for part in data))
+    batches = [
+        (run.prepare(x), y.to(run.config.device)) for x, y in zip(*some, strict=True) if len(x) > 1
+    ]
+    kept, seen, taken = state, readiness(hat, state, batches, task), False
+    if state.task_buffers and run.config.recalibrate != "never":
+        new = hat.recalibrate(state, [x for x, _ in batches], task)
+        then = readiness(hat, new, batches, task)
+        if run.config.recalibrate == "always" or then.binary < seen.binary:
+            kept, seen, taken = new, then, True
+    undecided = sum(int(units.sum()) for units in seen.undecided.values())
+    run.results[index].closings.append(Closing(undecided, seen.gap.item(), taken))
+    return kept
 
 
 def _together(tensors: Sequence[Tensor]) -> Tensor:
@@ -249,6 +271,7 @@ def _measure(run: Run, index: int, state: HATState, after: int, learned: dict[in
         moved,
         result.free_units[-1],
         result.free_weights[-1],
+        *result.closings[-1],
     )
 
 
@@ -256,8 +279,8 @@ def _mean_of(seen: list[Learned]) -> Learned:
     """What was measured, over seeds: means, and the largest drift."""
     first = seen[0]
 
-    def over(name: str) -> list[float]:
-        return np.mean([getattr(one, name) for one in seen], axis=0).tolist()  # type: ignore[no-any-return]
+    def over(name: str) -> Any:
+        return np.mean([getattr(one, name) for one in seen], axis=0).tolist()
 
     free = {
         group: float(np.mean([one.free_capacity[group] for one in seen]))
@@ -269,7 +292,10 @@ def _mean_of(seen: list[Learned]) -> Learned:
         task_inference=over("task_inference"),
         drift=max(one.drift for one in seen),
         free_capacity=free,
-        free_weights=float(np.mean([one.free_weights for one in seen])),
+        free_weights=over("free_weights"),
+        undecided=over("undecided"),
+        gap=over("gap"),
+        recalibrated=over("recalibrated"),
     )
 
 
