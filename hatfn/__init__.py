@@ -3,9 +3,10 @@
 from hatfn import schedule
 from hatfn.build import build
 from hatfn.calibration import Readiness, readiness
-from hatfn.checkpoint import CheckpointError, load, save
+from hatfn.checkpoint import load, save
 from hatfn.checks import HATWarning
 from hatfn.compact import Subnet
+from hatfn.container import CheckpointError
 from hatfn.evaluation import Evaluation, evaluate
 from hatfn.export import adopt, export
 from hatfn.gates import gate, hard_gate

@@ -2,173 +2,217 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import tempfile
+import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
+import optree
 from torch import Tensor
 
-from hatfn.state import HATState
+from hatfn.checks import HATWarning
+from hatfn.container import CheckpointError, read, read_header, write
+from hatfn.learner import HAT
+from hatfn.state import HATState, Tree, trainable
 from hatfn.wiring import Wiring
-
-FORMAT = 2
-"""Raised whenever a reader of the older kind would read a file wrongly: 2 packs bools to bits."""
-
-
-class CheckpointError(ValueError):
-    """A file that is not a state, is damaged, or belongs to another wiring."""
 
 
 def save(
-    path: str | Path, state: HATState, wiring: Wiring, meta: Mapping[str, Any] | None = None
+    path: str | Path, state: HATState, hat: HAT | Wiring, meta: Mapping[str, Any] | None = None
 ) -> None:
     """Write a state to a file, all of it or nothing.
 
     The file is written beside its place, flushed to disk and then renamed. Masks, protection and flags
-    take a bit for each entry. The optimiser's moments are left out: ``begin`` makes new ones.
+    take a bit for each entry.
 
     Args:
         path: of the file; its folder must exist.
-        state: any state.
-        wiring: of the learner.
+        state: any state; of stacked ones one at a time.
+        hat: the learner. Its wiring alone will do where there is none; then the classes are not
+            written down, and the optimiser's moments are left out.
         meta: anything that JSON can hold, kept in the header.
+
+    Raises:
+        TypeError, ValueError: something else than a learner or a wiring; a state of other tasks, or
+            several stacked; a ``meta`` that JSON cannot hold.
+
+    Example:
+        >>> import tempfile, hatfn, torch, torchopt
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> wiring = hatfn.trace(net, torch.zeros(1, 4), head="2")
+        >>> hat = hatfn.build(net, wiring, classes=[2, 2], optimizer=torchopt.adam(1e-3))
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> hatfn.save(folder / "state.safetensors", hat.init(0), hat, meta={"note": "untrained"})
+        >>> state = hatfn.load(folder / "state.safetensors", hat)
     """
-    flat = _flatten(state)
-    bits = {name: list(leaf.shape) for name, leaf in flat.items() if leaf.dtype == torch.bool}
-    header = {
-        "format": str(FORMAT),
-        "hatfn": version("hatfn"),
-        "wiring": wiring.fingerprint,
-        "bits": json.dumps(bits),
-        "meta": json.dumps(dict(meta or {})),
-    }
-    # Leaves may share storage (nothing is ever changed in place), which the format does not allow.
-    leaves = {n: _packed(v) if n in bits else v.contiguous().clone() for n, v in flat.items()}
-    data = serialize(leaves, header)
-    path = Path(path)
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    tasks = (hat.tasks,) if isinstance(hat, HAT) else tuple(state.learned.shape[:1])
+    if state.learned.shape != tasks:
+        raise ValueError(
+            f"save: state.learned has shape {tuple(state.learned.shape)}. Expected {tasks}, one state "
+            f"of the learner: of stacked ones hatfn.replicas.replica(states, i), a file for each."
+        )
+    header = owner("state", hat, "save") | {"meta": dict(meta or {})}
+    kept = state if isinstance(hat, HAT) else state._replace(opt_state=())
+    write(Path(path), flatten(kept), header)
 
 
-def load(path: str | Path, wiring: Wiring) -> HATState:
-    """Read a state that was saved for this wiring.
+def load(path: str | Path, hat: HAT | Wiring) -> HATState:
+    """Read a state that was saved for this learner.
 
     Args:
         path: of the file.
-        wiring: of the learner that will use it.
+        hat: the learner that will use it; its wiring alone will do where there is none.
 
     Returns:
-        The state, on the CPU and without the optimiser's moments. Files of format 1, which hold a byte
-        for each bool, load as well.
+        The state, on the device of the learner's module; with a wiring alone on the CPU, and without
+        the optimiser's moments.
 
     Raises:
-        CheckpointError: no such file, not a state, damaged, of a newer format or of another wiring.
+        TypeError: something else than a learner or a wiring.
+        CheckpointError: no such file, not a state, damaged, of another format, or of a learner with
+            another wiring, other classes or other settings.
+
+    Warns:
+        HATWarning: the file holds no moments of the learner's optimiser, so that they start anew.
     """
-    header, leaves = _read(path, tensors=True)
-    if not header.get("format", "").isdigit() or int(header["format"]) > FORMAT:
-        raise CheckpointError(
-            f"load: {path} has format {header.get('format')!r}. Expected {FORMAT} or less, as hatfn "
-            f"{version('hatfn')} writes it; it was written by hatfn {header.get('hatfn', '?')}."
-        )
-    if header.get("wiring") != wiring.fingerprint:
-        raise CheckpointError(
-            f"load: {path} belongs to another wiring ({header.get('wiring', '?')[:12]}...) than the "
-            f"given one ({wiring.fingerprint[:12]}...). Trace the module that it was saved for."
-        )
-    return _unflatten(path, _unpacked(path, header, leaves))
+    path = Path(path)
+    expected = owner("state", hat, "load")
+    header, leaves = read(path)
+    check_owner(path, header, expected)
+    moments = {name: leaves.pop(name) for name in [*leaves] if name.startswith("opt_state")}
+    if not isinstance(hat, HAT):
+        return _assembled(path, leaves)
+    state = restored(path, leaves, hat.init(0)._replace(opt_state=()))
+    return state._replace(opt_state=_moments(path, moments, hat, state))
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
-    """The ``meta`` that a state was saved with.
+    """The ``meta`` that a state was saved with; the state itself is not read.
 
     Raises:
-        CheckpointError: no such file, or not a state.
+        CheckpointError: no such file, not a state, of another format, or its header is damaged.
     """
-    header, _ = _read(path, tensors=False)
-    return dict(json.loads(header.get("meta", "{}")))
+    header = read_header(Path(path))
+    if "meta" not in header:
+        raise CheckpointError(f"load: {path} holds {header.get('kind')!r}. Expected 'state'.")
+    return dict(header["meta"])
 
 
-def _read(path: str | Path, tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            names = file.keys() if tensors else ()
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"load: {path} is not a readable state: {error}") from error
+def owner(kind: str, hat: HAT | Wiring, where: str) -> dict[str, Any]:
+    """What a header says of the learner that a file belongs to; a wiring alone has no classes."""
+    if isinstance(hat, Wiring):
+        return {"kind": kind, "wiring": hat.fingerprint}
+    if not isinstance(hat, HAT):
+        raise TypeError(
+            f"{where}: hat is a {type(hat).__name__}. Expected the learner that build() made, or its "
+            f"wiring."
+        )
+    classes = None if hat.classes is None else list(hat.classes)
+    return {"kind": kind, "wiring": hat.wiring.fingerprint, "classes": classes}
 
 
-def _packed(leaf: Tensor) -> Tensor:
-    """Eight bools to a byte, the first in the highest bit; zeros fill up the last byte."""
-    return torch.from_numpy(np.packbits(leaf.detach().cpu().numpy().reshape(-1)))
-
-
-def _unpacked(
-    path: str | Path, header: Mapping[str, str], leaves: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The leaves with those that the header lists as packed restored to bools of their shapes."""
-    if header["format"] == "1":
-        return dict(leaves)
-
-    def restore(name: str, shape: list[int]) -> Tensor:
-        packed, count = leaves[name], math.prod(shape)
-        if packed.dtype != torch.uint8 or packed.shape != (-(-count // 8),):
-            raise ValueError(
-                f"{name} holds {tuple(packed.shape)} numbers of {packed.dtype} for {count} bits"
-            )
-        bits = np.unpackbits(packed.numpy())
-        if bits[count:].any():
-            raise ValueError(f"{name} has bits set behind its {count}")
-        return torch.from_numpy(bits[:count].astype(bool)).reshape(shape)
-
-    try:
-        bits = json.loads(header["bits"])
-        return {**leaves, **{name: restore(name, shape) for name, shape in bits.items()}}
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+def check_owner(path: Path, header: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a file of another kind or of another learner; see :func:`owner`."""
+    if header.get("kind") != expected["kind"]:
         raise CheckpointError(
-            f"load: {path} is damaged: its packed bits are not what its header says ({error!r}). Load "
-            f"another copy."
-        ) from error
+            f"load: {path} holds {header.get('kind')!r}. Expected {expected['kind']!r}."
+        )
+    if header.get("wiring") != expected["wiring"]:
+        raise CheckpointError(
+            f"load: {path} belongs to another wiring ({str(header.get('wiring'))[:12]}...) than the "
+            f"given one ({expected['wiring'][:12]}...). Trace the module that it was saved for."
+        )
+    if {"classes"} <= header.keys() & expected.keys() and header["classes"] != expected["classes"]:
+        raise CheckpointError(
+            f"load: {path} belongs to a learner with classes={header['classes']}, the given one has "
+            f"{expected['classes']}. Build it with the classes of the file."
+        )
 
 
-def _flatten(state: HATState) -> dict[str, Tensor]:
+def flatten(state: HATState) -> dict[str, Tensor]:
+    """Every leaf of a state under its name: "params/0.weight", "learned", "opt_state[0].mu[1]"."""
     flat: dict[str, Tensor] = {}
-    for field, value in state._asdict().items():
-        if isinstance(value, Tensor):
-            flat[field] = value
-        elif field != "opt_state":
+    for field, value in state._replace(opt_state=())._asdict().items():
+        if isinstance(value, dict):
             flat |= {f"{field}/{name}": leaf for name, leaf in value.items()}
-    return flat
+        elif field != "opt_state":
+            flat[field] = value
+    return flat | _named_moments(state.opt_state)
 
 
-def _unflatten(path: str | Path, leaves: Mapping[str, Tensor]) -> HATState:
-    fields: dict[str, Any] = {"opt_state": ()}
+def restored(path: Path, leaves: Mapping[str, Tensor], template: HATState) -> HATState:
+    """The state of these leaves, each on the device of the template's.
+
+    Args:
+        path: of the file, for errors.
+        leaves: as :func:`flatten` named them.
+        template: a state of the very structure, shapes and dtypes.
+
+    Raises:
+        CheckpointError: a leaf is missing, left over, or of another shape or dtype.
+    """
+    if misfit := _misfit(leaves, expected := flatten(template)):
+        raise CheckpointError(
+            f"load: {path} does not fit the learner: {misfit}. Build it with the settings that the "
+            f"file was saved under."
+        )
+    own = {name: leaves[name].to(leaf.device) for name, leaf in expected.items()}
+    return _assembled(path, own)._replace(opt_state=_filled(template.opt_state, leaves))
+
+
+def _misfit(leaves: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """The first leaf that is not as expected, in words."""
+    if odd := sorted(leaves.keys() ^ expected.keys()):
+        return f"{odd[0]} is {'not expected' if odd[0] in leaves else 'missing'}"
+    for name, leaf in expected.items():
+        got, right = ((tuple(x.shape), x.dtype) for x in (leaves[name], leaf))
+        if got != right:
+            return f"{name} is {got[0]} of {got[1]}, expected {right[0]} of {right[1]}"
+    return None
+
+
+def _moments(path: Path, moments: Mapping[str, Tensor], hat: HAT, state: HATState) -> Tree:
+    """The optimiser's moments, of the open tasks or else of as many as were trained last."""
+    opened = state.active.nonzero().flatten().tolist()
+    for rows in [opened] if opened else map(range, range(1, hat.tasks + 1)):
+        fresh = hat.optimizer.init(trainable(state, list(rows)))
+        expected = _named_moments(fresh)
+        if _misfit(moments, expected) is None:
+            return _filled(fresh, moments)
+        if moments.keys() != expected.keys():
+            break
+    warnings.warn(
+        f"load: {path} holds no moments of this optimiser, so that they start anew. Build the learner "
+        f"with the optimiser that the state was saved under to keep them.",
+        HATWarning,
+        stacklevel=3,
+    )
+    return hat.optimizer.init(trainable(state, opened or [0]))
+
+
+def _named_moments(opt_state: Tree) -> dict[str, Tensor]:
+    """Names with the fields on the way: moments of one optimiser are not taken for another's."""
+    names = [f"opt_state{accessor.codify('')}" for accessor in optree.tree_accessors(opt_state)]
+    return dict(zip(names, optree.tree_leaves(opt_state), strict=True))
+
+
+def _filled(opt_state: Tree, leaves: Mapping[str, Tensor]) -> Tree:
+    """Moments of the same structure and on the same devices, with the numbers of other leaves."""
+    own = [leaves[name].to(leaf.device) for name, leaf in _named_moments(opt_state).items()]
+    return optree.tree_unflatten(optree.tree_structure(opt_state), own)
+
+
+def _assembled(path: Path, leaves: Mapping[str, Tensor]) -> HATState:
+    """A state by the names of its leaves alone, without moments."""
+    hints = get_type_hints(HATState)
+    fields: dict[str, Any] = {name: {} for name, hint in hints.items() if hint != Tensor}
     for key, leaf in leaves.items():
         field, slash, name = key.partition("/")
         if slash:
             fields.setdefault(field, {})[name] = leaf
-        else:
+        elif not key.startswith("opt_state"):
             fields[field] = leaf
-    for field, kind in HATState.__annotations__.items():
-        if field not in fields and "dict" in str(kind):
-            fields[field] = {}
-    if set(fields) != set(HATState._fields):
-        odd = sorted(set(fields) ^ set(HATState._fields))
+    if odd := sorted(fields.keys() ^ set(HATState._fields)):
         raise CheckpointError(f"load: {path} is not a whole state: {', '.join(odd)} differ.")
-    return HATState(**fields)
+    return HATState(**fields | {"opt_state": ()})

@@ -325,7 +325,7 @@ def check_free(where: str, rows: Sequence[int], used: Mapping[str, Tensor]) -> N
     full = [group for group, units in used.items() if read(units.bool().all(-1).any()) is True]
     if full:
         warnings.warn(
-            f"{where}: no free capacity for task {', '.join(map(str, rows))} in {', '.join(full)}: "
+            f"{where}: no free capacity for task {', '.join(map(str, rows))} in {_listed(full)}: "
             f"earlier tasks use every "
             f"unit. It can only reuse theirs. Raise sparsity for earlier tasks, or widen the module.",
             HATWarning,
@@ -346,12 +346,17 @@ def check_left(where: str, task: int, before: HATState, after: HATState) -> None
             taken.append(f"{group} ({free[1]} of {masks.shape[-1]} free)")
     if taken:
         warnings.warn(
-            f"{where}: task {task} leaves hardly a unit for the {to_come} tasks to come in "
-            f"{', '.join(taken)}: they can only reuse what is learned. Raise its sparsity, as in "
+            f"{where}: task {task} leaves fewer units than there are tasks to come ({to_come}) in "
+            f"{_listed(taken)}. They can only reuse what is learned. Raise its sparsity, as in "
             f"build(sparsity=[2.0, 0.75, ...]), or widen the module.",
             HATWarning,
             stacklevel=4,
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
 
 
 def check_alive(where: str, task: int, masks: Mapping[str, Tensor]) -> None:
@@ -359,7 +364,7 @@ def check_alive(where: str, task: int, masks: Mapping[str, Tensor]) -> None:
     dead = [group for group, mask in masks.items() if read(mask.any(-1).all()) is False]
     if dead:
         warnings.warn(
-            f"{where}: task {task} uses no unit of {', '.join(dead)}, so nothing passes there. Lower "
+            f"{where}: task {task} uses no unit of {_listed(dead)}, so nothing passes there. Lower "
             f"sparsity, or train longer at a small scale.",
             HATWarning,
             stacklevel=4,

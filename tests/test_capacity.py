@@ -41,14 +41,14 @@ def test_a_first_task_that_takes_everything_is_named() -> None:
     hat = learner(MLP(5, 3, width=16), X)
     state = masked(hat, hat.init(0), 0, {"hidden.0": list(range(16)), "hidden.1": list(range(14))})
     with pytest.warns(
-        hatfn.HATWarning, match=r"task 0 leaves .* 2 tasks .*hidden\.0 \(0 of 16"
+        hatfn.HATWarning, match=r"task 0 leaves .* to come \(2\) in hidden\.0 \(0 of 16"
     ) as seen:
         state = hat.consolidate(state, 0)
     assert len(seen) == 1
     assert "hidden.1" not in str(seen[0].message), "two units are left for two tasks"
     state = masked(hat, state, 1, {"hidden.0": [0], "hidden.1": [0, 14, 15]})
     with pytest.warns(
-        hatfn.HATWarning, match=r"task 1 leaves .* 1 tasks .*hidden\.1 \(0 of 16"
+        hatfn.HATWarning, match=r"task 1 leaves .* to come \(1\) in hidden\.1 \(0 of 16"
     ) as seen:
         state = hat.consolidate(state, 1)
     assert "hidden.0" not in str(seen[0].message), "said before"

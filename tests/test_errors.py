@@ -401,7 +401,8 @@ def test_other_integers_are_tasks(task: Any) -> None:
 
 def test_exhausted_capacity_names_the_group() -> None:
     hat = learner(MLP(5, 3, width=16), X, init="dense")
-    state = hat.consolidate(hat.begin(hat.init(0), 0), 0)
+    with pytest.warns(hatfn.HATWarning, match="consolidate: task 0 leaves"):
+        state = hat.consolidate(hat.begin(hat.init(0), 0), 0)
     with pytest.warns(
         hatfn.HATWarning, match=r"begin: no free capacity for task 1 in hidden\.0, hidden\.1"
     ):

@@ -130,9 +130,9 @@ def test_a_run_learns_and_nothing_drifts(stream: str) -> None:
 
 
 def test_finetuning_forgets() -> None:
-    run, _ = finished(method="finetune", tasks=5, epochs=5)
+    run, _ = finished(stream="permuted-digits", method="finetune", tasks=4, epochs=5)
     assert run.result.max_drift > 0.1
-    assert run.result.forgetting > 0.02
+    assert run.result.forgetting > 0.05
 
 
 def test_runs_repeat_to_the_bit_and_leave_the_global_seed_alone() -> None:

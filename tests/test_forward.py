@@ -16,6 +16,9 @@ import hatfn
 from hatfn.forward import call, make_network
 from hatfn.networks import MLP, AlexNet
 
+# Dense and small networks have no unit to spare; test_capacity.py has the warnings that say so.
+pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
+
 MODULES = {
     "mlp": (lambda: MLP(5, 3, width=16), lambda: torch.randn(4, 5)),
     "alexnet": (lambda: AlexNet(3, width=0.1), lambda: torch.randn(4, 3, 32, 32)),

@@ -86,10 +86,20 @@ CALLS = {
     "export compact": (hatfn.export, (HAT, LEARNED, 1), {"compact": True, "x": X}),
     "export with a head behind": (hatfn.export, (BEHIND, BEHIND.consolidate(BEHIND.init(0), 0), 0), {}),
     "adopt": (hatfn.adopt, (HAT, ConvNet(classes=7)), {}),
+    "HAT.forget": (HAT.forget, (LEARNED, 1), {}),
+    "HAT.forget several": (HAT.forget, (LEARNED, [0, 1]), {"dry_run": True}),
+    "HAT.prune": (HAT.prune, (LEARNED, 1), {}),
+    "HAT.protect": (HAT.protect, (OPEN,), {}),
+    "HAT.flags": (HAT.flags, (OPEN, [1]), {}),
+    "HAT.begin similar": (HAT.begin, (LEARNED, 2), {"init_from": "similar", "batch": (X, Y)}),
+    "grow": (hatfn.grow, (HAT, OPEN, [2, 7]), {}),
+    "readiness": (hatfn.readiness, (HAT, OPEN, [(X, Y)], 1), {}),
+    "similarity": (hatfn.similarity, (HAT, LEARNED, (X, Y)), {}),
+    "overlap": (hatfn.overlap, (LEARNED, HAT.wiring), {}),
     "HAT.predict": (HAT.predict, (LEARNED, X), {"chunk_size": 1}),
 }  # fmt: skip
 NOT_CALLED = {
-    "HAT", "HATState", "HATWarning", "Info", "Evaluation", "TraceError", "CheckpointError", "Wiring",  # types
+    "HAT", "HATState", "HATWarning", "Info", "Evaluation", "Forgotten", "Readiness", "TraceError", "CheckpointError", "Wiring",  # types
     "schedule", "testing", "save", "load",  # numbers only; modules; files, see test_checkpoint.py
 }  # fmt: skip
 

@@ -48,7 +48,7 @@ class RunFolder:
         for seed, state in zip(run.seeds, run.states, strict=True):
             meta = {"config": {**self.config, "seed": seed, "seeds": 1}, "tasks": event.task + 1}
             name = "state.safetensors" if len(run.seeds) == 1 else f"state-{seed}.safetensors"
-            checkpoint.save(self.path / name, state, run.hat.wiring, meta)
+            checkpoint.save(self.path / name, state, run.hat, meta)
 
     def finish(self, run: Run) -> None:
         """Write the result and the plots; of several seeds the mean, and the result of each."""

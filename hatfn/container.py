@@ -1,0 +1,163 @@
+"""One file of named tensors and a JSON header: written whole or not at all, checked when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+FORMAT = "3"
+"""Another one whenever a reader of this one would read a file wrongly."""
+
+FIELDS = {"format", "hatfn", "header", "bits", "tensors"}
+"""What stands before the tensors, beside its own checksum."""
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used: not of this library, damaged, or of another learner."""
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and a header to one safetensors file.
+
+    Bools take a bit for each entry. Two checksums, of the tensors and of all that stands before them,
+    let a reader trust the header alone.
+
+    Args:
+        path: of the file.
+        tensors: {name: tensor} on any device; the file does not know of devices.
+        header: anything that JSON can hold.
+    """
+    bits = {name: list(leaf.shape) for name, leaf in tensors.items() if leaf.dtype == torch.bool}
+    # Tensors may share storage, which the format does not allow.
+    stored = {
+        name: _packed(leaf) if name in bits else leaf.detach().cpu().contiguous().clone()
+        for name, leaf in tensors.items()
+    }
+    fields = {
+        "format": FORMAT,
+        "hatfn": version("hatfn"),
+        "header": json.dumps(header),
+        "bits": json.dumps(bits),
+        "tensors": _digest_of_tensors(stored),
+    }
+    write_atomically(path, serialize(stored, fields | {"sha256": _digest_of_fields(fields)}))
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors, on the CPU.
+
+    Raises:
+        CheckpointError: no such file, of another format, or damaged.
+    """
+    fields, stored = _open(path, tensors=True)
+    if fields["tensors"] != _digest_of_tensors(stored):
+        raise _damaged(path, "its tensors do not have the checksum of its header")
+    bits = json.loads(fields["bits"])
+    try:
+        restored = {name: _unpacked(stored[name], shape) for name, shape in bits.items()}
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise _damaged(path, f"its bits are not as many as its header says ({error!r})") from error
+    return json.loads(fields["header"]), {**stored, **restored}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header alone; the tensors are neither read nor checked.
+
+    Raises:
+        CheckpointError: no such file, of another format, or its header is damaged.
+    """
+    header: dict[str, Any] = json.loads(_open(path, tensors=False)[0]["header"])
+    return header
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file beside its place, flush it to the disk, and rename it: there is never half of it."""
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with scratch.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # where folders can be flushed: the new name is on the disk, too
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writes left in a folder."""
+    for scratch in folder.glob(".*.*.tmp"):
+        scratch.unlink(missing_ok=True)
+
+
+def _open(path: Path, tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The fields before the tensors, checked, and the tensors as they are stored, not yet checked."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            fields = file.metadata() or {}
+            # Cloned: what is read maps the file, which others may change after the check, and lies
+            # where the file has it; kernels may round in another way where a tensor is not aligned.
+            names = file.keys() if tensors else ()
+            stored = {name: file.get_tensor(name).clone() for name in names}
+    except Exception as error:  # the bytes are foreign: whatever the parser makes of them
+        raise CheckpointError(
+            f"load: {path} cannot be read: {error}. Expected a file that hatfn saved."
+        ) from error
+    if fields.get("format") != FORMAT:
+        raise CheckpointError(
+            f"load: {path} has format {fields.get('format')!r}, written by hatfn "
+            f"{fields.get('hatfn', '(none)')}. Expected format {FORMAT!r}, as hatfn {version('hatfn')} "
+            f"reads and writes it: use the version that wrote the file."
+        )
+    if fields.pop("sha256", None) != _digest_of_fields(fields) or fields.keys() != FIELDS:
+        raise _damaged(path, "its header does not have its checksum")
+    return fields, stored
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"load: {path} is damaged: {why}. Use another copy.")
+
+
+def _digest_of_fields(fields: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of_tensors(stored: Mapping[str, Tensor]) -> str:
+    names = sorted(stored)
+    shapes = [(name, str(stored[name].dtype), tuple(stored[name].shape)) for name in names]
+    digest = hashlib.sha256(json.dumps(shapes).encode())
+    for name in names:
+        digest.update(stored[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _packed(leaf: Tensor) -> Tensor:
+    """Eight bools to a byte, the first in the highest bit; zeros fill up the last byte."""
+    return torch.from_numpy(np.packbits(leaf.detach().cpu().numpy().reshape(-1)))
+
+
+def _unpacked(packed: Tensor, shape: list[int]) -> Tensor:
+    """The bools of a shape out of their bytes."""
+    count = math.prod(shape)
+    if packed.dtype != torch.uint8 or packed.shape != (-(-count // 8),):
+        raise ValueError(f"{tuple(packed.shape)} numbers of {packed.dtype} for {count} bits")
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=count).astype(bool)).reshape(shape)
