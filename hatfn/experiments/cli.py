@@ -23,7 +23,8 @@ from hatfn.checks import HATWarning
 from hatfn.experiments import atlas, bench
 from hatfn.experiments.bench_cases import CASES
 from hatfn.experiments.config import BenchConfig, RunConfig, TraceConfig
-from hatfn.experiments.report import RunFolder, show
+from hatfn.experiments.folder import RunFolder, resumed
+from hatfn.experiments.report import show
 from hatfn.experiments.run import NonFiniteStepError, Run, Step, learn, start
 from hatfn.experiments.timing import interleaved
 from hatfn.testing import verify_wiring
@@ -48,6 +49,11 @@ def main(arguments: list[str] | None = None) -> None:
             sweep_and_report(config, console)
         else:
             trace_and_report(config, console)
+    except KeyboardInterrupt:
+        if isinstance(config, RunConfig):
+            folder = config.resume or config.folder
+            console.print(f"\nstopped; to go on: hatfn run --resume {folder}", markup=False)
+        sys.exit(130)
     except (ValueError, AssertionError, TraceError, NonFiniteStepError) as error:
         console.print(str(error), style="red", markup=False)
         sys.exit(1)
@@ -107,10 +113,13 @@ def run_and_report(config: RunConfig, console: Console) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("always", HATWarning)
         warnings.showwarning = lambda message, *_: console.print(f"[yellow]{message}")
+        config = resumed(config)
+        folder = RunFolder(config)
         console.print(f"{config.method} on {config.stream} with {config.model}: preparing")
         run = start(config)
         console.print(run.hat.wiring.summary(), highlight=False)
-        folder = RunFolder(config)
+        if config.resume is not None:
+            folder.restore(run)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

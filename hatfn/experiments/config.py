@@ -92,6 +92,11 @@ class RunConfig:
     out: Path | None = None
     """Folder for the results; None: runs/STREAM-MODEL-METHOD-SEED."""
 
+    resume: Path | None = None
+    """Folder of a run that was cut off: go on with it, by its own settings."""
+    save_every: float = 30.0
+    """Seconds between saves of all that it takes to go on; a task's end is always saved."""
+
     @property
     def folder(self) -> Path:
         """Where the results go."""

@@ -1,71 +1,16 @@
-"""What a run leaves behind: tables on the console, numbers, a state and plots in its folder."""
+"""A result for readers: tables on the console, numbers as JSON."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hatfn import checkpoint
-from hatfn.experiments import plots
-from hatfn.experiments.config import RunConfig
-from hatfn.experiments.result import Learned, Result, mean
-from hatfn.experiments.run import Run, Step
-
-
-class RunFolder:
-    """The files of one run, written as it goes.
-
-    config.json: the settings. metrics.jsonl: a line per step, and one per finished task with its
-    accuracies and drift. state.safetensors: the learner's state after the last finished task; of
-    several seeds one file each.
-    result.json: what was measured in the end. Plots as PNG.
-    """
-
-    def __init__(self, config: RunConfig) -> None:
-        self.path = config.folder
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.steps: list[Step] = []
-        self.config = json.loads(json.dumps(asdict(config), default=str))
-        self._write("config.json", json.dumps(self.config, indent=2))
-        self._write("metrics.jsonl", "")
-
-    def log(self, run: Run, event: Step | Learned) -> None:
-        """Keep a step; at the end of a task write its steps, its measures and the state."""
-        if isinstance(event, Step):
-            self.steps.append(event)
-            return
-        lines = [step._asdict() for step in self.steps if step.task == event.task]
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in [*lines, event._asdict()])
-        for seed, state in zip(run.seeds, run.states, strict=True):
-            meta = {"config": {**self.config, "seed": seed, "seeds": 1}, "tasks": event.task + 1}
-            name = "state.safetensors" if len(run.seeds) == 1 else f"state-{seed}.safetensors"
-            checkpoint.save(self.path / name, state, run.hat, meta)
-
-    def finish(self, run: Run) -> None:
-        """Write the result and the plots; of several seeds the mean, and the result of each."""
-        result, whole = run.result, result_dict(run.result)
-        if len(run.seeds) > 1:
-            each = zip(run.seeds, run.results, strict=True)
-            whole["seeds"] = {str(seed): result_dict(one) for seed, one in each}
-        self._write("result.json", json.dumps(whole, indent=2))
-        plots.accuracy_matrix(result, self.path / "accuracy_matrix.png")
-        plots.mask_use(result, self.path / "mask_use.png")
-        plots.capacity(result, self.path / "capacity.png")
-        plots.training(self.steps, self.path / "training.png")
-
-    def _write(self, name: str, text: str) -> None:
-        scratch = self.path / f".{name}"
-        scratch.write_text(text)
-        os.replace(scratch, self.path / name)
+from hatfn.experiments.result import Result, mean
 
 
 def result_dict(result: Result) -> dict[str, Any]:

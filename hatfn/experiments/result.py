@@ -108,6 +108,35 @@ class Result:
         return cls(names, nothing, nothing.copy(), nothing[0].copy())
 
 
+def to_json(result: Result) -> dict[str, Any]:
+    """What a run has measured so far, as JSON holds it, but for what its state tells again."""
+    return {
+        "accuracy_matrix": result.accuracy_matrix.tolist(),
+        "class_incremental": result.class_incremental.tolist(),
+        "task_inference": result.task_inference.tolist(),
+        "drift": result.drift,
+        "free_units": result.free_units,
+        "free_weights": result.free_weights,
+        "closings": result.closings,
+        "seconds": result.seconds,
+    }
+
+
+def from_json(names: list[str], data: dict[str, Any]) -> Result:
+    """The result that :func:`to_json` was given, without usage and memory."""
+    return Result(
+        names,
+        np.array(data["accuracy_matrix"]),
+        np.array(data["class_incremental"]),
+        np.array(data["task_inference"]),
+        drift=data["drift"],
+        free_units=data["free_units"],
+        free_weights=data["free_weights"],
+        closings=[Closing(*closing) for closing in data["closings"]],
+        seconds=data["seconds"],
+    )
+
+
 def mean(results: Sequence[Result]) -> Result:
     """What several seeds measured on the average; the largest drift, the memory of one."""
     if len(results) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +51,20 @@ class Step(NamedTuple):
     accuracy: float
 
 
+class Place(NamedTuple):
+    """How far a run is: it goes on with this batch of this epoch of this phase.
+
+    Attributes:
+        phase: which of its phases, each the training of one task or of several together.
+        epoch: in the phase.
+        batch: in the epoch; at the first one of the first epoch, the phase has not begun.
+    """
+
+    phase: int
+    epoch: int
+    batch: int
+
+
 class NonFiniteStepError(RuntimeError):
     """A step gave a loss or weights that are not finite; the state before it is intact."""
 
@@ -66,6 +81,9 @@ class Run:
         hat: the learner.
         state: after the last step; of several seeds stacked.
         results: what was measured so far, of each seed.
+        logits: of each seed, {task: its logits when it was learned}, by which drift is measured.
+        place: how far it is.
+        seconds: that it took until it was saved, if it was cut off since.
     """
 
     config: RunConfig
@@ -75,6 +93,15 @@ class Run:
     hat: HAT
     state: HATState
     results: list[Result]
+    logits: list[dict[int, Tensor]]
+    place: Place
+    seconds: float = 0.0
+
+    @property
+    def phases(self) -> list[list[int]]:
+        """The tasks that are trained together, one phase after another."""
+        tasks = list(range(len(self.stream)))
+        return [tasks] if self.config.method == "joint" else [[task] for task in tasks]
 
     @property
     def stream(self) -> list[Task]:
@@ -115,23 +142,34 @@ def start(config: RunConfig) -> Run:
     hat = make_learner(config, module.to(device), example, streams[0])
     state = hat.init(seeds[0], fresh=True) if len(seeds) == 1 else replicate(hat, seeds)
     results = [Result.of([task.name for task in stream]) for stream in streams]
-    return Run(config, seeds, streams, prepare, hat, state, results)
+    return Run(
+        config, seeds, streams, prepare, hat, state, results, [{} for _ in seeds], Place(0, 0, 0)
+    )
+
+
+def opened(run: Run, place: Place) -> HATState:
+    """A state of the structure that the run's has at a place: moments are of the tasks last opened."""
+    phase = place.phase if place.epoch or place.batch else place.phase - 1
+    rows = run.phases[max(phase, 0)]
+    return run.learner.begin(run.state, rows[0] if len(rows) == 1 else rows, locked=[])
 
 
 def learn(run: Run) -> Iterator[Step | Learned]:
-    """Learn every task in turn; ``run.state`` and ``run.results`` keep up with what is yielded.
+    """Learn every task in turn, from where the run is; it keeps up with what is yielded.
 
     Raises:
         NonFiniteStepError: a step was refused; ``run.state`` is the state before it.
     """
-    began = time.perf_counter()
-    tasks = list(range(len(run.stream)))
-    logits: list[dict[int, Tensor]] = [{} for _ in run.seeds]
-    for rows in [tasks] if run.config.method == "joint" else [[task] for task in tasks]:
-        yield from _learn_tasks(run, rows)
-        seen = [_measure(run, i, state, rows[-1], logits[i]) for i, state in enumerate(run.states)]
+    began = time.perf_counter() - run.seconds
+    for phase in range(run.place.phase, len(run.phases)):
+        rows = run.phases[phase]
+        for step in _learn_tasks(run, rows):
+            run.seconds = time.perf_counter() - began
+            yield step
+        seen = [_measure(run, i, state, rows[-1]) for i, state in enumerate(run.states)]
+        run.place, run.seconds = Place(phase + 1, 0, 0), time.perf_counter() - began
         for result in run.results:
-            result.seconds = time.perf_counter() - began
+            result.seconds = run.seconds
         yield _mean_of(seen)
 
 
@@ -145,13 +183,17 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
     count = max(len(part.y) for part in data[0])
     per_epoch = -(-count // config.batch_size)
     steps = per_epoch * config.epochs
-    locked: list[int] | None = None if config.method == "hat" else []
-    first = next(_epoch(run, data, rows, 0)) if config.init_from and len(rows) == 1 else None
-    source = None if first is None else config.init_from
-    run.state = learner.begin(run.state, task, locked, config.carry, source, first)
-    step = 0
-    for epoch in range(config.epochs):
-        for position, (x, y) in enumerate(_epoch(run, data, rows, epoch)):
+    phase, begun, done = run.place
+    if not begun and not done:
+        locked: list[int] | None = None if config.method == "hat" else []
+        first = next(_epoch(run, data, rows, 0)) if config.init_from and len(rows) == 1 else None
+        source = None if first is None else config.init_from
+        run.state = learner.begin(run.state, task, locked, config.carry, source, first)
+    step = begun * per_epoch + done
+    for epoch in range(begun, config.epochs):
+        skipped = done if epoch == begun else 0
+        rest = islice(enumerate(_epoch(run, data, rows, epoch)), skipped, None)
+        for position, (x, y) in rest:
             progress = position / per_epoch if config.period == "epoch" else step / steps
             scale = schedule(progress)
             with seeded(config.device, mixed(config.seed, rows[-1], epoch, position)):
@@ -162,6 +204,7 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
                     f"{info.loss.tolist()} and was refused. Lower lr ({config.lr}), or set max_norm."
                 )
             step += 1
+            run.place = Place(phase, epoch, position + 1)
             outputs = [info.logits] if len(rows) == 1 else info.logits
             labels = [y] if len(rows) == 1 else y.unbind(-2)
             right = [
@@ -234,7 +277,7 @@ def _together(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
 
 
-def _measure(run: Run, index: int, state: HATState, after: int, learned: dict[int, Tensor]) -> Learned:
+def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
     """Accuracy and drift of one seed on every task so far, and what is left.
 
     Two passes: drift needs the bits of ``forward``, and ``predict``, which shows every image to every
@@ -245,9 +288,8 @@ def _measure(run: Run, index: int, state: HATState, after: int, learned: dict[in
         index: of the seed.
         state: of that seed.
         after: the last task that was learned.
-        learned: {task: its logits when it was learned}, which is added to.
     """
-    result, hat = run.results[index], run.hat
+    result, hat, learned = run.results[index], run.hat, run.logits[index]
     moved = 0.0
     for task in range(after + 1):
         loader = _loader(run, index, task)
