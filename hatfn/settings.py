@@ -92,6 +92,12 @@ def _check_constants(where: str, buffers: Mapping[str, Tensor], wiring: Wiring) 
 def check_classes(classes: Any, num_tasks: int | None, wiring: Wiring, where: str = "build") -> int:
     """The number of tasks, from one class count per task or from num_tasks."""
     if classes is None:
+        if wiring.heads:
+            raise ValueError(
+                f"{where}: classes=None, but {wiring.heads[0].weight} was traced as a classifier, and "
+                f"every task has one of its own. Give classes=[2, 2], or keep the module's own output: "
+                f"hatfn.trace(module, x, head=())."
+            )
         count = 1 if num_tasks is None else operator.index(num_tasks)
         if count < 1:
             raise ValueError(f"{where}: num_tasks={num_tasks}. Expected at least 1.")

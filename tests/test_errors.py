@@ -182,6 +182,36 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], list[str]]] = {
         lambda: build(module=MLP(5, 3, width=8)), ValueError, ["build", "another module", "head.weight", "(3, 8)", "(3, 16)"]),
     "no wiring": (
         lambda: build(wiring=X), TypeError, ["build", "Tensor", "hatfn.trace(module, x)"]),
+    "no classes for a traced classifier": (
+        lambda: build(classes=None), ValueError, ["build", "classes=None", "head.weight", "head=()"]),
+    "a budget above one": (
+        lambda: build(quota=1.5), ValueError, ["build", "quota=1.5", "from 0 to 1"]),
+    "sparsity of too few tasks": (
+        lambda: build(sparsity=[1.0]), ValueError, ["build", "sparsity has 1", "2 tasks"]),
+    "a negative seed": (
+        lambda: HAT.init(-1), ValueError, ["init", "seed=-1", "at least 0"]),
+    "a seed that is no number": (
+        lambda: HAT.init(None), TypeError, ["init", "NoneType", "seed=0"]),
+    "a task to forget that is not there": (
+        lambda: HAT.forget(LEARNED, [0, 3]), ValueError, ["forget", "task=3", "3 tasks"]),
+    "forgotten and locked": (
+        lambda: HAT.forget(LEARNED, 1, locked=[0, 1]), ValueError, ["forget", "task 1", "locked=[0]"]),
+    "a task to keep that is not there": (
+        lambda: HAT.prune(LEARNED, "1"), TypeError, ["prune", "'1'", "int"]),
+    "grown without classes": (
+        lambda: hatfn.grow(HAT, LEARNED, num_tasks=2), ValueError, ["grow", "classes=[3, 2, 3]", "classes=[2]"]),
+    "grown with classes of none": (
+        lambda: hatfn.grow(MAPS, MAPS.init(0), classes=[2]), ValueError, ["grow", "no classes", "num_tasks=1"]),
+    "grown by nothing": (
+        lambda: hatfn.grow(HAT, LEARNED, classes=[]), ValueError, ["grow", "classes=[]"]),
+    "readiness without data": (
+        lambda: hatfn.readiness(HAT, OPEN, [], 1), ValueError, ["readiness", "no batch", "(x, y)"]),
+    "similarity of nothing learned": (
+        lambda: hatfn.similarity(HAT, START, (X, Y)), ValueError, ["similarity", "no tasks", "consolidate"]),
+    "a warm start from what is not learned": (
+        lambda: HAT.begin(LEARNED, 2, init_from=0), ValueError, ["begin", "task 0", "never learned"]),
+    "a warm start without data": (
+        lambda: HAT.begin(LEARNED, 2, init_from="similar"), ValueError, ["begin", "batch=(x, y)"]),
     "classes as a number": (
         lambda: build(classes=10), TypeError, ["build", "classes=10", "[2, 2, 2]"]),
     "a task without classes": (

@@ -12,7 +12,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import optree
 import pytest
 import torch
 from nets import equal
@@ -220,34 +219,38 @@ def final(folder: Path) -> list[torch.Tensor]:
 
 @pytest.mark.kill
 def test_twenty_kills_each_end_in_the_same_state(tmp_path: Path) -> None:
-    """kill -9 at random moments, from the start of the process to its end."""
-    settings = ["--width", "200", "--epochs", "8", "--save-every", "0.05", "--optimizer", "sgd",
-                "--momentum", "0.9", "--lr", "0.03"]  # fmt: skip
+    """kill -9 at random moments: two while the process starts, the others from first save to end."""
+    settings = ["--width", "200", "--epochs", "30", "--save-every", "0.02", "--optimizer", "sgd",
+                "--momentum", "0.9", "--lr", "0.03", "--dropout", "0.1"]  # fmt: skip
     command = [sys.executable, "-m", "hatfn", "run"]
     quiet = {
         "stdout": subprocess.DEVNULL,
         "stderr": subprocess.STDOUT,
         "env": os.environ | {"OMP_NUM_THREADS": "1"},
     }
-    whole = tmp_path / "whole"
-    began = time.monotonic()
+    whole, rng, found = tmp_path / "whole", random.Random(0), []
     subprocess.run([*command, *settings, "--out", str(whole)], check=True, **quiet)
-    duration, rng, found = time.monotonic() - began, random.Random(0), []
+    training = json.loads((whole / "result.json").read_text())["seconds"]
     for number in range(20):
         folder = tmp_path / str(number)
         process = subprocess.Popen([*command, *settings, "--out", str(folder)], **quiet)
-        time.sleep(duration * (number + rng.random()) / 20)
+        if number < 2:
+            time.sleep(8 * rng.random())
+        else:
+            while not (folder / PROGRESS).exists():
+                time.sleep(0.01)
+            time.sleep(training * (number - 2 + rng.random()) / 18)
         process.send_signal(signal.SIGKILL)
         process.wait()
         begun = (folder / CONFIG).exists()
         again = ["--resume", str(folder)] if begun else [*settings, "--out", str(folder)]
-        found.append("nothing begun")
+        place = None
         if (folder / PROGRESS).exists():
-            place = container.read_header(folder / PROGRESS)["place"]
-            found[-1] = "finished" if place[0] == 5 else f"task {place[0]}"
+            place = tuple(container.read_header(folder / PROGRESS)["place"])
+        found.append((place, any(folder.glob(".*.tmp"))))
         subprocess.run([*command, *again], check=True, **quiet)
         assert equal(final(folder), final(whole)), f"kill {number}, {found[-1]}"
         assert left(folder)[:2] == left(whole)[:2]
-    print("cut off at:", *found, sep="\n")
-    assert len(set(found)) > 3, "the kills came too early or too late to prove anything"
-    assert len(optree.tree_leaves(final(whole))) > 20
+    print("cut off at (task, epoch, batch), in the middle of a write:", *found, sep="\n")
+    assert len({place for place, _ in found}) > 10, "the kills came too close to prove anything"
+    assert len(final(whole)) > 20
