@@ -12,6 +12,7 @@ from hatfn import regularizer as regularizers
 from hatfn.forward import make_network
 from hatfn.gates import Init
 from hatfn.learner import HAT
+from hatfn.locks import LOCKS, Lock, LockName
 from hatfn.loss import cross_entropy
 from hatfn.optimizer import Optimizer, check_optimizer
 from hatfn.settings import (
@@ -22,7 +23,6 @@ from hatfn.settings import (
     check_number,
     check_wiring,
 )
-from hatfn.transforms import Protection
 from hatfn.wiring import Wiring
 
 
@@ -42,7 +42,7 @@ def build(
     ] = regularizers.sparsity,
     init: Init = "normal",
     gate: Callable[[Tensor], Tensor] = torch.sigmoid,
-    protection: Protection = "exact",
+    protection: LockName | Lock = "exact",
     compensation: float | Literal["s_max"] | None = "s_max",
     max_norm: float | None = 10_000.0,
     clamp: float = 6.0,
@@ -70,8 +70,11 @@ def build(
             :func:`hatfn.sparsity`, and ``functools.partial(hatfn.sparsity, over="groups")``.
         init: "normal", "dense" or "sparse" task embeddings.
         gate: the function that takes s * e to a gate.
-        protection: "exact": a weight is held if a locked task uses both its ends; "paper": by
-            min(post, pre) of the soft cumulative masks, as published.
+        protection: the lock rule, by name or one of :mod:`hatfn.locks`. "exact": a weight is held if a
+            locked task uses both its ends; "paper": by min(post, pre) of the soft cumulative masks, as
+            published. Under these two no old task's output moves. It does, and less than without, under
+            "adaptive", which lets weights in use move a little, and "magnitude", which holds the
+            largest only.
         compensation: the factor of the embeddings' gradients: "s_max" (first paper), a number
             (HAT-CL: 100), or None to leave the gradients as they are.
         max_norm: gradients are scaled down to this 2-norm, all together; None: not.
@@ -111,7 +114,8 @@ def build(
     if max_norm is not None:
         check_number("build", "max_norm", max_norm)
     check_choice("init", init, get_args(Init))
-    check_choice("protection", protection, get_args(Protection))
+    if not isinstance(protection, Lock):
+        check_choice("protection", protection, get_args(LockName))
     pure = check_optimizer(optimizer)
     factor = compensation if isinstance(compensation, int | float) else s_max
     hyper: dict[str, float | tuple[float, ...]] = {
@@ -129,7 +133,7 @@ def build(
         regularizer=regularizer,
         squash=gate,
         embedding_init=init,
-        protection=protection,
+        lock=protection if isinstance(protection, Lock) else LOCKS[protection](),
         hyper=hyper,
         compensated=compensation is not None,
         max_norm=max_norm,

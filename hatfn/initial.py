@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from hatfn.forward import Network
 from hatfn.gates import Init, initial_embeddings
+from hatfn.locks import Lock
 from hatfn.modules import filled
 from hatfn.seeds import mixed, seeded
 from hatfn.state import HATState, tree_map
-from hatfn.transforms import Protection
 
 
 class Own(NamedTuple):
@@ -35,7 +35,7 @@ def initial_state(
     network: Network,
     tasks: int,
     init: Init,
-    protection: Protection,
+    lock: Lock,
     hyper: Mapping[str, float | tuple[float, ...]],
     seed: int,
     fresh: bool,
@@ -46,7 +46,7 @@ def initial_state(
     own: Own = tree_map(lambda *slices: torch.stack(slices), *owns)
     params = {name: values[name].clone() for name in network.wiring.shared}
     some = _some(network)
-    held = torch.bool if protection == "exact" else _real(network)
+    held = _real(network) if lock.soft else torch.bool
     no_task = torch.zeros(tasks, dtype=torch.bool, device=some.device)
     return HATState(
         params=params,

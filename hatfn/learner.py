@@ -8,13 +8,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from hatfn import checks, transforms
+from hatfn import checks
 from hatfn.calibration import recalibrate
 from hatfn.compact import Subnet, compact
 from hatfn.forward import Network, Output, forward, forward_each, forward_plain, predict
 from hatfn.gates import Init, flush, gate, hard_gate
 from hatfn.initial import initial_state
 from hatfn.lifecycle import Forgotten, forget, prune
+from hatfn.locks import Lock, Locked
 from hatfn.optimizer import Optimizer
 from hatfn.state import HATState, binary_gates, over_groups, put, take, trainable
 from hatfn.step import Info, step
@@ -36,7 +37,7 @@ class HAT(NamedTuple):
     regularizer: Callable[[dict[str, Tensor], dict[str, Tensor], Tensor], Tensor]
     squash: Callable[[Tensor], Tensor]
     embedding_init: Init
-    protection: transforms.Protection
+    lock: Lock
     hyper: dict[str, float | tuple[float, ...]]
     compensated: bool
     max_norm: float | None
@@ -70,7 +71,7 @@ class HAT(NamedTuple):
         """
         number = checks.check_seed("init", seed)
         state = initial_state(
-            self.network, self.tasks, self.embedding_init, self.protection, self.hyper, number, fresh
+            self.network, self.tasks, self.embedding_init, self.lock, self.hyper, number, fresh
         )
         return state._replace(opt_state=self.optimizer.init(trainable(state, [0])))
 
@@ -116,6 +117,7 @@ class HAT(NamedTuple):
         learned = state.learned & ~here
         rows = checks.check_locked("begin", locked, opened, self.tasks)
         holds = learned if rows is None else self.flags(state, rows)
+        before = state
         state = state._replace(
             masks={group: mask & ~here[:, None] for group, mask in state.masks.items()},
             learned=learned,
@@ -126,7 +128,7 @@ class HAT(NamedTuple):
         opt_state = self.optimizer.init(trainable(state, opened))
         if carry:
             opt_state = checks.check_carried("begin", state.opt_state, opt_state, len(opened))
-        return state._replace(protection=self.protect(state), opt_state=opt_state)
+        return state._replace(protection=self.protect(state, before), opt_state=opt_state)
 
     def update(
         self,
@@ -356,18 +358,27 @@ class HAT(NamedTuple):
         Of stacked states {group: (S, U)}.
         """
         lock = state.locked[..., None]
-        if self.protection == "exact":
+        if self.lock.units == "binary":
             return over_groups(lambda on: (on & lock).any(-2), binary_gates(state))
         soft = self.gates(state.embeddings, state.hyper["s_max"][..., None, None])
         return over_groups(lambda a: (a * lock).amax(-2), soft)
 
-    def protect(self, state: HATState) -> dict[str, Tensor]:
-        """The cumulative mask per weight: what ``state.locked`` holds, and weights that never train."""
-        protection = (
-            transforms.exact_protection(self.wiring, binary_gates(state), state.locked)
-            if self.protection == "exact"
-            else transforms.paper_protection(self.wiring, self.used(state))
+    def protect(self, state: HATState, before: HATState) -> dict[str, Tensor]:
+        """The cumulative mask per weight: what ``state.locked`` holds, and weights that never train.
+
+        Args:
+            state: with new tasks locked.
+            before: the state until now.
+        """
+        seen = Locked(
+            binary_gates(state),
+            self.used(state),
+            state.locked,
+            state.params,
+            before.protection,
+            before.locked,
         )
+        protection = self.lock.rule(self.wiring, seen)
         frozen = self.network.frozen & protection.keys()
         return protection | {name: torch.ones_like(protection[name]) for name in frozen}
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hatfn import checks, settings
 from hatfn.initial import Own, initial_own, initial_values, widened
+from hatfn.locks import exact_protection
 from hatfn.state import HATState, binary_gates, put, trainable, tree_map
-from hatfn.transforms import exact_protection
 
 if TYPE_CHECKING:
     from hatfn.learner import HAT
@@ -75,7 +75,7 @@ def forget(
     )
     opened = new.active.nonzero().flatten().tolist() or [0]
     moments = hat.optimizer.init(trainable(new, opened))
-    return new._replace(protection=hat.protect(new), opt_state=moments), report
+    return new._replace(protection=hat.protect(new, state), opt_state=moments), report
 
 
 def prune(hat: HAT, state: HATState, keep: Any, dry_run: bool) -> tuple[HATState, Forgotten]:

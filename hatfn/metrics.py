@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hatfn.locks import exact_protection
 from hatfn.state import HATState
-from hatfn.transforms import exact_protection
 from hatfn.wiring import Wiring
 
 Matrix = Float[np.ndarray, "T T"]
@@ -53,6 +53,46 @@ def forgetting(matrix: Matrix) -> float:
     """
     loss = (np.nanmax(matrix, axis=0) - matrix[-1])[:-1]
     return float(loss.mean()) if len(loss) else 0.0
+
+
+def forward_transfer(matrix: Matrix, reference: Float[np.ndarray, " T"]) -> float:
+    """FWT: what earlier tasks did for later ones, mean of R[j, j] - reference[j] over j >= 1.
+
+    Heads are drawn anew for every task, so that an accuracy before any training, as the source has it,
+    says nothing; the accuracy once the task is learned is compared instead, with that of learning it
+    from scratch.
+
+    Args:
+        matrix: R.
+        reference: accuracy on each task of a network of its own (``hatfn run --method isolated``).
+
+    Source:
+        After Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), equation 4.
+    """
+    change = (np.diag(matrix) - reference)[1:]
+    return float(change.mean()) if len(change) else 0.0
+
+
+def forgetting_ratio(
+    matrix: Matrix, random: Float[np.ndarray, " T"], joint: Float[np.ndarray, " T"]
+) -> float:
+    """rho: 0 for what joint training reaches, -1 for chance; the mean over tasks, after the last.
+
+        rho_j = (R[-1, j] - random_j) / (joint_j - random_j) - 1
+
+    Args:
+        matrix: R.
+        random: accuracy of guessing on each task, 1 / classes.
+        joint: accuracy on each task of all tasks trained together (``hatfn run --method joint``).
+
+    Example:
+        >>> forgetting_ratio(np.array([[1.0, np.nan], [0.5, 0.75]]), np.full(2, 0.5), np.ones(2))
+        -0.75
+
+    Source:
+        Serrà et al. 2018, equation 7 in section 3.
+    """
+    return float(np.mean((matrix[-1] - random) / (joint - random) - 1))
 
 
 def usage(state: HATState, wiring: Wiring) -> pd.DataFrame:

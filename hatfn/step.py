@@ -206,7 +206,10 @@ def advance(
         what may be written; the norm of the gradient, (); whether all of it is finite, () bool.
     """
     own, protection, hyper = before.own, before.protection, before.hyper
-    gradients = raw._replace(params=transforms.protect(raw.params, protection))
+    firm = protection
+    if hat.lock.on == "update":  # what may move a little has its moments like anything else
+        firm = {name: p == 1 for name, p in protection.items()}
+    gradients = raw._replace(params=transforms.protect(raw.params, firm))
     if scale is not None and hat.compensated:
         steeper = transforms.compensate(
             raw.embeddings, own.embeddings, scale, hyper["s_max"], hyper["compensation"]
@@ -217,6 +220,8 @@ def advance(
     steps, opt_state = hat.optimizer.update(gradients, before.opt_state, params=decayed)
     if scale is None:
         steps = steps._replace(embeddings=_zeros(own.embeddings))
+    if hat.lock.on == "update":
+        steps = steps._replace(params=transforms.protect(steps.params, protection))
     new = transforms.apply_updates(own, steps, hyper["lr"], protection)
     frozen = {name: own.task_params[name] for name in hat.network.frozen & own.task_params.keys()}
     clamped = transforms.clamp_embeddings(new.embeddings, hat.clamp)

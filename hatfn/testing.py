@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from hatfn.forward import call, make_network
 from hatfn.initial import lively
 from hatfn.learner import HAT
+from hatfn.locks import exact_protection
 from hatfn.modules import twin
 from hatfn.state import HATState, binary_gates
-from hatfn.transforms import exact_protection
 from hatfn.wiring import Wiring
 
 Run = Callable[[Mapping[str, Tensor]], Tensor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
-from typing import Any, Literal
+from typing import Any
 
 import optree
 import torch
@@ -13,62 +13,6 @@ from torch import Tensor
 from hatfn.bits import drop
 from hatfn.checks import read
 from hatfn.state import Trainable, Tree, over_groups, tree_map
-from hatfn.wiring import ParamWiring, Units, Wiring
-
-Protection = Literal["exact", "paper"]
-
-
-def exact_protection(wiring: Wiring, masks: Mapping[str, Tensor], locked: Tensor) -> dict[str, Tensor]:
-    """Which entries some locked task depends on: its out unit and its in unit are both on.
-
-        protection[i, j] = any over locked t of (mask_t[out i] and mask_t[in j])
-
-    An entry without an in unit (a bias) needs its out unit only, and the other way round.
-
-    Args:
-        wiring: which units stand behind each entry.
-        masks: {group: (T, U)} bool, the binary gates.
-        locked: (T,) bool.
-
-    Returns:
-        {name: bool tensor shaped like the weight}, for the shared parameters.
-    """
-    known = read(locked)
-    tasks = [task for task in range(len(locked)) if known is None or known[task]]
-    looks = [(locked[t], wiring.lookup({g: m[t] for g, m in masks.items()})) for t in tasks]
-
-    def held(param: ParamWiring) -> Tensor:
-        held = torch.zeros(param.shape, dtype=torch.bool, device=locked.device)
-        for is_locked, look in looks:
-            ends = [look(units) for units in (param.out, param.into) if units is not None]
-            held = held | reduce(torch.logical_and, ends, is_locked)
-        return held
-
-    return {name: held(param) for name, param in wiring.shared.items()}
-
-
-def paper_protection(wiring: Wiring, cumulative: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The papers' cumulative mask per weight: min(post, pre) on weights, post on biases.
-
-    It is soft, and it also holds entries between units of *different* tasks, which no task uses.
-
-    Args:
-        wiring: which units stand behind each entry.
-        cumulative: {group: (U,)} in [0, 1], the maximum over locked tasks of their gates at s_max.
-
-    Returns:
-        {name: float tensor shaped like the weight, in [0, 1]}, for the shared parameters.
-
-    Source:
-        Serrà et al. 2018, equation 2.
-    """
-    look = wiring.lookup(cumulative)
-
-    def held(out: Units | None, into: Units | None, shape: tuple[int, ...]) -> Tensor:
-        sides = [look(units) for units in (out, into) if units is not None]
-        return torch.stack([side.expand(shape) for side in sides]).amin(0)
-
-    return {n: held(p.out, p.into, p.shape) for n, p in wiring.shared.items()}
 
 
 def protect(tree: Mapping[str, Tensor], protection: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import hatfn
 import hatfn.networks  # registers resnet18s
+from hatfn.locks import exact_protection
 from hatfn.networks import MLP
 from hatfn.state import binary_gates
-from hatfn.transforms import exact_protection
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

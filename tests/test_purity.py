@@ -89,7 +89,7 @@ CALLS = {
     "HAT.forget": (HAT.forget, (LEARNED, 1), {}),
     "HAT.forget several": (HAT.forget, (LEARNED, [0, 1]), {"dry_run": True}),
     "HAT.prune": (HAT.prune, (LEARNED, 1), {}),
-    "HAT.protect": (HAT.protect, (OPEN,), {}),
+    "HAT.protect": (HAT.protect, (OPEN, LEARNED), {}),
     "HAT.flags": (HAT.flags, (OPEN, [1]), {}),
     "HAT.begin similar": (HAT.begin, (LEARNED, 2), {"init_from": "similar", "batch": (X, Y)}),
     "grow": (hatfn.grow, (HAT, OPEN, [2, 7]), {}),

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as nps
 from torch import Tensor
 
 import hatfn
-from hatfn import transforms
+from hatfn import locks, transforms
 from hatfn.bits import drop
 from hatfn.state import Trainable
 from hatfn.wiring import ParamWiring, Units, Wiring
@@ -151,7 +151,7 @@ WIRING = Wiring(
 def test_exact_protection_is_brute_force_and_monotone(
     a: Tensor, b: Tensor, locked: Tensor, one_more: int
 ) -> None:
-    held = transforms.exact_protection(WIRING, {"a": a, "b": b}, locked)
+    held = locks.exact_protection(WIRING, {"a": a, "b": b}, locked)
     tasks = locked.nonzero().flatten().tolist()
     units = torch.cat([a, b, torch.ones(5, 1, dtype=torch.bool)], 1)
     for i in range(4):
@@ -162,13 +162,13 @@ def test_exact_protection_is_brute_force_and_monotone(
         assert held["mixed"][entry] == any(units[t, unit] for t in tasks)
     assert "norm" not in held
     more = locked.index_fill(0, torch.tensor([one_more]), True)
-    wider = transforms.exact_protection(WIRING, {"a": a, "b": b}, more)
+    wider = locks.exact_protection(WIRING, {"a": a, "b": b}, more)
     assert all((held[name] <= wider[name]).all() for name in held)
 
 
 @given(a=arrays(st.floats(0, 1, width=32), (3,)), b=arrays(st.floats(0, 1, width=32), (4,)))
 def test_paper_protection_is_the_smaller_end(a: Tensor, b: Tensor) -> None:
-    held = transforms.paper_protection(WIRING, {"a": a, "b": b})
+    held = locks.paper_protection(WIRING, {"a": a, "b": b})
     assert torch.equal(held["w"], torch.minimum(b[:, None], a[None]))
     assert torch.equal(held["bias"], b)
 

@@ -112,7 +112,7 @@ def test_the_summary_names_groups_measures_and_what_fell_back() -> None:
 
 def test_measures_are_their_definition() -> None:
     """By sampling: the expected share of entries that one half-open task protects."""
-    from hatfn.transforms import exact_protection  # noqa: PLC0415
+    from hatfn.locks import exact_protection  # noqa: PLC0415
 
     wiring = hatfn.trace(Transformer(), torch.zeros(1, 4, 5), head="head")
     measures = wiring.measures

@@ -10,9 +10,9 @@ import tyro
 
 from hatfn.experiments.streams import StreamName
 from hatfn.gates import Init
-from hatfn.transforms import Protection
+from hatfn.locks import LockName
 
-Method = Literal["hat", "finetune", "joint"]
+Method = Literal["hat", "finetune", "joint", "isolated", "frozen"]
 CaseName = Literal["mlp", "resnet18s", "vit", "seeds"]
 
 
@@ -38,8 +38,9 @@ class RunConfig:
     image_size: int | None = None
     """Pixels per side that a timm model is given; None: its own input size."""
     method: Method = "hat"
-    """"hat"; "finetune", the same network without gates and protection, which forgets; or "joint", the
-    same with all tasks trained in the same steps, the upper bound."""
+    """"hat", or the same network without gates: "finetune" protects nothing and forgets; "joint" trains
+    all tasks in the same steps; "isolated" has a network for each task; "frozen" trains its shared
+    weights on the first task only."""
     epochs: int = 20
     """Passes over each task's training images."""
     batch_size: int = 32
@@ -74,8 +75,9 @@ class RunConfig:
     """Share of the units that every task may take without penalty; HAT-CL's is 1/tasks."""
     compensation: float | Literal["s_max"] | None = "s_max"
     """Factor on the embeddings' gradients: s_max (first paper), a number (HAT-CL: 100), None: off."""
-    protection: Protection = "exact"
-    """What is held fixed: weights that one task uses at both ends, or the papers' min(post, pre)."""
+    protection: LockName = "exact"
+    """What is held fixed: weights that one task uses at both ends, the papers' min(post, pre), all that
+    is in use a little ("adaptive"), or of it the largest weights ("magnitude")."""
     recalibrate: Literal["measured", "always", "never"] = "measured"
     """Re-estimate batch-norm statistics under binary gates at the end of each task: if that lowers the
     loss that is measured on training images under these gates, or always, or never."""

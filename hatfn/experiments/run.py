@@ -185,7 +185,7 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
     steps = per_epoch * config.epochs
     phase, begun, done = run.place
     if not begun and not done:
-        locked: list[int] | None = None if config.method == "hat" else []
+        locked: list[int] | None = None if config.method in ("hat", "frozen") else []
         first = next(_epoch(run, data, rows, 0)) if config.init_from and len(rows) == 1 else None
         source = None if first is None else config.init_from
         run.state = learner.begin(run.state, task, locked, config.carry, source, first)

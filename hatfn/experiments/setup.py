@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import timm
@@ -65,6 +66,14 @@ def make_optimizer(config: RunConfig) -> Optimizer:
 def make_learner(config: RunConfig, module: nn.Module, example: Tensor, stream: list[Task]) -> HAT:
     """The learner. Without HAT it is the same one with every gate open and nothing protected."""
     wiring = trace(module, example)
+    if config.method == "isolated":  # nothing is shared: every task has all parameters for itself
+        wiring = replace(
+            wiring,
+            params={
+                name: role._replace(kind="task") if role.kind == "shared" else role
+                for name, role in wiring.params.items()
+            },
+        )
     make = partial(
         build,
         module,
