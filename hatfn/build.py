@@ -72,9 +72,9 @@ def build(
         gate: the function that takes s * e to a gate.
         protection: the lock rule, by name or one of :mod:`hatfn.locks`. "exact": a weight is held if a
             locked task uses both its ends; "paper": by min(post, pre) of the soft cumulative masks, as
-            published. Under these two no old task's output moves. It does, and less than without, under
-            "adaptive", which lets weights in use move a little, and "magnitude", which holds the
-            largest only.
+            published. Under the first no old task's output moves; under the second it does as far as
+            gates were not binary when a task was closed. "adaptive" lets weights in use move a little,
+            "magnitude" holds only the largest of them.
         compensation: the factor of the embeddings' gradients: "s_max" (first paper), a number
             (HAT-CL: 100), or None to leave the gradients as they are.
         max_norm: gradients are scaled down to this 2-norm, all together; None: not.

@@ -237,7 +237,7 @@ def test_twenty_kills_each_end_in_the_same_state(tmp_path: Path) -> None:
         if number < 2:
             time.sleep(8 * rng.random())
         else:
-            while not (folder / PROGRESS).exists():
+            while not (folder / PROGRESS).exists() and process.poll() is None:
                 time.sleep(0.01)
             time.sleep(training * (number - 2 + rng.random()) / 18)
         process.send_signal(signal.SIGKILL)

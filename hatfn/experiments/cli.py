@@ -1,4 +1,4 @@
-"""The command line: ``hatfn run``, ``hatfn trace`` and ``hatfn bench``."""
+"""The command line: ``hatfn run``, ``trace``, ``bench`` and ``reproduce``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from rich.progress import (
 )
 
 from hatfn.checks import HATWarning
-from hatfn.experiments import atlas, bench
+from hatfn.experiments import atlas, bench, reproduce
 from hatfn.experiments.bench_cases import CASES
-from hatfn.experiments.config import BenchConfig, RunConfig, TraceConfig
+from hatfn.experiments.config import BenchConfig, ReproduceConfig, RunConfig, TraceConfig
 from hatfn.experiments.folder import RunFolder, resumed
 from hatfn.experiments.report import show
 from hatfn.experiments.run import NonFiniteStepError, Run, Step, learn, start
@@ -33,10 +33,11 @@ from hatfn.tracing import TraceError
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of the ``hatfn`` command."""
-    commands: dict[str, Callable[..., RunConfig | TraceConfig | BenchConfig]] = {
+    commands: dict[str, Callable[..., RunConfig | TraceConfig | BenchConfig | ReproduceConfig]] = {
         "run": RunConfig,
         "trace": TraceConfig,
         "bench": BenchConfig,
+        "reproduce": ReproduceConfig,
     }
     config = tyro.extras.subcommand_cli_from_dict(dict(commands), prog="hatfn", args=arguments)
     console = Console()
@@ -45,6 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
             run_and_report(config, console)
         elif isinstance(config, BenchConfig):
             bench_and_report(config, console)
+        elif isinstance(config, ReproduceConfig):
+            reproduce_and_report(config, console)
         elif config.all:
             sweep_and_report(config, console)
         else:
@@ -106,6 +109,17 @@ def bench_and_report(config: BenchConfig, console: Console) -> bench.Bench:
         console.print(table, soft_wrap=True)
     console.print(bench.verdict(done.rows))
     return done
+
+
+def reproduce_and_report(config: ReproduceConfig, console: Console) -> None:
+    """Make the page of results, a chapter at a time."""
+    done: dict[str, str] = {}
+    for name, text in reproduce.reproduce(config):
+        done[name] = text
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(reproduce.page(done, config))
+    console.print(f"results in {config.out}")
 
 
 def run_and_report(config: RunConfig, console: Console) -> Run:

@@ -13,6 +13,7 @@ from hatfn.gates import Init
 from hatfn.locks import LockName
 
 Method = Literal["hat", "finetune", "joint", "isolated", "frozen"]
+ChapterName = Literal["baselines", "sensitivity", "compression"]
 CaseName = Literal["mlp", "resnet18s", "vit", "seeds"]
 
 
@@ -120,6 +121,18 @@ class TraceConfig:
     """Pixels per side of the image; None: the smallest common size that the model takes."""
     out: Path | None = None
     """Where --all writes its table, in Markdown."""
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Make the page of results anew: tables of the papers, as far as this machine can run them."""
+
+    only: tuple[ChapterName, ...] = ()
+    """The chapters to make; none: all of them."""
+    quick: bool = False
+    """Tiny settings that show that everything runs, and nothing else."""
+    out: Path = Path("examples/results.md")
+    """Where to write the page."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,47 @@
+"""The page of results: its quick form runs, and its tables hold what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hatfn.experiments import cli, reproduce
+from hatfn.experiments.config import ReproduceConfig
+from hatfn.metrics import forgetting_ratio, forward_transfer
+
+pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
+
+
+def test_the_quick_form_makes_the_whole_page(tmp_path: Path) -> None:
+    cli.main(["reproduce", "--quick", "--out", str(tmp_path / "new" / "results.md")])
+    page = (tmp_path / "new" / "results.md").read_text()
+    for name, chapter in reproduce.CHAPTERS.items():
+        assert f"## {chapter.title}\n" in page
+        assert f"hatfn reproduce --only {name} --quick" in page
+    rows = {
+        line.split(" | ")[0].removeprefix("| "): line.split(" | ")
+        for line in page.splitlines()
+        if line.startswith("| ")
+    }
+    assert set(reproduce.METHODS) < set(rows)
+    drift = {name: float(rows[name][-1].removesuffix(" |")) for name in reproduce.METHODS}
+    assert drift["HAT"] == drift["isolated"] == drift["joint"] == drift["frozen features"] == 0
+    assert (
+        0 < drift["adaptive lock (AdaHAT)"] < drift["lock by magnitude (PackNet)"] < drift["finetune"]
+    )
+    assert "Quick form" in page
+
+
+def test_one_chapter_alone() -> None:
+    (only,) = reproduce.reproduce(ReproduceConfig(only=("compression",), quick=True))
+    assert only[0] == "compression"
+
+
+def test_measures_of_the_papers() -> None:
+    matrix = np.array([[0.9, np.nan, np.nan], [0.8, 0.7, np.nan], [0.7, 0.6, 0.9]])
+    assert forward_transfer(matrix, np.array([0.5, 0.8, 0.8])) == pytest.approx((-0.1 + 0.1) / 2)
+    assert forward_transfer(matrix[:1, :1], np.array([0.5])) == 0
+    chance, joint = np.full(3, 0.5), np.array([0.9, 0.7, 0.9])
+    assert forgetting_ratio(matrix, chance, joint) == pytest.approx((-0.5 - 0.5 + 0) / 3)
