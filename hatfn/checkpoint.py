@@ -46,13 +46,14 @@ def save(
         >>> hatfn.save(folder / "state.safetensors", hat.init(0), hat, meta={"note": "untrained"})
         >>> state = hatfn.load(folder / "state.safetensors", hat)
     """
-    tasks = (hat.tasks,) if isinstance(hat, HAT) else tuple(state.learned.shape[:1])
-    if state.learned.shape != tasks:
-        raise ValueError(
-            f"save: state.learned has shape {tuple(state.learned.shape)}. Expected {tasks}, one state "
-            f"of the learner: of stacked ones hatfn.replicas.replica(states, i), a file for each."
-        )
     header = owner("state", hat, "save") | {"meta": dict(meta or {})}
+    shape = tuple(state.learned.shape)
+    if len(shape) != 1 or (isinstance(hat, HAT) and shape != (hat.tasks,)):
+        expected = f"({hat.tasks if isinstance(hat, HAT) else 'T'},)"
+        raise ValueError(
+            f"save: state.learned has shape {shape}. Expected {expected}, one state of the learner: of "
+            f"stacked ones hatfn.replicas.replica(states, i), a file for each."
+        )
     kept = state if isinstance(hat, HAT) else state._replace(opt_state=())
     write(Path(path), flatten(kept), header)
 
@@ -133,12 +134,14 @@ def check_owner(path: Path, header: Mapping[str, Any], expected: Mapping[str, An
 def flatten(state: HATState) -> dict[str, Tensor]:
     """Every leaf of a state under its name: "params/0.weight", "learned", "opt_state[0].mu[1]"."""
     flat: dict[str, Tensor] = {}
-    for field, value in state._replace(opt_state=())._asdict().items():
-        if isinstance(value, dict):
+    for field, value in state._asdict().items():
+        if field == "opt_state":
+            flat |= _named_moments(value)
+        elif isinstance(value, dict):
             flat |= {f"{field}/{name}": leaf for name, leaf in value.items()}
-        elif field != "opt_state":
+        else:
             flat[field] = value
-    return flat | _named_moments(state.opt_state)
+    return flat
 
 
 def restored(path: Path, leaves: Mapping[str, Tensor], template: HATState) -> HATState:
@@ -175,20 +178,24 @@ def _misfit(leaves: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
 def _moments(path: Path, moments: Mapping[str, Tensor], hat: HAT, state: HATState) -> Tree:
     """The optimiser's moments, of the open tasks or else of as many as were trained last."""
     opened = state.active.nonzero().flatten().tolist()
-    for rows in [opened] if opened else map(range, range(1, hat.tasks + 1)):
-        fresh = hat.optimizer.init(trainable(state, list(rows)))
-        expected = _named_moments(fresh)
-        if _misfit(moments, expected) is None:
+    misfits = []
+    for rows in [opened or [0], *(list(range(count)) for count in range(1, hat.tasks + 1))]:
+        fresh = hat.optimizer.init(trainable(state, rows))
+        if moments.keys() != (expected := _named_moments(fresh)).keys():
+            warnings.warn(
+                f"load: {path} holds no moments of this optimiser, so that they start anew. Build the "
+                f"learner with the optimiser that the state was saved under to keep them.",
+                HATWarning,
+                stacklevel=3,
+            )
+            return fresh
+        if not (misfit := _misfit(moments, expected)):
             return _filled(fresh, moments)
-        if moments.keys() != expected.keys():
-            break
-    warnings.warn(
-        f"load: {path} holds no moments of this optimiser, so that they start anew. Build the learner "
-        f"with the optimiser that the state was saved under to keep them.",
-        HATWarning,
-        stacklevel=3,
+        misfits.append(misfit)
+    raise CheckpointError(
+        f"load: {path} does not fit the learner: {misfits[0]}. Build it with the settings that the "
+        f"file was saved under."
     )
-    return hat.optimizer.init(trainable(state, opened or [0]))
 
 
 def _named_moments(opt_state: Tree) -> dict[str, Tensor]:

@@ -105,7 +105,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writes left in a folder."""
-    for scratch in folder.glob(".*.*.tmp"):
+    for scratch in folder.glob(f".*.{'[0-9a-f]' * 8}.tmp"):
         scratch.unlink(missing_ok=True)
 
 

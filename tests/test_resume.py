@@ -17,6 +17,7 @@ import torch
 from nets import equal
 from rich.console import Console
 
+import hatfn
 from hatfn import container
 from hatfn.experiments import cli
 from hatfn.experiments.config import RunConfig
@@ -113,7 +114,7 @@ def test_steps_after_the_last_save_are_logged_once(tmp_path: Path) -> None:
     follow(replace(QUICK, out=tmp_path / "cut"), stop=3)
     with (tmp_path / "cut" / LOG).open("a") as file:
         file.write('{"task": 0, "half a li')
-    (tmp_path / "cut" / f".{PROGRESS}.0a0b.tmp").write_bytes(b"half a file")
+    (tmp_path / "cut" / f".{PROGRESS}.0a0b0c0d.tmp").write_bytes(b"half a file")
     again = follow(RunConfig(resume=tmp_path / "cut"))
     assert equal(again.state, expected.state)
     assert left(tmp_path / "cut") == left(tmp_path / "whole")
@@ -191,6 +192,19 @@ def test_a_file_without_settings_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / CONFIG).write_text(text)
     with pytest.raises(ValueError, match=r"config\.json|no run was begun"):
         resumed(RunConfig(resume=tmp_path))
+
+
+@pytest.mark.filterwarnings("default::hatfn.HATWarning")
+def test_another_machine_is_told(tmp_path: Path) -> None:
+    """Fewer threads add numbers up in another order."""
+    follow(replace(QUICK, out=tmp_path, width=100), stop=5)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        with pytest.warns(hatfn.HATWarning, match=rf"begun with threads {threads}, and this is"):
+            follow(RunConfig(resume=tmp_path))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("damage", ["cut", "another run", "other settings"])

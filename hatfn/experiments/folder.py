@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
+import warnings
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor
 
 from hatfn import checkpoint
+from hatfn.checks import HATWarning
 from hatfn.container import CheckpointError, read, remove_leftovers, write, write_atomically
 from hatfn.experiments import plots
 from hatfn.experiments.config import RunConfig
@@ -49,6 +53,9 @@ class RunFolder:
 
         Raises:
             CheckpointError: what was saved is damaged or does not fit.
+
+        Warns:
+            HATWarning: another machine or other versions: numbers will agree to rounding only.
         """
         path = self.path / PROGRESS
         remove_leftovers(self.path)
@@ -59,6 +66,15 @@ class RunFolder:
         checkpoint.check_owner(path, header, checkpoint.owner("run", run.hat, "resume"))
         if header["config"] != _settings(self.config):
             raise CheckpointError(f"run: {path} belongs to a run with other settings than {CONFIG}.")
+        machine = _machine(self.config)
+        if others := [name for name in machine if header["machine"].get(name) != machine[name]]:
+            was = ", ".join(f"{name} {header['machine'].get(name)}" for name in others)
+            warnings.warn(
+                f"run: begun with {was}, and this is {', '.join(machine[name] for name in others)}. It "
+                f"goes on, but ends like a run in one go to rounding only.",
+                HATWarning,
+                stacklevel=2,
+            )
         logits: list[dict[int, Tensor]] = [{} for _ in run.seeds]
         for name in [name for name in leaves if name.startswith("logits/")]:
             _, seed, task = name.split("/")
@@ -94,6 +110,7 @@ class RunFolder:
         self.lines.clear()
         header = checkpoint.owner("run", run.hat, "save") | {
             "config": _settings(self.config),
+            "machine": _machine(self.config),
             "place": run.place,
             "seconds": run.seconds,
             "results": [to_json(result) for result in run.results],
@@ -157,6 +174,18 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     """What decides a run's numbers, as JSON holds it: not where it is kept, nor how often."""
     whole: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
     return {name: value for name, value in whole.items() if name not in ("out", "resume", "save_every")}
+
+
+def _machine(config: RunConfig) -> dict[str, str]:
+    """What decides the last bits of numbers, beside the settings."""
+    device = torch.device(config.device)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "hatfn": version("hatfn"),
+        "torch": torch.__version__,
+        "device": gpu or torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def _config(folder: Path, given: Any) -> RunConfig:
