@@ -154,13 +154,13 @@ def _parts(read: Iterable[Any]) -> tuple[Part, Part]:
     """From torchvision's arrays, (B, H, W), (B, H, W, 3) or (B, 3, H, W) of bytes."""
     found = []
     for data in read:
-        x = torch.tensor(data.data)
+        x = torch.as_tensor(data.data)
         if x.ndim == 3:
             x = x[:, None]
         elif x.shape[1] != 3:
-            x = x.permute(0, 3, 1, 2).contiguous()
+            x = x.permute(0, 3, 1, 2)
         labels = data.labels if hasattr(data, "labels") else data.targets
-        found.append(Part(x, torch.as_tensor(labels, dtype=torch.long)))
+        found.append(Part(x.contiguous(), torch.as_tensor(labels, dtype=torch.long)))
     train, test = found
     return train, test
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ def digits() -> dict[PartName, Part]:
     return {name: Part(x[rows], y[rows]) for name, rows in parts.items()}
 
 
+@cache  # it has no argument, and takes a second
 def mnist1d() -> Source:
     """MNIST-1D with its own defaults, 4,000 and 1,000 signals, each (B, 1, 1, 40) in [0, 1].
 

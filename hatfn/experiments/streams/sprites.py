@@ -13,14 +13,14 @@ from hatfn.experiments.streams.sources import needed
 from hatfn.seeds import mixed, numpy_seeded
 
 COLOURS = ("white", "red", "lime", "blue", "yellow", "magenta", "cyan")
-IMAGES: dict[PartName, int] = {"train": 160, "validation": 40, "test": 50}
+IMAGES: dict[PartName, int] = {"train": 160, "validation": 40, "test": 20}
 """Images per shape."""
 OVERSAMPLING = 4
 """Shapes are drawn with corners on whole pixels, so they are drawn larger and averaged down."""
 
 
 def sprites(
-    shapes: int, seed: int, side: Literal[32, 64] = 32, images: dict[PartName, int] = IMAGES
+    shapes: int, seed: int, side: Literal[32, 64] = 32, images: dict[PartName, int] | None = None
 ) -> Source:
     """Shapes as classes: shape k is the same however many there are.
 
@@ -32,13 +32,14 @@ def sprites(
         shapes: how many.
         seed: of the outlines and of the factors.
         side: pixels; images are (B, 3, side, side).
-        images: per shape.
+        images: per shape; None: IMAGES.
 
     Raises:
         ImportError: idsprites is not installed.
 
     Source: Dziadzio et al. 2023, arXiv 2312.16731.
     """
+    images = IMAGES if images is None else images
     package = needed("idsprites", "dsprites")
     painter = package.InfiniteDSprites(img_size=side * OVERSAMPLING)
     pictures = np.stack(
