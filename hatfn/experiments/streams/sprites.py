@@ -1,4 +1,4 @@
-"""Infinite dSprites: random shapes, each seen at any scale, orientation, position and colour."""
+"""Infinite dSprites: random shapes, each seen at any scale, orientation and position."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.colors import to_rgb
 
 from hatfn.experiments.streams.parts import Part, PartName, Source
 from hatfn.experiments.streams.sources import needed
 from hatfn.seeds import mixed, numpy_seeded
 
-COLOURS = ("white", "red", "lime", "blue", "yellow", "magenta", "cyan")
 IMAGES: dict[PartName, int] = {"train": 160, "validation": 40, "test": 20}
 """Images per shape."""
 OVERSAMPLING = 4
@@ -25,8 +23,8 @@ def sprites(
     """Shapes as classes: shape k is the same however many there are.
 
     The package idsprites draws the outlines, and the black half that tells a shape's orientation.
-    Factors are uniform over its ranges: scale in [0.5, 1], any orientation, a centre in the middle
-    half; and a colour out of seven.
+    Factors are uniform over its ranges, those of the paper's benchmark: scale in [0.5, 1], any
+    orientation, a centre in the middle half; shapes are white.
 
     Args:
         shapes: how many.
@@ -62,7 +60,7 @@ def _pictures(package: Any, painter: Any, seed: int, shape: int, count: int) -> 
     for index in range(count):
         factors = package.Factors(
             shape=outline,
-            color=np.array(to_rgb(COLOURS[random.integers(len(COLOURS))])),
+            color=np.ones(3),
             shape_id=shape,
             scale=random.uniform(0.5, 1),
             orientation=random.uniform(0, 2 * np.pi),
