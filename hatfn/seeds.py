@@ -1,7 +1,8 @@
-"""Randomness as a function of numbers: PyTorch's global state is borrowed and put back."""
+"""Randomness as a function of numbers: global states are borrowed and put back."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,3 +31,16 @@ def seeded(device: torch.device | str, seed: int) -> Iterator[None]:
             with torch.cuda.device(one):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+@contextmanager
+def numpy_seeded(seed: int) -> Iterator[None]:
+    """Set the random states of numpy and Python that some packages draw from, and put them back."""
+    numpy, python = np.random.get_state(), random.getstate()
+    try:
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
+    finally:
+        np.random.set_state(numpy)
+        random.setstate(python)

@@ -1,4 +1,4 @@
-"""Streams, the run loop and the command line, on the real digits."""
+"""The run loop and the command line, on the real digits."""
 
 from __future__ import annotations
 
@@ -18,66 +18,11 @@ from hatfn.experiments import atlas, cli
 from hatfn.experiments.config import RunConfig
 from hatfn.experiments.run import NonFiniteStepError, learn, start
 from hatfn.experiments.setup import batches, training_part
-from hatfn.experiments.streams import Part, digits, make_stream
+from hatfn.experiments.streams import Part, make_stream
 from hatfn.wiring import Measures
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 QUICK = {"width": 64, "epochs": 3, "tasks": 2}
-
-
-def test_digits_are_all_there_once() -> None:
-    parts = digits()
-    assert {name: len(part.y) for name, part in parts.items()} == {
-        "train": 1149, "validation": 288, "test": 360,
-    }  # fmt: skip
-    rows = torch.cat([part.x.flatten(1) for part in parts.values()])
-    assert len(rows) == 1797
-    assert rows.min() == 0
-    assert rows.max() == 1
-    for part in parts.values():  # stratified
-        assert part.y.bincount().min() > 0.8 * len(part.y) / 10
-
-
-@pytest.mark.parametrize("name", ["split-digits", "permuted-digits", "rotated-digits"])
-def test_streams_are_functions_of_their_seed(name: str) -> None:
-    before = torch.get_rng_state()
-    first, again, other = (make_stream(name, None, seed) for seed in (3, 3, 4))
-    assert torch.equal(torch.get_rng_state(), before)
-    for a, b in zip(first, again, strict=True):
-        assert a.name == b.name
-        assert torch.equal(a.train.x, b.train.x)
-    same = all(torch.equal(a.train.x, b.train.x) for a, b in zip(first, other, strict=True))
-    assert same == (name != "permuted-digits")
-
-
-def test_split_digits_are_two_digits_a_task() -> None:
-    stream, everything = make_stream("split-digits", None, 0), digits()["test"]
-    assert [task.classes for task in stream] == [2] * 5
-    for index, task in enumerate(stream):
-        rows = everything.y // 2 == index
-        assert torch.equal(task.test.x, everything.x[rows])
-        assert torch.equal(task.test.y, everything.y[rows] - 2 * index)
-    assert [len(make_stream("split-digits", n, 0)) for n in (1, 2)] == [1, 2]
-
-
-def test_permuted_and_rotated_digits_keep_their_pixels() -> None:
-    plain = digits()["train"].x
-    stream = make_stream("permuted-digits", 3, 0)
-    assert torch.equal(stream[0].train.x, plain)
-    assert not torch.equal(stream[1].train.x, stream[2].train.x)
-    for task in stream:
-        assert torch.equal(task.train.x.flatten(1).sort(1).values, plain.flatten(1).sort(1).values)
-    turned = make_stream("rotated-digits", 2, 0)
-    assert torch.equal(turned[0].train.x, plain)
-    torch.testing.assert_close(turned[1].train.x, plain.rot90(1, (2, 3)))
-
-
-@pytest.mark.parametrize(
-    ("name", "tasks"), [("digits", None), ("split-digits", 3), ("split-digits", 0)]
-)
-def test_streams_that_are_not_there(name: str, tasks: int | None) -> None:
-    with pytest.raises(ValueError, match=r"stream: .* Expected"):
-        make_stream(name, tasks, 0)
 
 
 @given(count=st.integers(2, 200), size=st.integers(2, 64))

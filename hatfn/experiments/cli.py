@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
             folder = config.resume or config.folder
             console.print(f"\nstopped; to go on: hatfn run --resume {folder}", markup=False)
         sys.exit(130)
-    except (ValueError, AssertionError, TraceError, NonFiniteStepError) as error:
+    except (ValueError, ImportError, AssertionError, TraceError, NonFiniteStepError) as error:
         console.print(str(error), style="red", markup=False)
         sys.exit(1)
 

@@ -25,9 +25,11 @@ class RunConfig:
     """
 
     stream: StreamName = "split-digits"
-    """The sequence of tasks."""
+    """The sequence of tasks: a data set that is split, permuted or rotated, or eight data sets."""
     tasks: int | None = None
-    """Number of tasks; None: the stream's own (5 split, 10 permuted, 5 rotated)."""
+    """Number of tasks; None: the stream's own (5 or 10 split, 10 permuted, 5 rotated, 8 mixed)."""
+    data_dir: Path | None = None
+    """Folder of the files of MNIST, CIFAR and the like, laid out as torchvision does."""
     model: str = "mlp"
     """"mlp", or the name of any timm model (resnet18s, vit_tiny_patch16_224, ...)."""
     width: int = 1000
@@ -37,7 +39,8 @@ class RunConfig:
     dropout: float = 0.0
     """Probability of dropping a hidden unit of the mlp."""
     image_size: int | None = None
-    """Pixels per side that a timm model is given; None: its own input size."""
+    """Pixels per side that a timm model is given; None: its own input size. dsprites are
+    drawn for it."""
     method: Method = "hat"
     """"hat", or the same network without gates: "finetune" protects nothing and forgets; "joint" trains
     all tasks in the same steps; "isolated" has a network for each task; "frozen" trains its shared

@@ -203,7 +203,8 @@ def _config(folder: Path, given: Any) -> RunConfig:
                 f"run: {folder / CONFIG} has {name}={value!r}. Expected {hints[name]}, as hatfn run "
                 f"wrote it."
             )
-    paths = {name: value and Path(value) for name, value in given.items() if name in ("out", "resume")}
+    names = ("data_dir", "out", "resume")
+    paths = {name: value and Path(value) for name, value in given.items() if name in names}
     return RunConfig(**given | paths)
 
 

@@ -131,7 +131,10 @@ def start(config: RunConfig) -> Run:
     if config.seeds < 1:
         raise ValueError(f"run: seeds={config.seeds}. Expected how many, at least 1.")
     seeds = list(range(config.seed, config.seed + config.seeds))
-    streams = [make_stream(config.stream, config.tasks, seed) for seed in seeds]
+    streams = [
+        make_stream(config.stream, config.tasks, seed, config.data_dir, config.image_size)
+        for seed in seeds
+    ]
     module, resize = make_module(config, streams[0][0])
     device = torch.device(config.device)
 
