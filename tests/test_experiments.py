@@ -121,7 +121,8 @@ def test_the_command_leaves_its_results(tmp_path: Path, capsys: pytest.CaptureFi
         assert word in printed
     names = {path.name for path in out.iterdir()}
     plots = {"accuracy_matrix.png", "mask_use.png", "capacity.png", "training.png"}
-    assert names == plots | {"config.json", "metrics.jsonl", "result.json", "state.safetensors"}
+    states = {"state.safetensors", "progress.safetensors"}
+    assert names == plots | states | {"config.json", "metrics.jsonl", "result.json"}
     assert all((out / plot).read_bytes().startswith(b"\x89PNG") for plot in plots)
     result = json.loads((out / "result.json").read_text())
     assert result["drift"] == 0.0
