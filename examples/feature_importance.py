@@ -30,8 +30,8 @@ WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
 NOTE = """Open pixels of 64 and test accuracy under binary gates, mean ± standard deviation over {seeds}
 seeds. Published, on MNIST: 0.9672 without a penalty; the rest as plots without numbers. Settings are
 the notebook's (adam 0.01, batch 32, dense start, cosine scale to 100 over each epoch, one hidden layer
-of 128), but with {epochs} epochs from scratch for each weight, and with gates on hidden units too, at no
-cost. All {count} networks trained at once in {seconds:.0f} s.
+of 128), but each weight has {epochs} epochs from scratch, and hidden units have gates too, at no cost.
+All {count} networks trained at once in {seconds:.0f} s.
 
 ![accuracy against open pixels, and which pixels stay open](figures/feature_importance.png)
 """
