@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,17 @@ from hatfn.experiments import cli, reproduce
 from hatfn.experiments.config import ReproduceConfig
 from hatfn.metrics import forgetting_ratio, forward_transfer
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 
 
 def test_the_quick_form_makes_the_whole_page(tmp_path: Path) -> None:
-    cli.main(["reproduce", "--quick", "--out", str(tmp_path / "new" / "results.md")])
-    page = (tmp_path / "new" / "results.md").read_text()
+    out = tmp_path / "new" / "results.md"
+    cli.main(["reproduce", "--quick", "--examples", str(EXAMPLES), "--out", str(out)])
+    page = out.read_text()
+    for figure in re.findall(r"\]\((figures/.*?\.png)\)", page):
+        assert (out.parent / figure).exists()
     for name, chapter in reproduce.CHAPTERS.items():
         assert f"## {chapter.title}\n" in page
         assert f"hatfn reproduce --only {name} --quick" in page
@@ -32,6 +38,12 @@ def test_the_quick_form_makes_the_whole_page(tmp_path: Path) -> None:
         0 < drift["adaptive lock (AdaHAT)"] < drift["lock by magnitude (PackNet)"] < drift["finetune"]
     )
     assert "Quick form" in page
+
+
+def test_without_the_scripts_it_says_where_they_are_sought(tmp_path: Path) -> None:
+    config = ReproduceConfig(only=("importance",), quick=True, examples=tmp_path)
+    with pytest.raises(ValueError, match=r"feature_importance\.py is not there.*--examples"):
+        next(reproduce.reproduce(config))
 
 
 def test_one_chapter_alone() -> None:

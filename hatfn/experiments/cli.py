@@ -117,7 +117,6 @@ def reproduce_and_report(config: ReproduceConfig, console: Console) -> None:
     for name, text in reproduce.reproduce(config):
         done[name] = text
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-        config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(reproduce.page(done, config))
     console.print(f"results in {config.out}")
 

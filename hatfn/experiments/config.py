@@ -13,7 +13,9 @@ from hatfn.gates import Init
 from hatfn.locks import LockName
 
 Method = Literal["hat", "finetune", "joint", "isolated", "frozen"]
-ChapterName = Literal["baselines", "sensitivity", "compression"]
+ChapterName = Literal[
+    "baselines", "sensitivity", "compression", "initialisation", "importance", "compensation"
+]
 CaseName = Literal["mlp", "resnet18s", "vit", "seeds"]
 
 
@@ -134,8 +136,10 @@ class ReproduceConfig:
     """The chapters to make; none: all of them."""
     quick: bool = False
     """Tiny settings that show that everything runs, and nothing else."""
+    examples: Path = Path("examples")
+    """The folder of hatfn's example scripts, some of which are chapters."""
     out: Path = Path("examples/results.md")
-    """Where to write the page."""
+    """Where to write the page; figures go beside it."""
 
 
 @dataclass(frozen=True)

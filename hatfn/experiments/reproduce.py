@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,7 @@ class Chapter(NamedTuple):
 
 def reproduce(config: ReproduceConfig) -> Iterator[tuple[str, str]]:
     """The chapters, one at a time: name and text."""
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     for name in config.only or CHAPTERS:
         began, chapter = time.perf_counter(), CHAPTERS[name]
         text = chapter.write(config)
@@ -160,6 +162,29 @@ def _compression(config: ReproduceConfig) -> str:
     )
 
 
+def _example(name: str, **quick: int) -> Callable[[ReproduceConfig], str]:
+    """A chapter that a script of examples/ writes, beside its figure.
+
+    Args:
+        name: of the script.
+        quick: its arguments in the quick form.
+    """
+
+    def write(config: ReproduceConfig) -> str:
+        script = config.examples / f"{name}.py"
+        if not script.exists():
+            raise ValueError(
+                f"reproduce: {script} is not there. Expected a checkout of hatfn: run it in its folder, "
+                f"or name the scripts' folder with --examples."
+            )
+        folder = config.out.parent
+        runpy.run_path(str(script))["main"](**quick if config.quick else {}, folder=folder)
+        _, _, text = (folder / f"{name}.md").read_text().partition("\n\n")  # the chapter has a title
+        return text.strip()
+
+    return write
+
+
 def markdown(rows: Mapping[str, Mapping[str, str]], corner: str) -> str:
     """A table in Markdown, from {row: {column: cell}}."""
     columns = list(next(iter(rows.values())))
@@ -172,4 +197,16 @@ CHAPTERS: dict[str, Chapter] = {
     "baselines": Chapter("HAT and other methods on digits", _baselines),
     "sensitivity": Chapter("Sensitivity to settings (Serrà et al. 2018, section 4.3)", _sensitivity),
     "compression": Chapter("Network compression (Serrà et al. 2018, section 4.4)", _compression),
+    "initialisation": Chapter(
+        "Mask initialisation and scaling (HAT-CL's notebook)",
+        _example("mask_initialisation", trials=2, datasets=1, epochs=2),
+    ),
+    "importance": Chapter(
+        "Feature importance (HAT-CL's notebook)",
+        _example("feature_importance", seeds=1, epochs=1, width=8),
+    ),
+    "compensation": Chapter(
+        "Penalty against compensation (HAT-CL's notebook)",
+        _example("regularisation_compensation", size=2, steps=4, width=8),
+    ),
 }
