@@ -174,8 +174,8 @@ def _example(name: str, **quick: int) -> Callable[[ReproduceConfig], str]:
         script = config.examples / f"{name}.py"
         if not script.exists():
             raise ValueError(
-                f"reproduce: {script} is not there. Expected a checkout of hatfn: run it in its folder, "
-                f"or name the scripts' folder with --examples."
+                f"reproduce: {script} is not there. Expected a checkout of hatfn: run there, or name "
+                f"the scripts' folder with --examples."
             )
         folder = config.out.parent
         runpy.run_path(str(script))["main"](**quick if config.quick else {}, folder=folder)
