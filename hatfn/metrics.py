@@ -55,6 +55,26 @@ def forgetting(matrix: Matrix) -> float:
     return float(loss.mean()) if len(loss) else 0.0
 
 
+def forgetting_ratio(
+    accuracies: Float[np.ndarray, " T"], chance: Float[np.ndarray, " T"], joint: Float[np.ndarray, " T"]
+) -> float:
+    """The mean over tasks of (A - A_R) / (A_J - A_R) - 1: about -1 at chance, 0 at joint training.
+
+    Args:
+        accuracies: A, of each task learned so far, after the last.
+        chance: A_R, of a classifier that guesses in proportion to the classes.
+        joint: A_J, of a network trained on all of these tasks together.
+
+    Example:
+        >>> forgetting_ratio(np.array([0.75, 1.0]), np.array([0.5, 0.5]), np.array([1.0, 1.0]))
+        -0.25
+
+    Source:
+        Serrà et al. 2018, equation 6.
+    """
+    return float(np.mean((accuracies - chance) / (joint - chance) - 1))
+
+
 def usage(state: HATState, wiring: Wiring) -> pd.DataFrame:
     """How much of each group each learned task uses, and how much is free.
 
