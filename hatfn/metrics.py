@@ -74,25 +74,23 @@ def forward_transfer(matrix: Matrix, reference: Float[np.ndarray, " T"]) -> floa
 
 
 def forgetting_ratio(
-    matrix: Matrix, random: Float[np.ndarray, " T"], joint: Float[np.ndarray, " T"]
+    accuracies: Float[np.ndarray, " T"], chance: Float[np.ndarray, " T"], joint: Float[np.ndarray, " T"]
 ) -> float:
-    """rho: 0 for what joint training reaches, -1 for chance; the mean over tasks, after the last.
-
-        rho_j = (R[-1, j] - random_j) / (joint_j - random_j) - 1
+    """The mean over tasks of (A - A_R) / (A_J - A_R) - 1: about -1 at chance, 0 at joint training.
 
     Args:
-        matrix: R.
-        random: accuracy of guessing on each task, 1 / classes.
-        joint: accuracy on each task of all tasks trained together (``hatfn run --method joint``).
+        accuracies: A, of each task learned so far, after the last.
+        chance: A_R, of a classifier that guesses in proportion to the classes.
+        joint: A_J, of a network trained on all of these tasks together.
 
     Example:
-        >>> forgetting_ratio(np.array([[1.0, np.nan], [0.5, 0.75]]), np.full(2, 0.5), np.ones(2))
-        -0.75
+        >>> forgetting_ratio(np.array([0.75, 1.0]), np.array([0.5, 0.5]), np.array([1.0, 1.0]))
+        -0.25
 
     Source:
-        Serrà et al. 2018, equation 7 in section 3.
+        Serrà et al. 2018, equation 6.
     """
-    return float(np.mean((matrix[-1] - random) / (joint - random) - 1))
+    return float(np.mean((accuracies - chance) / (joint - chance) - 1))
 
 
 def usage(state: HATState, wiring: Wiring) -> pd.DataFrame:

@@ -20,6 +20,9 @@ Schedule = Callable[[float], float]
 def linear(s_max: float) -> Schedule:
     """s = 1/s_max + (s_max - 1/s_max) * progress: the first paper's annealing.
 
+    Its progress is (b - 1) / (B - 1) at batch b of an epoch's B, which ends at 1; in its code it is
+    the share of samples seen before, which stays below.
+
     Args:
         s_max: the largest scale, > 1.
 

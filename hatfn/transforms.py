@@ -62,7 +62,7 @@ def compensate(
         factor: HAT-CL's separate factor; default ``s_max``, the first paper's.
 
     Source:
-        Serrà et al. 2018, equation 4; Duan 2023, section 3, for the factor.
+        Serrà et al. 2018, section 2.5; Duan 2023, section 3, for the factor.
     """
     factor = s_max if factor is None else factor
 

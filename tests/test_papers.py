@@ -1,11 +1,11 @@
 """The papers' formulas: an implementation of its own that follows Serrà et al. 2018 line by line, and
 numbers worked out by hand, against the learner.
 
-The paper's equations, in its order: 1 the gate a = sigmoid(s e); 2 the gradient of a weight times
-1 - min(post, pre) of the cumulative maximum; 3 the annealing of s; 4 the embedding gradient
-compensated; 5 the loss with the weighted penalty; 6 the penalty over what is still free. Its code
-counts progress in samples, i / len, which never reaches 1; its equation 3 counts batches,
-(b - 1) / (B - 1), which does. Whoever calls `update` chooses: a schedule is a function of progress.
+The paper's equations: 1 the gate a = sigmoid(s e); 2 the gradient of a weight times 1 - min(post, pre) of
+the cumulative maximum; 3 the annealing of s; 4 the loss with the weighted penalty; 5 the penalty over
+what is still free; 6 the forgetting ratio; and, in section 2.5, the compensation of the embeddings'
+gradients. Equation 3 counts progress in batches, (b - 1) / (B - 1), which reaches 1; the paper's code
+counts samples, i / len, which never does. Clip and first layer (post alone) are the code's as well.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torchopt
 from torch import Tensor, nn
 
 import hatfn
-from hatfn import schedule
+from hatfn import metrics, schedule
 from hatfn.state import HATState
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
@@ -274,7 +275,7 @@ def test_gradients_are_those_of_gated_activations() -> None:
 
 
 @pytest.mark.parametrize(("s_max", "factor"), [(400.0, "s_max"), (400.0, 100.0), (100.0, 100.0)])
-def test_equation_4_the_compensation(s_max: float, factor: float | str) -> None:
+def test_section_2_5_the_compensation(s_max: float, factor: float | str) -> None:
     """q' = q c / s (cosh(s e) + 1) / (cosh(e) + 1), with c = s_max, or HAT-CL's own factor."""
     c = s_max if factor == "s_max" else factor
     hat, state = small(
@@ -315,7 +316,7 @@ def test_the_clip_comes_after_the_compensation_and_the_clamp_after_the_step() ->
     assert whole.embeddings["2"][2].abs().max() > limit
 
 
-def test_equations_5_and_6_the_loss_and_the_penalty() -> None:
+def test_equations_4_and_5_the_loss_and_the_penalty() -> None:
     """Gates at the step's scale over cumulative masks at s_max; both layers in one sum."""
     halved = [[[v / 2 for v in row] for row in layer] for layer in (FIRST, SECOND)]
     hat, state = small(halved, s_max=2.0, sparsity=0.75, compensation=None, max_norm=None)
@@ -341,6 +342,11 @@ def test_equations_5_and_6_the_loss_and_the_penalty() -> None:
     for unit, (a, u) in enumerate([(0.5, 0.75), (0.25, 0.25)]):
         slope = 0.75 * (1 - u) / 2.5 * 2.0 * a * (1 - a)  # of 0.75 R through the sigmoid
         assert float((steps[0.0] - steps[0.75])[unit]) == pytest.approx(slope)
+
+
+def test_equation_6_the_forgetting_ratio() -> None:
+    learned, chance, joint = np.array([[0.9, 0.6, 0.1], [0.5, 0.2, 0.1], [0.9, 1.0, 0.9]])
+    assert metrics.forgetting_ratio(learned, chance, joint) == pytest.approx((0.0 - 0.5 - 1.0) / 3)
 
 
 def test_hat_cl_pays_by_group_and_beyond_a_quota() -> None:

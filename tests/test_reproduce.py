@@ -56,4 +56,4 @@ def test_measures_of_the_papers() -> None:
     assert forward_transfer(matrix, np.array([0.5, 0.8, 0.8])) == pytest.approx((-0.1 + 0.1) / 2)
     assert forward_transfer(matrix[:1, :1], np.array([0.5])) == 0
     chance, joint = np.full(3, 0.5), np.array([0.9, 0.7, 0.9])
-    assert forgetting_ratio(matrix, chance, joint) == pytest.approx((-0.5 - 0.5 + 0) / 3)
+    assert forgetting_ratio(matrix[-1], chance, joint) == pytest.approx((-0.5 - 0.5 + 0) / 3)

@@ -107,7 +107,7 @@ def _table(runs: Runs, chance: float) -> str:
             for one, own in zip(results, isolated, strict=True)
         ]
         rho = [
-            forgetting_ratio(one.accuracy_matrix, np.full(len(best), chance), best)
+            forgetting_ratio(one.accuracy_matrix[-1], np.full(len(best), chance), best)
             for one, best in zip(results, joint, strict=True)
         ]
         rows[name] = {
