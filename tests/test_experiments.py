@@ -146,9 +146,9 @@ def test_the_command_leaves_its_results(tmp_path: Path, capsys: pytest.CaptureFi
     assert checkpoint.read_meta(out / "state.safetensors")["config"] == config
 
 
-def test_a_wrong_flag_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
+def test_a_wrong_flag_ends_in_one_line(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["run", "--model", "resnt18"])
+        cli.main(["run", "--model", "resnt18", "--out", str(tmp_path)])
     assert stopped.value.code == 1
     assert "resnt18" in capsys.readouterr().out
 

@@ -43,7 +43,8 @@ class RunFolder:
         self.saved = time.monotonic()
         if config.resume is None:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / PROGRESS).unlink(missing_ok=True)  # of a run that was here before
+            for name in (CONFIG, PROGRESS, "result.json"):  # of a run that was here before
+                (self.path / name).unlink(missing_ok=True)
             (self.path / LOG).write_text("")
             text = json.dumps(asdict(config), default=str, indent=2)
             write_atomically(self.path / CONFIG, text.encode())
@@ -66,6 +67,12 @@ class RunFolder:
         checkpoint.check_owner(path, header, checkpoint.owner("run", run.hat, "resume"))
         if header["config"] != _settings(self.config):
             raise CheckpointError(f"run: {path} belongs to a run with other settings than {CONFIG}.")
+        log = self.path / LOG
+        if not log.exists() or log.stat().st_size < header["log"]:
+            raise CheckpointError(
+                f"run: {log} has lost lines that the run had written. Expected {header['log']} bytes "
+                f"or more: put it back, or delete {path.name} to begin anew."
+            )
         machine = _machine(self.config)
         if others := [name for name in machine if header["machine"].get(name) != machine[name]]:
             was = ", ".join(f"{name} {header['machine'].get(name)}" for name in others)
@@ -86,7 +93,7 @@ class RunFolder:
         run.results = [from_json(names, data) for data in header["results"]]
         for result, state in zip(run.results, run.states, strict=True):
             result.usage, result.memory = usage(state, run.hat.wiring), memory(state)
-        os.truncate(self.path / LOG, header["log"])
+        os.truncate(log, header["log"])
 
     def log(self, run: Run, event: Step | Learned) -> None:
         """Keep a step, and now and then all that there is; at the end of a task the state as well."""
