@@ -99,7 +99,7 @@ class HAT(NamedTuple):
                 the task starts from; "similar": the one whose subnetwork does best on ``batch``, by
                 :func:`hatfn.similarity`, if any is learned yet. None: initial values, or those the
                 task has.
-            batch: x (B, ...) and y of the task, for "similar"; ``B`` samples tell more than a few.
+            batch: x (B, ...) and y of the task, for "similar"; more samples choose more surely.
 
         Raises:
             TypeError, ValueError: a task that does not exist, or that is both open and locked;
