@@ -23,13 +23,16 @@ class Readiness(NamedTuple):
         undecided: {group: (U,) bool}, units whose soft gate is not yet binary.
         soft: (), the mean loss in eval mode under the soft gates.
         binary: (), the same under the binary gates that the task will be served with.
-        gap: (), ``binary - soft``: what serving costs; about 0 for a task that is ready.
     """
 
     undecided: dict[str, Tensor]
     soft: Tensor
     binary: Tensor
-    gap: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """(), ``binary - soft``: what serving costs; about 0 for a task that is ready."""
+        return self.binary - self.soft
 
 
 def readiness(
@@ -86,7 +89,7 @@ def readiness(
         raise ValueError("readiness: no batch. Expected at least one: a list of pairs (x, y).")
     trained, served = (total / count for total in totals)
     undecided = over_groups(lambda a: torch.minimum(a, 1 - a) > tolerance, soft)
-    return Readiness(undecided, trained, served, served - trained)
+    return Readiness(undecided, trained, served)
 
 
 def recalibrate(hat: HAT, state: HATState, batches: Iterable[Tensor], task: int) -> HATState:

@@ -32,11 +32,8 @@ def read(tensor: Tensor) -> Any:
 def check_task(where: str, task: Any, tasks: int) -> int:
     """A task as an int: an int, a numpy integer or a 0-d integer tensor, from 0 to tasks - 1."""
     right = f"Expected an int from 0 to {tasks - 1} ({tasks} tasks)"
-    try:
-        index = operator.index(task)
-    except (TypeError, RuntimeError):
-        index = None
-    if index is None or isinstance(task, bool):
+    index = _integer(task)
+    if index is None:
         raise TypeError(f"{where}: task={task!r} is a {type(task).__name__}. {right}, such as task=0.")
     if not 0 <= index < tasks:
         raise ValueError(
@@ -46,13 +43,18 @@ def check_task(where: str, task: Any, tasks: int) -> int:
     return index
 
 
+def _integer(value: Any) -> int | None:
+    """An int, a numpy integer or a 0-d integer tensor as an int; None for anything else, bools too."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, RuntimeError):
+        return None
+
+
 def check_seed(where: str, seed: Any) -> int:
     """A seed as an int of at least 0."""
-    try:
-        number = operator.index(seed)
-    except (TypeError, RuntimeError):
-        number = None
-    if number is None or isinstance(seed, bool):
+    number = _integer(seed)
+    if number is None:
         raise TypeError(f"{where}: seed={seed!r} is a {type(seed).__name__}. Expected an int: seed=0.")
     if number < 0:
         raise ValueError(f"{where}: seed={number}. Expected an int of at least 0: seed={-number}.")

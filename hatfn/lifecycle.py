@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +14,8 @@ from torch import Tensor
 from hatfn import checks, settings
 from hatfn.initial import Own, initial_own, initial_values, widened
 from hatfn.locks import exact_protection
-from hatfn.state import HATState, binary_gates, put, trainable, tree_map
+from hatfn.optimizer import fresh_moments
+from hatfn.state import HATState, binary_gates, put, tree_map
 
 if TYPE_CHECKING:
     from hatfn.learner import HAT
@@ -43,26 +43,42 @@ def forget(
     """The body of :meth:`hatfn.HAT.forget`, which says what goes in and comes out."""
     rows = checks.check_each_task("forget", task, hat.tasks)
     kept = checks.check_locked("forget", locked, rows, hat.tasks)
-    gone = hat.flags(state, rows)
-    stays = (state.learned | state.active) & ~gone if kept is None else hat.flags(state, kept)
-    initial = initial_values(hat.network, int(state.seed), bool(state.fresh))
-    owns = {row: _initial(hat, state, initial, row) for row in rows}
-    untouched = [row for row in rows if _untouched(state, row, owns[row])]
-    rows = [row for row in rows if row not in untouched]
-    if untouched:
+    new, report = _forget(hat, state, rows, kept, dry_run)
+    if untouched := [row for row in rows if row not in report.tasks]:
         checks.warn_untouched("forget", untouched)
+    return new, report
+
+
+def prune(hat: HAT, state: HATState, keep: Any, dry_run: bool) -> tuple[HATState, Forgotten]:
+    """The body of :meth:`hatfn.HAT.prune`."""
+    kept = checks.check_each_task("prune", keep, hat.tasks)
+    rest = [task for task in range(hat.tasks) if task not in kept]
+    new, report = _forget(hat, state, rest, kept, dry_run)
+    if not report.tasks:  # of "every other task" it is no surprise that some were never trained
+        checks.warn_untouched("prune", [])
+    return new, report
+
+
+def _forget(
+    hat: HAT, state: HATState, asked: Sequence[int], kept: Sequence[int] | None, dry_run: bool
+) -> tuple[HATState, Forgotten]:
+    """Forget those of the tasks that hold anything; ``kept`` is what ``forget`` calls ``locked``."""
+    gone = hat.flags(state, asked)
+    stays = (state.learned | state.active) & ~gone if kept is None else hat.flags(state, kept)
+    initial, owns = _initial(hat, state, asked)
+    touched = {row: own for row, own in owns.items() if not _untouched(state, row, own)}
 
     gates = binary_gates(state)
-    used = exact_protection(hat.wiring, gates, hat.flags(state, rows))
+    used = exact_protection(hat.wiring, gates, hat.flags(state, [*touched]))
     held = exact_protection(hat.wiring, gates, stays)
     freed = {name: used[name] & ~held[name] for name in used}
-    report = Forgotten(tuple(rows), freed, _counts(freed, held))
-    if dry_run or not rows:
+    report = Forgotten(tuple(touched), freed, _counts(freed, held))
+    if dry_run or not touched:
         return state, report
 
     own = Own(state.task_params, state.task_buffers, state.embeddings)
-    for row in rows:
-        own = Own(*(put(tree, row, values) for tree, values in zip(own, owns[row], strict=True)))
+    for row, values in touched.items():
+        own = Own(*(put(tree, row, new) for tree, new in zip(own, values, strict=True)))
     new = state._replace(
         params={n: torch.where(freed[n], initial[n], value) for n, value in state.params.items()},
         task_params=own.params,
@@ -73,22 +89,8 @@ def forget(
         locked=state.locked & stays,
         active=state.active & ~gone,
     )
-    opened = new.active.nonzero().flatten().tolist() or [0]
-    moments = hat.optimizer.init(trainable(new, opened))
+    moments = fresh_moments(hat.optimizer, new)
     return new._replace(protection=hat.protect(new, state), opt_state=moments), report
-
-
-def prune(hat: HAT, state: HATState, keep: Any, dry_run: bool) -> tuple[HATState, Forgotten]:
-    """The body of :meth:`hatfn.HAT.prune`."""
-    kept = checks.check_each_task("prune", keep, hat.tasks)
-    rest = [task for task in range(hat.tasks) if task not in kept]
-    with warnings.catch_warnings():
-        # Of "every other task" it is no surprise that some were never trained.
-        warnings.filterwarnings("ignore", "forget: nothing", checks.HATWarning)
-        new, report = forget(hat, state, rest, kept, dry_run)
-    if not report.tasks:
-        checks.warn_untouched("prune", [])
-    return new, report
 
 
 def grow(
@@ -135,10 +137,9 @@ def grow(
     }
     grown = hat._replace(network=hat.network._replace(classes=counts), tasks=tasks, hyper=hyper)
 
-    initial = initial_values(hat.network, int(state.seed), bool(state.fresh))
-    added = [_initial(grown, state, initial, task) for task in range(hat.tasks, tasks)]
+    _, added = _initial(grown, state, range(hat.tasks, tasks))
     own = Own(_wider(grown, state.task_params), state.task_buffers, state.embeddings)
-    own = tree_map(lambda old, *new: torch.cat([old, torch.stack(new)]), own, *added)
+    own = tree_map(lambda old, *new: torch.cat([old, torch.stack(new)]), own, *added.values())
     no = torch.zeros(more, dtype=torch.bool, device=state.learned.device)
     new = state._replace(
         task_params=own.params,
@@ -150,16 +151,21 @@ def grow(
         active=torch.cat([state.active, no]),
         hyper={name: _longer(value, more) for name, value in state.hyper.items()},
     )
-    opened = new.active.nonzero().flatten().tolist() or [0]
-    moments = hat.optimizer.init(trainable(new, opened))
+    moments = fresh_moments(hat.optimizer, new)
     return grown, new._replace(opt_state=_padded(state.opt_state, moments))
 
 
-def _initial(hat: HAT, state: HATState, initial: dict[str, Tensor], task: int) -> Own:
-    """What a task of this state started with."""
-    return initial_own(
-        hat.network, initial, hat.tasks, task, hat.embedding_init, int(state.seed), bool(state.fresh)
-    )
+def _initial(
+    hat: HAT, state: HATState, tasks: Sequence[int]
+) -> tuple[dict[str, Tensor], dict[int, Own]]:
+    """What the shared weights of a state, and some of its tasks, started with."""
+    seed, fresh = int(state.seed), bool(state.fresh)
+    values = initial_values(hat.network, seed, fresh)
+    owns = {
+        task: initial_own(hat.network, values, hat.tasks, task, hat.embedding_init, seed, fresh)
+        for task in tasks
+    }
+    return values, owns
 
 
 def _untouched(state: HATState, task: int, initial: Own) -> bool:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from hatfn.state import HATState, trainable
+
 
 class Optimizer(Protocol):
     """Any optax-style pair, such as torchopt's."""
@@ -30,6 +32,12 @@ class PureOptimizer(NamedTuple):
 
     init: Callable[[Any], Any]
     update: Callable[..., tuple[Any, Any]]
+
+
+def fresh_moments(optimizer: Optimizer, state: HATState) -> Any:
+    """The optimiser's state before any step of the tasks that are open; of none, as of one task."""
+    opened = state.active.nonzero().flatten().tolist() or [0]
+    return optimizer.init(trainable(state, opened))
 
 
 class _OutOfPlace(TorchFunctionMode):

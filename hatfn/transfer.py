@@ -95,13 +95,12 @@ def warm_start(
         source: a learned task, or "similar": the one that is most like it, if there is any.
         batch: of the task, where the most similar one is asked for.
     """
-    others = [row for row in state.learned.nonzero().flatten().tolist() if row != task]
-    if source == "similar":
+    row = source
+    if row == "similar":
+        others = [other for other in state.learned.nonzero().flatten().tolist() if other != task]
         if not others or batch is None:
             return state
         row = others[int(similarity(hat, state, batch, others).argmin())]
-    else:
-        row = source
     mixed = over_groups(
         lambda theirs, own: (theirs.clamp(-1, 1) + own) / math.sqrt(2),
         take(state.embeddings, row),

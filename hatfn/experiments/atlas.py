@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from hatfn.experiments.report import grid
 from hatfn.testing import verify_wiring
 from hatfn.tracing import trace
 from hatfn.wiring import Measures, Wiring
@@ -198,8 +199,7 @@ def markdown(entries: Sequence[Entry]) -> str:
         "family", "model", "built with", "parameters", "shared", "pair-gated", "protected",
         "smallest group", "heads", "fell back", "seconds", "perturbation test",
     )  # fmt: skip
-    rows = [_cells(entry) for entry in entries]
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows)]
+    table = grid([head, *map(_cells, entries)])
     made = "Made by `hatfn trace --all --verify --out examples/families.md`"
     versions = f"timm {timm.__version__}, torch {torch.__version__.partition('+')[0]}"
     notes = [f"- {e.family}: {_note(e)}" for e in entries if not good(e)]
@@ -207,7 +207,7 @@ def markdown(entries: Sequence[Entry]) -> str:
         f"# The smallest model of every family of timm, traced\n\n{made} ({versions}).",
         verdict(entries),
     ]
-    return "\n\n".join([*text, "\n".join(lines), "## Exceptions", "\n".join(notes) or "None."]) + "\n"
+    return "\n\n".join([*text, table, "## Exceptions", "\n".join(notes) or "None."]) + "\n"
 
 
 def good(entry: Entry) -> bool:

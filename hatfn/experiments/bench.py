@@ -16,6 +16,7 @@ from rich.table import Table
 
 from hatfn.experiments.bench_cases import SCALE, Comparison, Target
 from hatfn.experiments.config import BenchConfig
+from hatfn.experiments.report import grid
 from hatfn.experiments.timing import Ratio, paired, peak_memory
 from hatfn.metrics import memory
 
@@ -191,14 +192,9 @@ def markdown(bench: Bench, config: BenchConfig) -> str:
         f"# hatfn against plain torch\n\nMade by `{command(config)}` on {machine(config.device)}.",
         HOW.format(rounds=config.rounds, scale=SCALE),
         verdict(bench.rows),
-        *(f"## {title}\n\n{_grid(rows)}" for title, rows in sheets(bench).items()),
+        *(f"## {title}\n\n{grid(rows)}" for title, rows in sheets(bench).items()),
     ]
     return "\n\n".join(text) + "\n"
-
-
-def _grid(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
 
 
 def command(config: BenchConfig) -> str:

@@ -13,6 +13,12 @@ from rich.table import Table
 from hatfn.experiments.result import Result, mean
 
 
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; its first row is the head."""
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
+
+
 def result_dict(result: Result) -> dict[str, Any]:
     """A result as JSON holds it; null where a task was not yet learned."""
     return {

@@ -13,6 +13,7 @@ import numpy as np
 
 from hatfn.checks import HATWarning
 from hatfn.experiments.config import ReproduceConfig, RunConfig
+from hatfn.experiments.report import grid
 from hatfn.experiments.result import Result
 from hatfn.experiments.run import learn, start
 from hatfn.metrics import forgetting_ratio, forward_transfer
@@ -187,10 +188,8 @@ def _example(name: str, **quick: int) -> Callable[[ReproduceConfig], str]:
 
 def markdown(rows: Mapping[str, Mapping[str, str]], corner: str) -> str:
     """A table in Markdown, from {row: {column: cell}}."""
-    columns = list(next(iter(rows.values())))
-    lines = [[corner, *columns], ["---"] * (1 + len(columns))]
-    lines += [[name, *cells.values()] for name, cells in rows.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    head = [corner, *next(iter(rows.values()))]
+    return grid([head, *([name, *cells.values()] for name, cells in rows.items())])
 
 
 CHAPTERS: dict[str, Chapter] = {
