@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import pytest
 import torch
 from hypothesis import settings
@@ -12,15 +14,37 @@ LEAVES = ("gates", "transforms", "forward", "metrics", "state", "tracing.labels"
 with install_import_hook([f"hatfn.{leaf}" for leaf in LEAVES], "beartype.beartype"):
     pass
 
-# No deadline: machines are shared, and speed is a matter of benchmarks. The same examples every time.
-settings.register_profile("hatfn", deadline=None, derandomize=True)
-settings.load_profile("hatfn")
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed", type=int, default=0, help="of all data and examples; below 0: a random one"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # hypothesis reads its seed when it is configured
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed < 0:
+        config.option.seed = secrets.randbelow(2**31)
+    if config.option.seed:
+        config.option.hypothesis_seed = config.option.seed
+    # No deadline: machines are shared, and speed is a matter of benchmarks.
+    settings.register_profile("hatfn", deadline=None, derandomize=not config.option.seed)
+    settings.load_profile("hatfn")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.option.seed}, kernels: {torch.backends.cpu.get_cpu_capability()}"
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """What a file draws when it is read depends neither on the other files nor on their order."""
+    torch.manual_seed(collector.config.option.seed)
 
 
 @pytest.fixture(autouse=True)
-def untouched_globals():
+def untouched_globals(request: pytest.FixtureRequest):
     """Every test starts from one seed and leaves PyTorch's settings as they were."""
-    torch.manual_seed(0)
+    torch.manual_seed(request.config.option.seed)
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.use_deterministic_algorithms(True)
     yield
