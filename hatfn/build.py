@@ -47,6 +47,7 @@ def build(
     max_norm: float | None = 10_000.0,
     clamp: float = 6.0,
     decay_embeddings: bool = False,
+    precision: torch.dtype | None = None,
 ) -> HAT:
     """A continual learner for a module and its wiring.
 
@@ -81,6 +82,9 @@ def build(
         clamp: embeddings stay in [-clamp, clamp].
         decay_embeddings: let the optimiser's weight decay act on embeddings as well; it draws them to
             0, where training and serving differ.
+        precision: torch.bfloat16: the module computes under ``torch.autocast``, in training and
+            when served; weights, moments and outputs stay as they are. Where ``vmap`` has no batch
+            norm of two precisions, predict() goes task by task. None: no autocast.
 
     Returns:
         The learner.
@@ -116,6 +120,11 @@ def build(
     check_choice("init", init, get_args(Init))
     if not isinstance(protection, Lock):
         check_choice("protection", protection, get_args(LockName))
+    if precision not in (None, torch.bfloat16):
+        raise ValueError(
+            f"build: precision={precision!r}. Expected torch.bfloat16 or None. For another precision "
+            f"of all numbers convert the module before it is traced: module.double()."
+        )
     pure = check_optimizer(optimizer)
     factor = compensation if isinstance(compensation, int | float) else s_max
     hyper: dict[str, float | tuple[float, ...]] = {
@@ -126,7 +135,7 @@ def build(
         "quota": check_each("quota", quota, tasks),
     }
     return HAT(
-        network=make_network(module, wiring, classes),
+        network=make_network(module, wiring, classes, precision),
         tasks=tasks,
         optimizer=pure,
         loss=loss,

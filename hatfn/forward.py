@@ -20,6 +20,9 @@ from hatfn.modules import GATE, measuring, skeleton, twin
 from hatfn.state import HATState, take
 from hatfn.wiring import Units, Wiring
 
+UNBATCHED = ("atching rule not implemented", "expected scalar type")
+"""How PyTorch says that vmap cannot batch a recurrent layer, or a batch norm of two precisions."""
+
 Output = Any
 """What a module returns: a tensor, or a tuple or dict of tensors."""
 
@@ -39,6 +42,7 @@ class Network(NamedTuple):
         heads: names of the heads' parameters, which lead with the classes.
         added: whether the head is a linear layer put behind the module.
         frozen: names of the parameters that the module does not train (``requires_grad=False``).
+        precision: of the module's arithmetic under ``torch.autocast``; None: that of its numbers.
     """
 
     train: nn.Module
@@ -52,9 +56,15 @@ class Network(NamedTuple):
     heads: tuple[str, ...]
     added: bool
     frozen: frozenset[str]
+    precision: torch.dtype | None
 
 
-def make_network(module: nn.Module, wiring: Wiring, classes: Sequence[int] | None) -> Network:
+def make_network(
+    module: nn.Module,
+    wiring: Wiring,
+    classes: Sequence[int] | None,
+    precision: torch.dtype | None = None,
+) -> Network:
     """Take from a module what calling it needs; the module itself is neither changed nor kept."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     initial = {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -73,6 +83,7 @@ def make_network(module: nn.Module, wiring: Wiring, classes: Sequence[int] | Non
         own or ("head.weight", "head.bias"),
         added=not own,
         frozen=frozenset(n for n, p in module.named_parameters() if not p.requires_grad) - {*own},
+        precision=precision,
     )
 
 
@@ -130,7 +141,9 @@ def call(
     values |= {f"{path}.{GATE}": gate for path, gate in outputs.items()}
     if wiring.remembers:
         module = twin(module, None)
-    with explained(x, wiring):
+    # Casts are not kept from one call to the next: the weights are other tensors every time.
+    lower = torch.autocast(x.device.type, network.precision, network.precision is not None, False)
+    with explained(x, wiring), lower:
         output = functional_call(module, values, (x,), strict=True)
     if head:
         if not isinstance(output, Tensor):
@@ -138,8 +151,17 @@ def call(
                 f"the module returns a {type(output).__name__}, behind which no classifier can be put. "
                 f"Name those it has: trace(module, x, head=(...)), or build with classes=None."
             )
-        output = nn.functional.linear(output, head["head.weight"], head["head.bias"])
+        with lower:
+            output = nn.functional.linear(output, head["head.weight"], head["head.bias"])
+    if network.precision is not None:
+        output = optree.tree_map(_full, output)
     return output, {name: values[name] for name in buffers}
+
+
+def _full(output: Any) -> Any:
+    """What autocast made small as a float32: losses and drift are measured in full."""
+    small = isinstance(output, Tensor) and output.is_floating_point() and output.itemsize < 4
+    return output.float() if small else output
 
 
 def cut_heads(network: Network, own: Mapping[str, Tensor], task: int) -> dict[str, Tensor]:
@@ -301,9 +323,8 @@ def predict(
         try:
             outputs = torch.vmap(one, chunk_size=chunk_size)(own, buffers, masks)
         except ValueError as error:
-            if "atching rule not implemented" not in str(error):
+            if not any(words in str(error) for words in UNBATCHED):
                 raise
-            # A module with an operator that vmap cannot batch, a recurrent layer: task by task.
             slices = ([take(tree, i) for tree in (own, buffers, masks)] for i in range(len(rows)))
             outputs = optree.tree_map(lambda *parts: torch.stack(parts), *(one(*s) for s in slices))
     if network.classes is None or len({*network.classes}) == 1:

@@ -97,6 +97,8 @@ class RunConfig:
     """How many runs to train at once, of this seed and the following: mean and deviation are shown."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the module; bfloat16: under autocast, weights and moments stay float32."""
     out: Path | None = None
     """Folder for the results; None: runs/STREAM-MODEL-METHOD-SEED."""
 

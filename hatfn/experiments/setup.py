@@ -82,6 +82,7 @@ def make_learner(config: RunConfig, module: nn.Module, example: Tensor, stream: 
         optimizer=make_optimizer(config),
         s_max=config.s_max,
         max_norm=config.max_norm,
+        precision=None if config.precision == "float32" else torch.bfloat16,
     )
     if config.method != "hat":
         return make(init="dense", sparsity=0.0, compensation=None)
