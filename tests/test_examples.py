@@ -12,11 +12,17 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 QUICK: dict[str, dict[str, Any]] = {
+    "continual_learning": {"streams": ("digits",), "epochs": 1, "tasks": 2},
     "mask_initialisation": {"trials": 2, "datasets": 1, "epochs": 2},
     "feature_importance": {"seeds": 1, "epochs": 1, "width": 8},
     "regularisation_compensation": {"size": 2, "steps": 4, "width": 8},
 }
-ROWS = {"mask_initialisation": 9, "feature_importance": 11, "regularisation_compensation": 2}
+ROWS = {  # of the quick form, and of the one that is kept
+    "continual_learning": (3, 6 + 11),
+    "mask_initialisation": (9, 9),
+    "feature_importance": (11, 11),
+    "regularisation_compensation": (2, 2),
+}
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -27,10 +33,11 @@ def test_examples_write_their_table_and_figure(name: str, tmp_path: Path) -> Non
     script.main(**QUICK[name], folder=tmp_path)
     text = (tmp_path / f"{name}.md").read_text()
     kept = (EXAMPLES / f"{name}.md").read_text()
-    for made in (text, kept):
-        header, _, *rows = (line for line in made.splitlines() if line.startswith("|"))
-        assert len(rows) == ROWS[name]
-        assert {row.count("|") for row in rows} == {header.count("|")}
+    for made, count in zip((text, kept), ROWS[name], strict=True):
+        tables = re.findall(r"(?:^\|.*\n)+", made, re.MULTILINE)
+        assert sum(table.count("\n") - 2 for table in tables) == count
+        for table in tables:
+            assert len({row.count("|") for row in table.splitlines()}) == 1
     (figure,) = re.findall(r"\]\((figures/.*?\.png)\)", text)
     for folder in (tmp_path, EXAMPLES):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 
 def test_the_quick_form_makes_the_whole_page(tmp_path: Path) -> None:
     out = tmp_path / "new" / "results.md"
-    cli.main(["reproduce", "--quick", "--examples", str(EXAMPLES), "--out", str(out)])
+    cli.main(
+        ["reproduce", "--quick", "--processes", "1", "--examples", str(EXAMPLES), "--out", str(out)]
+    )
     page = out.read_text()
     for figure in re.findall(r"\]\((figures/.*?\.png)\)", page):
         assert (out.parent / figure).exists()
@@ -48,7 +50,9 @@ def test_without_the_scripts_it_says_where_they_are_sought(tmp_path: Path) -> No
 
 def test_one_chapter_alone() -> None:
     (only,) = reproduce.reproduce(ReproduceConfig(only=("compression",), quick=True))
+    (alone,) = reproduce.reproduce(ReproduceConfig(only=("compression",), quick=True, processes=1))
     assert only[0] == "compression"
+    assert only[1].splitlines()[:-1] == alone[1].splitlines()[:-1]  # the last one tells the minutes
 
 
 def test_measures_of_the_papers() -> None:

@@ -14,7 +14,13 @@ from hatfn.locks import LockName
 
 Method = Literal["hat", "finetune", "joint", "isolated", "frozen"]
 ChapterName = Literal[
-    "baselines", "sensitivity", "compression", "initialisation", "importance", "compensation"
+    "continual",
+    "baselines",
+    "sensitivity",
+    "compression",
+    "initialisation",
+    "importance",
+    "compensation",
 ]
 CaseName = Literal["mlp", "resnet18s", "vit", "seeds"]
 
@@ -138,6 +144,8 @@ class ReproduceConfig:
     """The chapters to make; none: all of them."""
     quick: bool = False
     """Tiny settings that show that everything runs, and nothing else."""
+    processes: int = 2
+    """How many runs to train side by side, each with one thread."""
     examples: Path = Path("examples")
     """The folder of hatfn's example scripts, some of which are chapters."""
     out: Path = Path("examples/results.md")
