@@ -15,6 +15,7 @@ from hatfn.learner import HAT
 from hatfn.locks import LOCKS, Lock, LockName
 from hatfn.loss import cross_entropy
 from hatfn.optimizer import Optimizer, check_optimizer
+from hatfn.ranks import ALONE, Ranks
 from hatfn.settings import (
     check_choice,
     check_classes,
@@ -48,6 +49,7 @@ def build(
     clamp: float = 6.0,
     decay_embeddings: bool = False,
     precision: torch.dtype | None = None,
+    ranks: Ranks = ALONE,
 ) -> HAT:
     """A continual learner for a module and its wiring.
 
@@ -85,6 +87,8 @@ def build(
         precision: torch.bfloat16: the module computes under ``torch.autocast``, in training and
             when served; weights, moments and outputs stay as they are. Where ``vmap`` has no batch
             norm of two precisions, predict() goes task by task. None: no autocast.
+        ranks: the processes that train together, :func:`hatfn.ranks.joined` under torchrun; each
+            calls the same functions in the same order, with its own share of every batch.
 
     Returns:
         The learner.
@@ -148,4 +152,5 @@ def build(
         max_norm=max_norm,
         clamp=clamp,
         decay_embeddings=decay_embeddings,
+        ranks=ranks,
     )

@@ -52,7 +52,8 @@ def readiness(
     Args:
         hat: the learner.
         state: in the middle of the task's training, or at its end.
-        batches: x (B, ...) and y of the task, as many as represent it.
+        batches: x (B, ...) and y of the task, as many as represent it; of processes that train
+            together, each one's share of them, or all.
         task: which.
         scale: of the soft gates; None: the state's s_max.
         tolerance: in (0, 0.5).
@@ -85,9 +86,11 @@ def readiness(
                 loss = hat.loss(forward(hat.network, state, x, t, gates), y)
             totals[i] = totals[i] + loss.double().cpu() * len(x)
         count += len(x)
-    if not count:
+    sums = torch.stack([*totals, torch.tensor(float(count), dtype=torch.float64)])
+    *losses, everything = hat.ranks.total(sums.to(state.learned.device)).cpu()
+    if not everything:
         raise ValueError("readiness: no batch. Expected at least one: a list of pairs (x, y).")
-    trained, served = (total / count for total in totals)
+    trained, served = (loss / everything for loss in losses)
     undecided = over_groups(lambda a: torch.minimum(a, 1 - a) > tolerance, soft)
     return Readiness(undecided, trained, served)
 
@@ -103,9 +106,10 @@ def recalibrate(hat: HAT, state: HATState, batches: Iterable[Tensor], task: int)
         checks.check_input("recalibrate", x, hat.wiring)
         seen.append(call(hat.network, hat.network.calibrate, params, before, gates, x)[1])
     mean = {
-        name: torch.stack([of_batch[name] for of_batch in seen]).mean(0)
+        name: torch.stack([of_batch[name] for of_batch in seen]).mean(0) if seen else old
         for name, old in before.items()
-        if seen and old.is_floating_point()
+        if old.is_floating_point()
     }
+    mean = hat.ranks.mean(mean, weight=len(seen))
     buffers = transforms.choose(transforms.finite(mean), before | mean, before)
     return state._replace(task_buffers=put(state.task_buffers, t, buffers))

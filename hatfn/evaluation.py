@@ -49,7 +49,8 @@ def evaluate(
         hat: the learner.
         state: any state.
         loaders: for each task in order its batches: x (B, ...), and y (B,) int64, counted within the
-            task. Those of tasks that are not learned are not read.
+            task. Those of tasks that are not learned are not read. Of processes that train together,
+            each one's share: counts are summed.
         method: how :func:`infer_task` chooses among the learned tasks.
         chunk_size: how many tasks at a time; bounds memory.
 
@@ -81,12 +82,13 @@ def evaluate(
             # Where the right task was inferred, the class is the one that its own row gives.
             hits = hits + torch.stack([own, own & found, found]).sum(1)
             count += len(y)
+        hits, count = hat.ranks.total((hits, torch.tensor(count, device=hits.device)))
         if not count:
             raise ValueError(
                 f"evaluate: loader {task} gave no batch. Expected at least one: a list of batches, or "
                 f"a DataLoader; a generator can be read only once."
             )
-        shares[:, task] = hits.cpu().numpy() / count
+        shares[:, task] = hits.cpu().numpy() / int(count)
     return Evaluation(*shares)
 
 

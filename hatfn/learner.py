@@ -17,6 +17,7 @@ from hatfn.initial import initial_state
 from hatfn.lifecycle import Forgotten, forget, prune
 from hatfn.locks import Lock, Locked
 from hatfn.optimizer import Optimizer
+from hatfn.ranks import Ranks
 from hatfn.state import HATState, binary_gates, over_groups, put, take, trainable
 from hatfn.step import Info, step
 from hatfn.transfer import warm_start
@@ -43,6 +44,7 @@ class HAT(NamedTuple):
     max_norm: float | None
     clamp: float
     decay_embeddings: bool
+    ranks: Ranks
 
     @property
     def wiring(self) -> Wiring:
@@ -187,6 +189,8 @@ class HAT(NamedTuple):
     def consolidate(self, state: HATState, task: int) -> HATState:
         """Close a task: its binary gates become its mask, and it counts as learned.
 
+        Of processes that train together, the running statistics of the task are averaged.
+
         Raises:
             TypeError, ValueError: a task that does not exist.
 
@@ -198,7 +202,9 @@ class HAT(NamedTuple):
         here = self.flags(state, [t])
         gates = take(binary_gates(state), t)
         checks.check_alive("consolidate", t, gates)
+        statistics = self.ranks.mean(take(state.task_buffers, t), weight=1)
         closed = state._replace(
+            task_buffers=put(state.task_buffers, t, statistics),
             masks=put(state.masks, t, gates),
             learned=state.learned | here,
             active=state.active & ~here,

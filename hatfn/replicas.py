@@ -139,6 +139,11 @@ class Replicas(NamedTuple):
         ``info.ok`` is (S,): a replica whose step is refused stays as it was, the others go on.
         """
         rows = checks.check_tasks("update", task, self.hat.tasks)
+        if self.hat.ranks.size > 1:
+            raise ValueError(
+                f"update: ranks.size={self.hat.ranks.size}, and replicas train in one process. "
+                f"Expected a learner built without ranks: each process trains its own seeds."
+            )
         checks.check_active("update", self._first(states), rows, together=True)
         x, y = checks.check_batch(batch, None)
         if not shared:
@@ -159,7 +164,7 @@ class Replicas(NamedTuple):
             return total_loss(hat, before, batches, rows, scale)
 
         every = _batched(forward, (0, per_batch, per_scale))
-        apart = _batched(partial(advance, hat), (0, 0, 0, per_scale))
+        apart = _batched(partial(advance, hat, samples=1), (0, 0, 0, per_scale))
 
         def objective(own: Trainable) -> tuple[Tensor, Seen]:
             # Replicas have nothing in common: the gradient of the sum is the gradient of each.
@@ -169,7 +174,7 @@ class Replicas(NamedTuple):
 
         with batchable(x.device):
             raw, seen = gradient(objective, before.own, nested=False)
-            after, norm, ok = apart(before._replace(used={}), raw, seen._replace(logits=()), scale)
+            _, after, norm, ok = apart(before._replace(used={}), raw, seen._replace(logits=()), scale)
         new = write(states, rows, settled(ok, after, before), axis=1)
         return new, report(seen, norm, ok, task)
 

@@ -104,7 +104,7 @@ def step(hat: HAT, state: HATState, batch: Any, task: Any, scale: Scale) -> tupl
     given: list[Tensor] = optree.tree_leaves((before, batches))  # type: ignore[arg-type]
     nested = checks.read(state.active) is None or any(leaf.requires_grad for leaf in given)
     raw, seen = gradient(objective, before.own, nested)
-    after, norm, ok = advance(hat, before, raw, seen, scale)
+    seen, after, norm, ok = advance(hat, before, raw, seen, scale, len(batches[0][0]))
     return write(state, rows, settled(ok, after, before)), report(seen, norm, ok, task)
 
 
@@ -191,8 +191,8 @@ def gradient(
 
 
 def advance(
-    hat: HAT, before: Before, raw: Trainable, seen: Seen, scale: Scale
-) -> tuple[After, Tensor, Tensor]:
+    hat: HAT, before: Before, raw: Trainable, seen: Seen, scale: Scale, samples: int
+) -> tuple[Seen, After, Tensor, Tensor]:
     """From a gradient to what may be written.
 
     Args:
@@ -201,9 +201,11 @@ def advance(
         raw: the gradient.
         seen: what the forward pass left.
         scale: of the gates.
+        samples: in this process's batch, by which gradients of several processes are weighted.
 
     Returns:
-        what may be written; the norm of the gradient, (); whether all of it is finite, () bool.
+        what the forward pass left, losses averaged over processes; what may be written; the norm of
+        the gradient, (); whether all of it is finite, () bool.
     """
     own, protection, hyper = before.own, before.protection, before.hyper
     firm = protection
@@ -215,6 +217,11 @@ def advance(
             raw.embeddings, own.embeddings, scale, hyper["s_max"], hyper["compensation"]
         )
         gradients = gradients._replace(embeddings=steeper)
+    sound = transforms.finite((seen.loss, seen.buffers)).to(seen.loss.dtype)
+    gradients, loss, penalty, sound = hat.ranks.mean(
+        (gradients, seen.loss, seen.penalty, sound), samples
+    )
+    seen = seen._replace(loss=loss, penalty=penalty)
     gradients, norm = transforms.clip_by_norm(gradients, hat.max_norm)
     decayed = own if hat.decay_embeddings else own._replace(embeddings=_zeros(own.embeddings))
     steps, opt_state = hat.optimizer.update(gradients, before.opt_state, params=decayed)
@@ -227,8 +234,9 @@ def advance(
     clamped = transforms.clamp_embeddings(new.embeddings, hat.clamp)
     new = new._replace(task_params=new.task_params | frozen, embeddings=clamped)
 
-    ok = transforms.finite((seen.loss, new, seen.buffers, opt_state)) & before.open
-    return After(new, seen.buffers, opt_state), norm, ok
+    # A step that one process must refuse is refused by all.
+    ok = transforms.finite((new, opt_state)) & (sound == 1) & before.open
+    return seen, After(new, seen.buffers, opt_state), norm, ok
 
 
 def settled(ok: Tensor, after: After, before: Before) -> After:
