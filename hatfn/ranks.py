@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import optree
@@ -15,6 +17,10 @@ from hatfn.state import HATState, Tree
 
 class RanksDifferError(RuntimeError):
     """Processes that train together hold different states."""
+
+
+class RankLostError(RuntimeError):
+    """A process that trains with this one does not answer any more."""
 
 
 class Ranks(NamedTuple):
@@ -45,7 +51,8 @@ class Ranks(NamedTuple):
         for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
             places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
             flat = torch.cat([leaves[i].detach().flatten() for i in places])
-            dist.all_reduce(flat)
+            with _answered():
+                dist.all_reduce(flat)
             parts = flat.split([leaves[i].numel() for i in places])
             for i, part in zip(places, parts, strict=True):
                 sums[i] = part.view_as(leaves[i])
@@ -71,7 +78,8 @@ class Ranks(NamedTuple):
         if self.size == 1:
             return [thing]
         things: list[Any] = [None] * self.size
-        dist.all_gather_object(things, thing)
+        with _answered():
+            dist.all_gather_object(things, thing)
         return things
 
     def check_same(self, state: HATState, where: str) -> None:
@@ -110,6 +118,16 @@ def joined() -> Ranks:
     if not (dist.is_available() and dist.is_initialized()):
         return ALONE
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo and nccl each say it in their way
+        raise RankLostError(
+            f"a process that trains with this one is gone, or did something else: {error}"
+        ) from error
 
 
 def _bytes(leaf: Tensor) -> bytes:

@@ -123,7 +123,7 @@ def test_steps_after_the_last_save_are_logged_once(tmp_path: Path) -> None:
 def test_a_finished_run_shows_its_result_again(tmp_path: Path) -> None:
     run = follow(replace(QUICK, out=tmp_path))
     before = left(tmp_path), (tmp_path / "state.safetensors").read_bytes()
-    again = cli.run_and_report(RunConfig(resume=tmp_path), Console(quiet=True))
+    again = cli.learn_and_log(resumed(RunConfig(resume=tmp_path)), Console(quiet=True))
     assert equal(again.state, run.state)
     assert again.seconds == run.seconds
     assert (left(tmp_path), (tmp_path / "state.safetensors").read_bytes()) == before

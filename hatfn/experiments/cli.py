@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 
 import torch
 import tyro
@@ -24,11 +26,17 @@ from hatfn.experiments import atlas, bench, reproduce
 from hatfn.experiments.bench_cases import CASES
 from hatfn.experiments.config import BenchConfig, ReproduceConfig, RunConfig, TraceConfig
 from hatfn.experiments.folder import RunFolder, resumed
+from hatfn.experiments.launch import processes, shares
 from hatfn.experiments.report import show
+from hatfn.experiments.result import Result
 from hatfn.experiments.run import NonFiniteStepError, Run, Step, learn, start
 from hatfn.experiments.timing import interleaved
+from hatfn.ranks import ALONE, RankLostError, Ranks, RanksDifferError
 from hatfn.testing import verify_wiring
 from hatfn.tracing import TraceError
+
+FAILURES = (NonFiniteStepError, RankLostError, RanksDifferError)
+"""What stops a run that was well begun."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
             folder = config.resume or config.folder
             console.print(f"\nstopped; to go on: hatfn run --resume {folder}", markup=False)
         sys.exit(130)
-    except (ValueError, ImportError, AssertionError, TraceError, NonFiniteStepError) as error:
+    except (ValueError, ImportError, AssertionError, TraceError, *FAILURES) as error:
         console.print(str(error), style="red", markup=False)
         sys.exit(1)
 
@@ -121,16 +129,38 @@ def reproduce_and_report(config: ReproduceConfig, console: Console) -> None:
     console.print(f"results in {config.out}")
 
 
-def run_and_report(config: RunConfig, console: Console) -> Run:
-    """Run to the end, show how it goes, and leave the results in the run's folder."""
+def run_and_report(config: RunConfig, console: Console) -> list[Result]:
+    """Run to the end, alone or with other processes, and leave the results in the run's folder."""
+    config = resumed(config)
+    with processes(config.device) as ranks:
+        console = console if ranks.rank == 0 else Console(quiet=True)
+        if config.resume is None and config.processes is None:
+            config = replace(config, processes=ranks.size)
+        own = shares(config)
+        if len(own) == 1:
+            results = learn_and_log(config, console, ranks).results
+        else:
+            folder = RunFolder(config, ranks)
+            ranks.gather(None)  # the folder is there
+            done = [learn_and_log(share, console) for share in own[ranks.rank :: ranks.size]]
+            hands = ranks.gather([run.results for run in done])
+            results = [one for row in zip_longest(*hands, fillvalue=[]) for run in row for one in run]
+            if ranks.rank == 0:
+                folder.conclude(range(config.seed, config.seed + config.seeds), results)
+        show(results, console)
+        console.print(f"results in {config.folder}")
+    return results
+
+
+def learn_and_log(config: RunConfig, console: Console, ranks: Ranks = ALONE) -> Run:
+    """Learn, show how it goes, and leave everything in the run's folder."""
     with warnings.catch_warnings():
         # Without gates every task uses every unit, which is no news.
         warnings.simplefilter("always" if config.method == "hat" else "ignore", HATWarning)
         warnings.showwarning = lambda message, *_: console.print(f"[yellow]{message}")
-        config = resumed(config)
-        folder = RunFolder(config)
+        folder = RunFolder(config, ranks)
         console.print(f"{config.method} on {config.stream} with {config.model}: preparing")
-        run = start(config)
+        run = start(config, ranks)
         console.print(run.hat.wiring.summary(), highlight=False)
         if config.resume is not None:
             folder.restore(run)
@@ -158,6 +188,4 @@ def run_and_report(config: RunConfig, console: Console) -> Run:
                     kept = f"acc {event.accuracies[-1]:.4f}  drift {event.drift!r}"
                     progress.update(bars[event.task], live=kept)
     folder.finish(run)
-    show(run.results, console)
-    console.print(f"results in {folder.path}")
     return run

@@ -56,7 +56,10 @@ class RunConfig:
     epochs: int = 20
     """Passes over each task's training images."""
     batch_size: int = 32
-    """Images per step, at most; the last batch is never much smaller."""
+    """Images per step and process, at most; the last batch is never much smaller."""
+    processes: int | None = None
+    """How many batches make a step; None: one for each process, of which torchrun starts several. A run
+    goes on with as many as it was begun with, whatever the number of processes is then."""
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "adam"
     """The optimiser of weights and embeddings."""
     lr: float = 3e-3

@@ -6,6 +6,7 @@ import json
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +22,10 @@ from hatfn.container import CheckpointError, read, remove_leftovers, write, writ
 from hatfn.experiments import plots
 from hatfn.experiments.config import RunConfig
 from hatfn.experiments.report import result_dict
-from hatfn.experiments.result import Learned, from_json, to_json
+from hatfn.experiments.result import Learned, Result, from_json, mean, to_json
 from hatfn.experiments.run import Place, Run, Step, opened
 from hatfn.metrics import memory, usage
+from hatfn.ranks import ALONE, Ranks
 
 CONFIG, LOG, PROGRESS = "config.json", "metrics.jsonl", "progress.safetensors"
 
@@ -35,13 +37,15 @@ class RunFolder:
     accuracies and drift. state.safetensors: the learner's state after the last finished task; of
     several seeds one file each. progress.safetensors: all that it takes to go on after a kill, every
     ``save_every`` seconds. result.json: what was measured in the end. Plots as PNG.
+
+    Of processes that train together, the first one writes and all of them read.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.path, self.config = config.folder, config
+    def __init__(self, config: RunConfig, ranks: Ranks = ALONE) -> None:
+        self.path, self.config, self.ranks = config.folder, config, ranks
         self.lines: list[str] = []
         self.saved = time.monotonic()
-        if config.resume is None:
+        if config.resume is None and ranks.rank == 0:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in (CONFIG, PROGRESS, "result.json"):  # of a run that was here before
                 (self.path / name).unlink(missing_ok=True)
@@ -58,11 +62,16 @@ class RunFolder:
         Warns:
             HATWarning: another machine or other versions: numbers will agree to rounding only.
         """
-        path = self.path / PROGRESS
-        remove_leftovers(self.path)
-        if not path.exists():  # killed before anything was saved
+        if (self.path / PROGRESS).exists():
+            self._restore(run)
+        elif self.ranks.rank == 0:  # killed before anything was saved
             (self.path / LOG).write_text("")
-            return
+        self.ranks.gather(None)  # none writes before all have read
+        if self.ranks.rank == 0:
+            remove_leftovers(self.path)
+
+    def _restore(self, run: Run) -> None:
+        path = self.path / PROGRESS
         header, leaves = read(path)
         checkpoint.check_owner(path, header, checkpoint.owner("run", run.hat, "resume"))
         if header["config"] != _settings(self.config):
@@ -73,7 +82,7 @@ class RunFolder:
                 f"run: {log} has lost lines that the run had written. Expected {header['log']} bytes "
                 f"or more: put it back, or delete {path.name} to begin anew."
             )
-        machine = _machine(self.config)
+        machine = _machine(self.config, self.ranks)
         if others := [name for name in machine if header["machine"].get(name) != machine[name]]:
             was = ", ".join(f"{name} {header['machine'].get(name)}" for name in others)
             warnings.warn(
@@ -93,10 +102,13 @@ class RunFolder:
         run.results = [from_json(names, data) for data in header["results"]]
         for result, state in zip(run.results, run.states, strict=True):
             result.usage, result.memory = usage(state, run.hat.wiring), memory(state)
-        os.truncate(log, header["log"])
+        if self.ranks.rank == 0:
+            os.truncate(log, header["log"])
 
     def log(self, run: Run, event: Step | Learned) -> None:
         """Keep a step, and now and then all that there is; at the end of a task the state as well."""
+        if self.ranks.rank:
+            return
         self.lines.append(json.dumps(event._asdict()) + "\n")
         if isinstance(event, Learned):
             for seed, state in zip(run.seeds, run.states, strict=True):
@@ -117,7 +129,7 @@ class RunFolder:
         self.lines.clear()
         header = checkpoint.owner("run", run.hat, "save") | {
             "config": _settings(self.config),
-            "machine": _machine(self.config),
+            "machine": _machine(self.config, self.ranks),
             "place": run.place,
             "seconds": run.seconds,
             "results": [to_json(result) for result in run.results],
@@ -132,18 +144,25 @@ class RunFolder:
         self.saved = time.monotonic()
 
     def finish(self, run: Run) -> None:
-        """Write the result and the plots; of several seeds the mean, and the result of each."""
-        result, whole = run.result, result_dict(run.result)
-        if len(run.seeds) > 1:
-            each = zip(run.seeds, run.results, strict=True)
-            whole["seeds"] = {str(seed): result_dict(one) for seed, one in each}
-        write_atomically(self.path / "result.json", json.dumps(whole, indent=2).encode())
+        """Write the result and the plots."""
+        if self.ranks.rank:
+            return
+        self.conclude(run.seeds, run.results)
+        result = run.result
         plots.accuracy_matrix(result, self.path / "accuracy_matrix.png")
         plots.mask_use(result, self.path / "mask_use.png")
         plots.capacity(result, self.path / "capacity.png")
         lines = [json.loads(line) for line in (self.path / LOG).read_text().splitlines()]
         steps = [Step(**line) for line in lines if line.keys() == set(Step._fields)]
         plots.training(steps, self.path / "training.png")
+
+    def conclude(self, seeds: Sequence[int], results: Sequence[Result]) -> None:
+        """Write the result; of several seeds the mean, and the result of each."""
+        whole = result_dict(mean(results))
+        if len(seeds) > 1:
+            each = zip(seeds, results, strict=True)
+            whole["seeds"] = {str(seed): result_dict(one) for seed, one in each}
+        write_atomically(self.path / "result.json", json.dumps(whole, indent=2).encode())
 
 
 def resumed(given: RunConfig) -> RunConfig:
@@ -183,7 +202,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in whole.items() if name not in ("out", "resume", "save_every")}
 
 
-def _machine(config: RunConfig) -> dict[str, str]:
+def _machine(config: RunConfig, ranks: Ranks) -> dict[str, str]:
     """What decides the last bits of numbers, beside the settings."""
     device = torch.device(config.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -192,6 +211,7 @@ def _machine(config: RunConfig) -> dict[str, str]:
         "torch": torch.__version__,
         "device": gpu or torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
+        "processes": str(ranks.size),
     }
 
 

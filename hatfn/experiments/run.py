@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from hatfn.experiments.setup import (
 from hatfn.experiments.streams import Part, Task, make_stream
 from hatfn.learner import HAT
 from hatfn.metrics import accuracy, drift, free_weights, memory, usage
+from hatfn.ranks import ALONE, Ranks
 from hatfn.replicas import Replicas, replica, replicate, stack
 from hatfn.seeds import mixed, seeded
 from hatfn.state import HATState
@@ -83,6 +84,7 @@ class Run:
         results: what was measured so far, of each seed.
         logits: of each seed, {task: its logits when it was learned}, by which drift is measured.
         place: how far it is.
+        ranks: the processes that train it together, each on its share of every batch.
         seconds: that it took until it was saved, if it was cut off since.
     """
 
@@ -95,7 +97,13 @@ class Run:
     results: list[Result]
     logits: list[dict[int, Tensor]]
     place: Place
+    ranks: Ranks = ALONE
     seconds: float = 0.0
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step, of all processes."""
+        return self.config.batch_size * (self.config.processes or 1)
 
     @property
     def phases(self) -> list[list[int]]:
@@ -126,7 +134,7 @@ class Run:
         return [replica(self.state, index) for index in range(len(self.seeds))]
 
 
-def start(config: RunConfig) -> Run:
+def start(config: RunConfig, ranks: Ranks = ALONE) -> Run:
     """Everything before the first step: data, module, wiring, learner, state."""
     if config.seeds < 1:
         raise ValueError(f"run: seeds={config.seeds}. Expected how many, at least 1.")
@@ -142,12 +150,11 @@ def start(config: RunConfig) -> Run:
         return resize(x.to(device))
 
     example = prepare(streams[0][0].train.x[:1])
-    hat = make_learner(config, module.to(device), example, streams[0])
+    hat = make_learner(config, module.to(device), example, streams[0], ranks)
     state = hat.init(seeds[0], fresh=True) if len(seeds) == 1 else replicate(hat, seeds)
     results = [Result.of([task.name for task in stream]) for stream in streams]
-    return Run(
-        config, seeds, streams, prepare, hat, state, results, [{} for _ in seeds], Place(0, 0, 0)
-    )
+    logits: list[dict[int, Tensor]] = [{} for _ in seeds]
+    return Run(config, seeds, streams, prepare, hat, state, results, logits, Place(0, 0, 0), ranks)
 
 
 def opened(run: Run, place: Place) -> HATState:
@@ -169,6 +176,7 @@ def learn(run: Run) -> Iterator[Step | Learned]:
         for step in _learn_tasks(run, rows):
             run.seconds = time.perf_counter() - began
             yield step
+        run.ranks.check_same(run.state, f"run: after task {rows[-1]}")
         seen = [_measure(run, i, state, rows[-1]) for i, state in enumerate(run.states)]
         run.place, run.seconds = Place(phase + 1, 0, 0), time.perf_counter() - began
         for result in run.results:
@@ -184,7 +192,12 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
     schedule = make_schedule(config)
     data = [[training_part(config, stream[row]) for row in rows] for stream in run.streams]
     count = max(len(part.y) for part in data[0])
-    per_epoch = -(-count // config.batch_size)
+    per_epoch = -(-count // run.batch_size)
+    if count // per_epoch < run.ranks.size:
+        raise ValueError(
+            f"run: batches of {count // per_epoch} images for {run.ranks.size} processes. Expected one "
+            f"for each at least: raise --batch-size ({config.batch_size})."
+        )
     steps = per_epoch * config.epochs
     phase, begun, done = run.place
     if not begun and not done:
@@ -199,7 +212,7 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
         for position, (x, y) in rest:
             progress = position / per_epoch if config.period == "epoch" else step / steps
             scale = schedule(progress)
-            with seeded(config.device, mixed(config.seed, rows[-1], epoch, position)):
+            with seeded(config.device, mixed(config.seed, rows[-1], epoch, position, run.ranks.rank)):
                 run.state, info = learner.update(run.state, (x, y), task, scale)
             if not info.ok.all():
                 raise NonFiniteStepError(
@@ -236,8 +249,9 @@ def _epoch(
 
     def of_task(seed: int, row: int, part: Part) -> Iterator[Part]:
         order = torch.Generator().manual_seed(mixed(seed, row, epoch))
-        for batch in batches(part, run.config.batch_size, order, count):
-            yield Part(run.prepare(batch.x), batch.y.to(run.config.device))
+        for batch in batches(part, run.batch_size, order, count):
+            x, y = _share(run, *batch)
+            yield Part(run.prepare(x), y.to(run.config.device))
 
     every = [
         [of_task(seed, row, part) for row, part in zip(rows, parts, strict=True)]
@@ -261,9 +275,8 @@ def _closing(run: Run, index: int, state: HATState, task: int, data: Part) -> HA
     """
     hat, size = run.hat, run.config.batch_size
     some = Part(*(part[:CALIBRATION_IMAGES].split(size) for part in data))
-    batches = [
-        (run.prepare(x), y.to(run.config.device)) for x, y in zip(*some, strict=True) if len(x) > 1
-    ]
+    whole = [(x, y) for x, y in zip(*some, strict=True) if len(x) > 1]
+    batches = [(run.prepare(x), y.to(run.config.device)) for x, y in _share(run, whole)[0]]
     kept, seen, taken = state, readiness(hat, state, batches, task), False
     if state.task_buffers and run.config.recalibrate != "never":
         new = hat.recalibrate(state, [x for x, _ in batches], task)
@@ -273,6 +286,17 @@ def _closing(run: Run, index: int, state: HATState, task: int, data: Part) -> HA
     undecided = sum(int(units.sum()) for units in seen.undecided.values())
     run.results[index].closings.append(Closing(undecided, seen.gap.item(), taken))
     return kept
+
+
+def _share(run: Run, *parts: Any) -> list[Any]:
+    """What this process does of what all have to: every so-many-eth of each part."""
+    return [part[run.ranks.rank :: run.ranks.size] for part in parts]
+
+
+def _dealt(hands: list[list[Tensor]]) -> Iterator[Tensor]:
+    """What :func:`_share` dealt to the processes, in order again."""
+    for row in zip_longest(*hands):
+        yield from (one for one in row if one is not None)
 
 
 def _together(tensors: Sequence[Tensor]) -> Tensor:
@@ -295,8 +319,8 @@ def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
     result, hat, learned = run.results[index], run.hat, run.logits[index]
     moved = 0.0
     for task in range(after + 1):
-        loader = _loader(run, index, task)
-        logits = torch.cat([hat.forward(state, x, task).cpu() for x, _ in loader])
+        own = [hat.forward(state, x, task).cpu() for x, _ in _loader(run, index, task)]
+        logits = torch.cat(list(_dealt(run.ranks.gather(own))))
         result.accuracy_matrix[after, task] = accuracy(logits, _data(run, index, task).y)
         moved = max(moved, drift(learned.setdefault(task, logits), logits))
     result.drift.append(moved)
@@ -352,5 +376,6 @@ def _data(run: Run, index: int, task: int) -> Part:
 
 def _loader(run: Run, index: int, task: int) -> Iterator[tuple[Tensor, Tensor]]:
     data = _data(run, index, task)
-    for x, y in zip(data.x.split(EVALUATION_BATCH), data.y.split(EVALUATION_BATCH), strict=True):
+    shares = _share(run, data.x.split(EVALUATION_BATCH), data.y.split(EVALUATION_BATCH))
+    for x, y in zip(*shares, strict=True):
         yield run.prepare(x), y

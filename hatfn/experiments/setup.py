@@ -18,6 +18,7 @@ from hatfn.experiments.streams import Part, Task
 from hatfn.learner import HAT
 from hatfn.networks import MLP
 from hatfn.optimizer import Optimizer
+from hatfn.ranks import ALONE, Ranks
 from hatfn.regularizer import sparsity
 from hatfn.seeds import seeded
 from hatfn.tracing import trace
@@ -63,7 +64,9 @@ def make_optimizer(config: RunConfig) -> Optimizer:
     return makers[config.optimizer]()
 
 
-def make_learner(config: RunConfig, module: nn.Module, example: Tensor, stream: list[Task]) -> HAT:
+def make_learner(
+    config: RunConfig, module: nn.Module, example: Tensor, stream: list[Task], ranks: Ranks = ALONE
+) -> HAT:
     """The learner. Without HAT it is the same one with every gate open and nothing protected."""
     wiring = trace(module, example)
     if config.method == "isolated":  # nothing is shared: every task has all parameters for itself
@@ -82,6 +85,7 @@ def make_learner(config: RunConfig, module: nn.Module, example: Tensor, stream: 
         optimizer=make_optimizer(config),
         s_max=config.s_max,
         max_norm=config.max_norm,
+        ranks=ranks,
         precision=None if config.precision == "float32" else torch.bfloat16,
     )
     if config.method != "hat":
