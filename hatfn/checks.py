@@ -61,6 +61,28 @@ def check_seed(where: str, seed: Any) -> int:
     return number
 
 
+def check_state(where: str, state: Any, wiring: Wiring, tasks: int | None = None) -> None:
+    """A single state of the learner; of as many tasks, if that is known."""
+    if not isinstance(state, HATState):
+        raise TypeError(
+            f"{where}: state is a {type(state).__name__}. Expected a HATState, as hat.init(seed=0) gives "
+            f"it; update, forget and prune return it with a report: state, info = hat.update(...)."
+        )
+    shape = tuple(state.learned.shape)
+    if len(shape) != 1 or tasks not in (None, *shape):
+        raise ValueError(
+            f"{where}: state.learned has shape {shape}. Expected ({tasks or 'T'},), one state of this "
+            f"learner: of stacked ones hatfn.replicas.replica(states, i), or hatfn.Replicas(hat) for "
+            f"all; of a grown learner the state that came with it."
+        )
+    groups = {group: e.shape[-1] for group, e in state.embeddings.items()}
+    if groups != wiring.groups:
+        raise ValueError(
+            f"{where}: the state is of another learner: it has the groups {groups}. Expected "
+            f"{dict(wiring.groups)}: a state of hat.init(seed)."
+        )
+
+
 def several(task: Any) -> bool:
     """Whether tasks are given as a list, so that batches and reports have an axis over them."""
     return isinstance(task, list | tuple | range)
@@ -121,22 +143,6 @@ def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
             f"{where}: scale={value}. Expected a number in (0, s_max={top}]; at 0 every gate is 1/2, "
             f"below it masks invert. Write hatfn.schedule.linear(s_max)(progress), or build(s_max=...)."
         )
-
-
-def check_scales(where: str, scale: Any, s_max: Tensor) -> None:
-    """One scale for all replicas, or (S,), one for each; None for binary gates."""
-    if scale is None:
-        return
-    if not isinstance(scale, Tensor) or not scale.dim():
-        check_scale(where, scale, s_max.min())
-        return
-    if scale.shape != s_max.shape:
-        raise ValueError(
-            f"{where}: scale has shape {tuple(scale.shape)} for {len(s_max)} replicas. Expected one "
-            f"number, or one for each, ({len(s_max)},)."
-        )
-    for one, top in zip(scale, s_max, strict=True):
-        check_scale(where, one, top)
 
 
 def check_active(where: str, state: HATState, rows: Sequence[int], together: bool = False) -> None:
@@ -381,12 +387,3 @@ def warn_untouched(where: str, rows: Sequence[int]) -> None:
         HATWarning,
         stacklevel=4,
     )
-
-
-def check_axis(where: str, x: Tensor, replicas: int) -> None:
-    """A batch of its own for every replica."""
-    if len(x) != replicas:
-        raise ValueError(
-            f"{where}: x has shape {tuple(x.shape)} for {replicas} replicas. Expected a batch for "
-            f"each, (S, B, ...); for the same one give shared=True."
-        )

@@ -14,7 +14,7 @@ from hatfn import checks
 from hatfn.forward import Output, batchable
 from hatfn.learner import HAT
 from hatfn.optimizer import vectorized
-from hatfn.settings import check_replicated, check_seeds
+from hatfn.settings import check_axis, check_replicated, check_scales, check_seeds
 from hatfn.state import HATState, Trainable, tree_map
 from hatfn.step import (
     Before,
@@ -142,13 +142,13 @@ class Replicas(NamedTuple):
         checks.check_active("update", self._first(states), rows, together=True)
         x, y = checks.check_batch(batch, None)
         if not shared:
-            checks.check_axis("update", x, len(states.learned))
+            check_axis("update", x, len(states.learned))
         axis = 0 if shared else 1  # that counts tasks, where there are several
         several = checks.several(task) and y.dim() > axis
         for k, row in enumerate(rows if self.hat.classes else ()):  # vmap cannot read labels
             labels = y.select(axis, k) if several and k < y.shape[axis] else y
             checks.check_labels(labels, self.hat.classes[row], "update")  # type: ignore[index]
-        checks.check_scales("update", scale, states.hyper["s_max"])
+        check_scales("update", scale, states.hyper["s_max"])
         hat = self.hat._replace(optimizer=vectorized(self.hat.optimizer))
         before = read(hat, states, rows, axis=1)
         per_batch = None if shared else 0

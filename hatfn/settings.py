@@ -1,4 +1,4 @@
-"""What build(), adopt() and replicate() refuse and warn of, with messages as in checks.py."""
+"""What build(), adopt(), replicate() and Replicas refuse, with messages as in checks.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatfn.checks import HATWarning
+from hatfn.checks import HATWarning, check_scale
 from hatfn.wiring import Wiring, digest
 
 
@@ -215,3 +215,28 @@ def check_replicated(
         values[name] = [check_number("replicate", name, number) for number in numbers]
         values[name] *= replicas // len(numbers)
     return values
+
+
+def check_scales(where: str, scale: Any, s_max: Tensor) -> None:
+    """One scale for all replicas, or (S,), one for each; None for binary gates."""
+    if scale is None:
+        return
+    if not isinstance(scale, Tensor) or not scale.dim():
+        check_scale(where, scale, s_max.min())
+        return
+    if scale.shape != s_max.shape:
+        raise ValueError(
+            f"{where}: scale has shape {tuple(scale.shape)} for {len(s_max)} replicas. Expected one "
+            f"number, or one for each, ({len(s_max)},)."
+        )
+    for one, top in zip(scale, s_max, strict=True):
+        check_scale(where, one, top)
+
+
+def check_axis(where: str, x: Tensor, replicas: int) -> None:
+    """A batch of its own for every replica."""
+    if len(x) != replicas:
+        raise ValueError(
+            f"{where}: x has shape {tuple(x.shape)} for {replicas} replicas. Expected a batch for "
+            f"each, (S, B, ...); for the same one give shared=True."
+        )

@@ -11,7 +11,7 @@ from hatfn.forward import call, make_network
 from hatfn.initial import lively
 from hatfn.locks import exact_protection
 from hatfn.modules import twin
-from hatfn.testing.perturbation import Seen, Verification, flat
+from hatfn.testing.perturbation import Seen, Verification, another, flat
 from hatfn.wiring import Wiring
 
 
@@ -51,8 +51,7 @@ def verify_wiring(
     drawn = {n: v for n, v in network.initial.items() if n not in network.constants}
     network = network._replace(initial=network.initial | lively(drawn, generator))
     x = _double(x)
-    noise = torch.randn(x.shape, generator=generator).to(x.device)
-    other = x + noise if x.is_floating_point() else x.flip(0, -1)
+    other = another(x, generator)
     buffers = {name: network.initial[name] for name in wiring.buffers}
     params = {name: network.initial[name] for name in wiring.params}
     seen = Seen(list(wiring.shared))
