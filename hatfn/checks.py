@@ -65,8 +65,8 @@ def check_state(where: str, state: Any, wiring: Wiring, tasks: int | None = None
     """A single state of the learner; of as many tasks, if that is known."""
     if not isinstance(state, HATState):
         raise TypeError(
-            f"{where}: state is a {type(state).__name__}. Expected a HATState, as hat.init(seed=0) gives "
-            f"it; update, forget and prune return it with a report: state, info = hat.update(...)."
+            f"{where}: state is a {type(state).__name__}. Expected a HATState, as hat.init(seed=0) "
+            f"gives; update, forget and prune return it with a report: state, info = hat.update(...)."
         )
     shape = tuple(state.learned.shape)
     if len(shape) != 1 or tasks not in (None, *shape):

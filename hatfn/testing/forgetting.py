@@ -202,9 +202,7 @@ def _from_shared(
     hat: HAT, state: HATState, x: Tensor, task: int
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """From shared weights to a task's outputs."""
-    return lambda shared: flat(
-        hat.forward(state._replace(params={**state.params, **shared}), x, task)
-    )
+    return lambda shared: flat(hat.forward(state._replace(params={**state.params, **shared}), x, task))
 
 
 def _noise_elsewhere(state: HATState, task: int, generator: torch.Generator) -> HATState:
