@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hatfn import checks
+from hatfn.kinds import check_seed
 from hatfn.learner import HAT
 from hatfn.state import HATState, Tree
 from hatfn.testing.perturbation import Seen, Verification, another, flat
@@ -77,7 +78,7 @@ def verify_no_forgetting(
         Traceback (most recent call last):
         AssertionError: verify_no_forgetting: task 0 moved by 2 (state['shared'] alone by 2).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(_WHERE, seed))
     rows = _rows(hat, state, later, tasks)
     seen = Seen(list(hat.wiring.shared) if isinstance(hat, HAT) else [])
     other = another(x, generator)
