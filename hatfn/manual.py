@@ -92,12 +92,12 @@ def manual_wiring(
         params[name] = ParamWiring(params[name].shape, "head", into=params[name].into)
     try:
         buffers, changed = dict(module.named_buffers()), changed_buffers(module, x, names)
+        with torch.no_grad():
+            output = twin(module, training=False)(x.clone())
     except RuntimeError as error:
         raise ValueError(
             f"manual_wiring: {type(module).__name__} fails on x of shape {tuple(x.shape)}: {error}"
         ) from error
-    with torch.no_grad():
-        output = twin(module, training=False)(x.clone())
     wiring = Wiring(
         groups=groups,
         params=params,
