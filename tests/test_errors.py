@@ -19,6 +19,8 @@ from hatfn import metrics, schedule, testing
 from hatfn.state import tree_map
 
 CASES = [*wrong_training.CASES, *wrong_building.CASES, *wrong_reading.CASES]
+pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
+
 KEPT = tree_map(torch.clone, (OPEN, LEARNED, OPENED, CLOSED))
 NEEDS_NOTHING = {
     "gate embedding": "any tensor of floating numbers is right",
@@ -67,7 +69,6 @@ def test_bad_input_gets_a_clear_error(case: Wrong) -> None:
     assert equal(KEPT, (OPEN, LEARNED, OPENED, CLOSED)), "the caller lost something"
 
 
-@pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 @pytest.mark.parametrize("name", RIGHT.keys() - {"save", "load"})
 def test_the_calls_are_right_but_for_one_argument(name: str) -> None:
     function, right = RIGHT[name]
