@@ -186,15 +186,14 @@ class Replicas(NamedTuple):
     ) -> HATState:
         """:meth:`hatfn.HAT.recalibrate` of every replica; each batch (S, B, ...), or shared."""
         first = self._first("recalibrate", states)
-        checks.check_active(
-            "recalibrate", first, [checks.check_task("recalibrate", task, self.hat.tasks)]
-        )
+        row = checks.check_task("recalibrate", task, self.hat.tasks)
+        checks.check_active("recalibrate", first, [row])
         check_list("recalibrate", "batches", batches, "a list of inputs [x], or a loader of them")
         inputs = list(batches)
         for x in () if shared else inputs:
             check_axis("recalibrate", x, len(states.learned))
         new: HATState = _over(
-            lambda state, xs: self.hat.recalibrate(state, xs, task), states, inputs, shared=shared
+            lambda state, xs: self.hat.recalibrate(state, xs, row), states, inputs, shared=shared
         )
         return new
 
@@ -215,10 +214,8 @@ class Replicas(NamedTuple):
         shared: bool = True,
     ) -> Output:
         """:meth:`hatfn.HAT.forward` of every replica, (S, B, classes); ``shared``: of the same x."""
-        first, row = (
-            self._first("forward", states),
-            checks.check_task("forward", task, self.hat.tasks),
-        )
+        first = self._first("forward", states)
+        row = checks.check_task("forward", task, self.hat.tasks)
         if scale is None:
             checks.check_learned("forward", first, [row])
         check_scales("forward", scale, states.hyper["s_max"])
