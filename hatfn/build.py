@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hatfn import regularizer as regularizers
 from hatfn.forward import make_network
 from hatfn.gates import Init
+from hatfn.kinds import check_callable
 from hatfn.learner import HAT
 from hatfn.locks import LOCKS, Lock, LockName
 from hatfn.loss import cross_entropy
@@ -129,8 +130,14 @@ def build(
             f"build: precision={precision!r}. Expected torch.bfloat16 or None. For another precision "
             f"of all numbers convert the module before it is traced: module.double()."
         )
+    for name, function, right in (
+        ("loss", loss, "of (output, y), such as torch.nn.functional.mse_loss"),
+        ("regularizer", regularizer, "of (gates, cumulative, quota), such as hatfn.sparsity"),
+        ("gate", gate, "of s * e, such as torch.sigmoid"),
+    ):
+        check_callable("build", name, function, right)
     pure = check_optimizer(optimizer)
-    factor = compensation if isinstance(compensation, int | float) else s_max
+    factor = s_max if compensation in ("s_max", None) else compensation
     hyper: dict[str, float | tuple[float, ...]] = {
         "lr": 1.0,
         "s_max": check_number("build", "s_max", s_max),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hatfn import checks, transforms
 from hatfn.forward import call, forward
+from hatfn.kinds import check_list, check_real
 from hatfn.state import HATState, binary_gates, over_groups, put, take
 
 if TYPE_CHECKING:
@@ -70,9 +71,10 @@ def readiness(
         >>> int(seen.undecided["0"].sum())
         0
     """
+    checks.check_owned("readiness", hat, state)
     t = checks.check_task("readiness", task, hat.tasks)
-    if not 0 < tolerance < 0.5:
-        raise ValueError(f"readiness: tolerance={tolerance}. Expected a number between 0 and 0.5.")
+    check_real("readiness", "tolerance", tolerance, lambda t: 0 < t < 0.5, "between 0 and 0.5")
+    check_list("readiness", "batches", batches, "a list of pairs [(x, y)], or a loader")
     top = state.hyper["s_max"] if scale is None else scale
     checks.check_scale("readiness", top, state.hyper["s_max"])
     soft = hat.gates(take(state.embeddings, t), top)
@@ -97,14 +99,18 @@ def readiness(
 
 def recalibrate(hat: HAT, state: HATState, batches: Iterable[Tensor], task: int) -> HATState:
     """The body of :meth:`hatfn.HAT.recalibrate`, which says what goes in and comes out."""
+    checks.check_state("recalibrate", state, hat.wiring, hat.tasks)
     t = checks.check_task("recalibrate", task, hat.tasks)
     checks.check_active("recalibrate", state, [t])
     before, gates = take(state.task_buffers, t), take(binary_gates(state), t)
     params = {**state.params, **take(state.task_params, t)}
+    check_list("recalibrate", "batches", batches, "a list of inputs [x], or a loader of them")
     seen = []
     for x in batches:
         checks.check_input("recalibrate", x, hat.wiring)
         seen.append(call(hat.network, hat.network.calibrate, params, before, gates, x)[1])
+    if not seen:
+        raise ValueError("recalibrate: no batch. Expected at least one: a list of inputs [x].")
     mean = {
         name: torch.stack([of_batch[name] for of_batch in seen]).mean(0) if seen else old
         for name, old in before.items()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import optree
 from torch import Tensor
 
-from hatfn.checks import HATWarning
+from hatfn.checks import HATWarning, check_state
 from hatfn.container import CheckpointError, read, read_header, write
+from hatfn.kinds import check_kind
 from hatfn.learner import HAT
 from hatfn.state import HATState, Tree, trainable
 from hatfn.wiring import Wiring
@@ -35,6 +38,7 @@ def save(
     Raises:
         TypeError, ValueError: something else than a learner or a wiring; a state of other tasks, or
             several stacked; a ``meta`` that JSON cannot hold.
+        OSError: a folder that does not exist, or cannot be written to.
 
     Example:
         >>> import tempfile, hatfn, torch, torchopt
@@ -46,14 +50,21 @@ def save(
         >>> hatfn.save(folder / "state.safetensors", hat.init(0), hat, meta={"note": "untrained"})
         >>> state = hatfn.load(folder / "state.safetensors", hat)
     """
+    check_kind("save", "path", path, str | PathLike, "the path of a file")
+    check_kind("save", "meta", {} if meta is None else meta, Mapping, "a dict that JSON can hold")
     header = owner("state", hat, "save") | {"meta": dict(meta or {})}
-    shape = tuple(state.learned.shape)
-    if len(shape) != 1 or (isinstance(hat, HAT) and shape != (hat.tasks,)):
-        expected = f"({hat.tasks if isinstance(hat, HAT) else 'T'},)"
-        raise ValueError(
-            f"save: state.learned has shape {shape}. Expected {expected}, one state of the learner: of "
-            f"stacked ones hatfn.replicas.replica(states, i), a file for each."
+    if isinstance(hat, HAT):
+        check_state("save", state, hat.wiring, hat.tasks)
+    else:
+        check_state("save", state, hat)
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(
+            f"save: {Path(path).parent} is no folder. Make it before: mkdir(parents=True)."
         )
+    try:
+        json.dumps(header)
+    except TypeError as error:
+        raise TypeError(f"save: meta={meta!r}. Expected a dict that JSON can hold: {error}.") from error
     kept = state if isinstance(hat, HAT) else state._replace(opt_state=())
     write(Path(path), flatten(kept), header)
 
@@ -77,6 +88,7 @@ def load(path: str | Path, hat: HAT | Wiring) -> HATState:
     Warns:
         HATWarning: the file holds no moments of the learner's optimiser, so that they start anew.
     """
+    check_kind("load", "path", path, str | PathLike, "the path of a file")
     path = Path(path)
     expected = owner("state", hat, "load")
     header, leaves = read(path)

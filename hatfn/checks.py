@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import optree
 import torch
 from torch import Tensor
 
+from hatfn.kinds import check_learner, check_list, integer, read
 from hatfn.state import HATState
 from hatfn.wiring import Wiring
 
@@ -21,18 +21,10 @@ class HATWarning(UserWarning):
     """Something that is allowed and rarely meant: no free capacity, a group switched off."""
 
 
-def read(tensor: Tensor) -> Any:
-    """The numbers of a small tensor, or None inside ``vmap``, where numbers cannot be read."""
-    try:
-        return tensor.tolist()
-    except RuntimeError:
-        return None
-
-
 def check_task(where: str, task: Any, tasks: int) -> int:
     """A task as an int: an int, a numpy integer or a 0-d integer tensor, from 0 to tasks - 1."""
     right = f"Expected an int from 0 to {tasks - 1} ({tasks} tasks)"
-    index = _integer(task)
+    index = integer(task)
     if index is None:
         raise TypeError(f"{where}: task={task!r} is a {type(task).__name__}. {right}, such as task=0.")
     if not 0 <= index < tasks:
@@ -43,22 +35,32 @@ def check_task(where: str, task: Any, tasks: int) -> int:
     return index
 
 
-def _integer(value: Any) -> int | None:
-    """An int, a numpy integer or a 0-d integer tensor as an int; None for anything else, bools too."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except (TypeError, RuntimeError):
-        return None
+def check_state(where: str, state: Any, wiring: Wiring, tasks: int | None = None) -> None:
+    """A single state of the learner; of as many tasks, if that is known."""
+    if not isinstance(state, HATState):
+        raise TypeError(
+            f"{where}: state is a {type(state).__name__}. Expected a HATState, as hat.init(seed=0) "
+            f"gives; update, forget and prune return it with a report: state, info = hat.update(...)."
+        )
+    shape = tuple(state.learned.shape)
+    if len(shape) != 1 or tasks not in (None, *shape):
+        raise ValueError(
+            f"{where}: state.learned has shape {shape}. Expected ({tasks or 'T'},), one state of this "
+            f"learner: of stacked ones hatfn.replicas.replica(states, i), or hatfn.Replicas(hat) for "
+            f"all; of a grown learner the state that came with it."
+        )
+    groups = {group: e.shape[-1] for group, e in state.embeddings.items()}
+    if groups != wiring.groups:
+        raise ValueError(
+            f"{where}: the state is of another learner: it has the groups {groups}. Expected "
+            f"{dict(wiring.groups)}: a state of hat.init(seed)."
+        )
 
 
-def check_seed(where: str, seed: Any) -> int:
-    """A seed as an int of at least 0."""
-    number = _integer(seed)
-    if number is None:
-        raise TypeError(f"{where}: seed={seed!r} is a {type(seed).__name__}. Expected an int: seed=0.")
-    if number < 0:
-        raise ValueError(f"{where}: seed={number}. Expected an int of at least 0: seed={-number}.")
-    return number
+def check_owned(where: str, hat: Any, state: Any) -> None:
+    """A learner, and a state of it."""
+    check_learner(where, hat)
+    check_state(where, state, hat.wiring, hat.tasks)
 
 
 def several(task: Any) -> bool:
@@ -112,7 +114,12 @@ def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
     """A mask scale in (0, s_max], if its number can be read."""
     value = read(scale) if isinstance(scale, Tensor) else scale
     top = read(s_max)
-    if value is None or isinstance(value, list) or isinstance(top, list):
+    if isinstance(value, list):
+        raise ValueError(
+            f"{where}: scale has shape {tuple(scale.shape)}. Expected one number; hatfn.Replicas takes "
+            f"one for each replica."
+        )
+    if value is None or isinstance(top, list):
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{where}: scale={scale!r}. Expected a number, or None for binary gates.")
@@ -121,22 +128,6 @@ def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
             f"{where}: scale={value}. Expected a number in (0, s_max={top}]; at 0 every gate is 1/2, "
             f"below it masks invert. Write hatfn.schedule.linear(s_max)(progress), or build(s_max=...)."
         )
-
-
-def check_scales(where: str, scale: Any, s_max: Tensor) -> None:
-    """One scale for all replicas, or (S,), one for each; None for binary gates."""
-    if scale is None:
-        return
-    if not isinstance(scale, Tensor) or not scale.dim():
-        check_scale(where, scale, s_max.min())
-        return
-    if scale.shape != s_max.shape:
-        raise ValueError(
-            f"{where}: scale has shape {tuple(scale.shape)} for {len(s_max)} replicas. Expected one "
-            f"number, or one for each, ({len(s_max)},)."
-        )
-    for one, top in zip(scale, s_max, strict=True):
-        check_scale(where, one, top)
 
 
 def check_active(where: str, state: HATState, rows: Sequence[int], together: bool = False) -> None:
@@ -173,6 +164,7 @@ def check_chosen(where: str, state: HATState, tasks: Sequence[int] | None, count
     """Learned tasks by number; all of them, in order, if the choice is left open."""
     if tasks is None:
         tasks = state.learned.nonzero().flatten().tolist()
+    check_list(where, "tasks", tasks, "a list of tasks, such as [0, 1]")
     rows = [check_task(where, task, count) for task in tasks]
     if not rows:
         raise ValueError(
@@ -188,8 +180,7 @@ def check_locked(
     """Tasks to lock; None if the choice is left open."""
     if locked is None:
         return None
-    if isinstance(locked, int | str) or not hasattr(locked, "__iter__"):
-        raise TypeError(f"{where}: locked={locked!r}. Expected a list of tasks, such as [0, 1].")
+    check_list(where, "locked", locked, "a list of tasks, such as [0, 1]")
     rows = [check_task(where, other, tasks) for other in locked]
     both = sorted(set(rows) & set(opened))
     if both:
@@ -323,16 +314,21 @@ def _shape(wiring: Wiring) -> str:
 
 
 def check_free(where: str, rows: Sequence[int], used: Mapping[str, Tensor]) -> None:
-    """Warn of groups that the locked tasks use up."""
-    full = [group for group, units in used.items() if read(units.bool().all(-1).any()) is True]
-    if full:
-        warnings.warn(
-            f"{where}: no free capacity for task {', '.join(map(str, rows))} in {_listed(full)}: "
-            f"earlier tasks use every "
-            f"unit. It can only reuse theirs. Raise sparsity for earlier tasks, or widen the module.",
-            HATWarning,
-            stacklevel=4,
-        )
+    """Warn of groups that the locked tasks use up, and of those of which they leave one unit."""
+    left = {group: read((~units.bool()).sum(-1).amin()) for group, units in used.items()}
+    for count, what, rest in (
+        (0, "no free capacity", "every unit"),
+        (1, "a single free unit", "all others"),
+    ):
+        groups = [g for g, free in left.items() if free == count < used[g].shape[-1]]
+        if groups:
+            warnings.warn(
+                f"{where}: {what} for task {', '.join(map(str, rows))} in {_listed(groups)}: earlier "
+                f"tasks use {rest}. It can only reuse theirs. Raise sparsity for earlier tasks, or "
+                f"widen the module.",
+                HATWarning,
+                stacklevel=4,
+            )
 
 
 def check_left(where: str, task: int, before: HATState, after: HATState) -> None:
@@ -381,12 +377,3 @@ def warn_untouched(where: str, rows: Sequence[int]) -> None:
         HATWarning,
         stacklevel=4,
     )
-
-
-def check_axis(where: str, x: Tensor, replicas: int) -> None:
-    """A batch of its own for every replica."""
-    if len(x) != replicas:
-        raise ValueError(
-            f"{where}: x has shape {tuple(x.shape)} for {replicas} replicas. Expected a batch for "
-            f"each, (S, B, ...); for the same one give shared=True."
-        )

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from hatfn.checks import check_batch
+from hatfn.checks import check_batch, check_owned
 from hatfn.inference import Method, check_logits, classify, infer_task
 from hatfn.learner import HAT
 from hatfn.state import HATState
@@ -67,6 +67,7 @@ def evaluate(
         >>> evaluate(hat, state, [[(x, y)], [(x, y)]]).task_incremental
         array([ 1., nan])
     """
+    check_owned("evaluate", hat, state)
     _check_loaders(loaders, hat.tasks)
     learned = state.learned.nonzero().flatten().tolist()
     shares = np.full((3, hat.tasks), np.nan)

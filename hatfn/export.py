@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from hatfn import checks
 from hatfn.forward import Network
+from hatfn.kinds import check_learner
 from hatfn.learner import HAT
 from hatfn.modules import filled
 from hatfn.settings import check_adopted
@@ -75,6 +76,7 @@ def export(
         >>> hatfn.export(hat, state, task=1, compact=True)[0]
         Linear(in_features=4, out_features=5, bias=True)
     """
+    checks.check_owned("export", hat, state)
     t = checks.check_task("export", task, hat.tasks)
     checks.check_learned("export", state, [t])
     if x is not None:
@@ -129,6 +131,7 @@ def adopt(hat: HAT, module: nn.Module) -> HAT:
         >>> torch.equal(state.params["0.weight"], pretrained[0].weight)
         True
     """
+    check_learner("adopt", hat)
     network = hat.network
     heads = () if network.added else network.heads
     given = check_adopted(module, hat.wiring, network.initial, heads)

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hatfn.kinds import check_real
+
 Init = Literal["normal", "dense", "sparse"]
 
 
@@ -21,8 +23,11 @@ def gate(
 
     Args:
         embedding: task embedding e, any shape.
-        scale: mask scale s > 0; the larger, the closer to binary.
+        scale: mask scale s >= 0; the larger, the closer to binary. At 0 every gate is 1/2.
         squash: the function in the place of the sigmoid.
+
+    Raises:
+        TypeError, ValueError: a scale that is no number, or negative.
 
     Example:
         >>> gate(torch.tensor([-1.0, 0.0, 1.0]), 400.0)
@@ -31,6 +36,7 @@ def gate(
     Source:
         Serrà et al. 2018, equation 1.
     """
+    check_real("gate", "scale", scale, lambda s: s >= 0, "of at least 0: below it masks invert")
     return squash(scale * embedding)
 
 

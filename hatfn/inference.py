@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.func import grad, jacfwd
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hatfn.checks import check_chosen, check_input, read
+from hatfn.checks import check_chosen, check_input, check_owned
 from hatfn.forward import batchable, forward_mixed
+from hatfn.kinds import check_list, integer, read
 from hatfn.learner import HAT
 from hatfn.state import HATState
 
@@ -76,7 +77,7 @@ def infer_task(logits: Float[Tensor, "T B C"], method: Method = "max") -> Int64[
         Liu et al. 2020 (arXiv 2010.03759), equation 4, at temperature 1.
     """
     check_logits("infer_task", logits)
-    if method not in SCORES:
+    if method not in [*SCORES]:
         raise ValueError(
             f"infer_task: method={method!r}. Expected one of {', '.join(map(repr, SCORES))}."
         )
@@ -119,6 +120,7 @@ def infer_task_by_gradient(
     where = "infer_task_by_gradient"
     if per not in ("sample", "batch"):
         raise ValueError(f"{where}: per={per!r}. Expected 'sample' or 'batch'.")
+    check_owned(where, hat, state)
     check_input(where, x, hat.wiring)
     rows = check_chosen(where, state, tasks, hat.tasks)
     real = x.dtype if x.is_floating_point() else torch.get_default_dtype()
@@ -189,10 +191,12 @@ def classify(
             f"classify: rows has shape {tuple(rows.shape)} and numbers from {ends}. Expected shape "
             f"({samples},) and numbers from 0 to {tasks - 1}, as infer_task(logits) gives them."
         )
-    if offsets is not None and len(offsets) < tasks:
+    if offsets is not None:
+        check_list("classify", "offsets", offsets, "one for each row of the logits, such as [0, 2]")
+    if offsets is not None and (len(offsets) < tasks or None in map(integer, offsets)):
         raise ValueError(
-            f"classify: {len(offsets)} offsets for {tasks} rows. Expected one for each row of the "
-            f"logits, such as [0, 2, 4] for tasks of two classes."
+            f"classify: {len(offsets)} offsets for {tasks} rows: {offsets}. Expected an int for each "
+            f"row of the logits, such as [0, 2, 4] for tasks of two classes."
         )
     own = logits[rows, torch.arange(samples, device=logits.device)].argmax(-1)
     return own if offsets is None else own + torch.as_tensor(offsets, device=rows.device)[rows]

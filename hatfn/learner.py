@@ -14,6 +14,7 @@ from hatfn.compact import Subnet, compact
 from hatfn.forward import Network, Output, forward, forward_each, forward_plain, predict
 from hatfn.gates import Init, flush, gate, hard_gate
 from hatfn.initial import initial_state
+from hatfn.kinds import check_count, check_kind, check_seed
 from hatfn.lifecycle import Forgotten, forget, prune
 from hatfn.locks import Lock, Locked
 from hatfn.optimizer import Optimizer
@@ -71,7 +72,7 @@ class HAT(NamedTuple):
         Raises:
             TypeError, ValueError: a seed that is no integer, or negative.
         """
-        number = checks.check_seed("init", seed)
+        number = check_seed("init", seed)
         state = initial_state(
             self.network, self.tasks, self.embedding_init, self.lock, self.hyper, number, fresh
         )
@@ -111,6 +112,7 @@ class HAT(NamedTuple):
         Warns:
             HATWarning: a group without a free unit.
         """
+        checks.check_state("begin", state, self.wiring, self.tasks)
         opened = checks.check_tasks("begin", task, self.tasks)
         if init_from is not None:
             checks.check_init_from("begin", state, opened, init_from, batch, self.tasks)
@@ -198,6 +200,7 @@ class HAT(NamedTuple):
             HATWarning: a group in which the task uses no unit, or in which it leaves fewer units free
                 than there are tasks to come.
         """
+        checks.check_state("consolidate", state, self.wiring, self.tasks)
         t = checks.check_task("consolidate", task, self.tasks)
         here = self.flags(state, [t])
         gates = take(binary_gates(state), t)
@@ -238,6 +241,7 @@ class HAT(NamedTuple):
             TypeError, ValueError: a wrong task, input or scale; binary gates of a task that was never
                 learned.
         """
+        checks.check_state("forward", state, self.wiring, self.tasks)
         checks.check_input("forward", x, self.wiring)
         if task is None:
             return forward_plain(self.network, state, x)
@@ -277,8 +281,11 @@ class HAT(NamedTuple):
         Raises:
             TypeError, ValueError: a wrong task or input; a task that was never learned.
         """
+        checks.check_state("predict", state, self.wiring, self.tasks)
         checks.check_input("predict", x, self.wiring)
         rows = checks.check_chosen("predict", state, tasks, self.tasks)
+        if chunk_size is not None:
+            check_count("predict", "chunk_size", chunk_size)
         return predict(self.network, state, x, rows, chunk_size)
 
     def forget(
@@ -341,6 +348,7 @@ class HAT(NamedTuple):
             TypeError, ValueError: a wrong task or input; a task that was never learned; a module that
                 fails on random numbers where no ``x`` is given.
         """
+        checks.check_state("compact", state, self.wiring, self.tasks)
         t = checks.check_task("compact", task, self.tasks)
         checks.check_learned("compact", state, [t])
         if x is not None:
@@ -349,6 +357,7 @@ class HAT(NamedTuple):
 
     def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
         """Gates of task embeddings, {group: (..., U)} in [0, 1], at a scale; None: binary ones."""
+        check_kind("gates", "embeddings", embeddings, dict, "{group: tensor}: state.embeddings")
         if scale is None:
             return over_groups(lambda e: hard_gate(e).to(e.dtype), embeddings)
 

@@ -41,6 +41,7 @@ def forget(
     hat: HAT, state: HATState, task: Any, locked: Sequence[int] | None, dry_run: bool
 ) -> tuple[HATState, Forgotten]:
     """The body of :meth:`hatfn.HAT.forget`, which says what goes in and comes out."""
+    checks.check_state("forget", state, hat.wiring, hat.tasks)
     rows = checks.check_each_task("forget", task, hat.tasks)
     kept = checks.check_locked("forget", locked, rows, hat.tasks)
     new, report = _forget(hat, state, rows, kept, dry_run)
@@ -51,6 +52,7 @@ def forget(
 
 def prune(hat: HAT, state: HATState, keep: Any, dry_run: bool) -> tuple[HATState, Forgotten]:
     """The body of :meth:`hatfn.HAT.prune`."""
+    checks.check_state("prune", state, hat.wiring, hat.tasks)
     kept = checks.check_each_task("prune", keep, hat.tasks)
     rest = [task for task in range(hat.tasks) if task not in kept]
     new, report = _forget(hat, state, rest, kept, dry_run)
@@ -127,6 +129,7 @@ def grow(
         >>> hat.classes, state.learned.tolist()
         ((2, 5, 3), [True, False, False])
     """
+    checks.check_owned("grow", hat, state)
     more = settings.check_more(classes, num_tasks, hat.classes, hat.wiring)
     tasks = hat.tasks + more
     settings.check_groups(hat.wiring, tasks, "grow")

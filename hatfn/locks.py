@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from hatfn.checks import read
+from hatfn.kinds import read
 from hatfn.wiring import ParamWiring, Units, Wiring
 
 

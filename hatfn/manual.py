@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from hatfn.kinds import check_kind
 from hatfn.modules import changed_buffers, find_heads, first_names, remembers, twin
 from hatfn.testing import verify_wiring
 from hatfn.wiring import ParamWiring, Units, Wiring, digest
@@ -46,6 +47,7 @@ def manual_wiring(
         The wiring, as from :func:`hatfn.trace`.
 
     Raises:
+        TypeError: no module, no input of two samples, no dict.
         ValueError: a layer that does not exist, sizes that do not fit, a group that nothing produces.
         AssertionError: ``verify`` saw a weight leak that should be off: a wrong group.
 
@@ -62,6 +64,13 @@ def manual_wiring(
         >>> manual_wiring(Net(), torch.randn(2, 4), layers, head="head").groups
         mappingproxy({'a': 8, 'b': 6})
     """
+    check_kind("manual_wiring", "module", module, nn.Module, "an nn.Module")
+    check_kind("manual_wiring", "layers", layers, Mapping, '{"conv1": ("stem", None)}: a dict')
+    if not isinstance(x, Tensor) or len(x) < 2:
+        raise TypeError(
+            f"manual_wiring: x is {'of one sample' if isinstance(x, Tensor) else x!r}. Expected an "
+            f"input (B, ...) of at least two samples: torch.zeros(2, 3, 32, 32)."
+        )
     names, modules = first_names(module), dict(module.named_modules())
     heads = find_heads(module, head)
     for layer in layers:
@@ -81,9 +90,14 @@ def manual_wiring(
             params[names[f"{layer}.{leaf}"]] = role
     for name in (name for found in heads for name in found if name is not None):
         params[name] = ParamWiring(params[name].shape, "head", into=params[name].into)
-    buffers, changed = dict(module.named_buffers()), changed_buffers(module, x, names)
-    with torch.no_grad():
-        output = twin(module, training=False)(x.clone())
+    try:
+        buffers, changed = dict(module.named_buffers()), changed_buffers(module, x, names)
+        with torch.no_grad():
+            output = twin(module, training=False)(x.clone())
+    except RuntimeError as error:
+        raise ValueError(
+            f"manual_wiring: {type(module).__name__} fails on x of shape {tuple(x.shape)}: {error}"
+        ) from error
     wiring = Wiring(
         groups=groups,
         params=params,

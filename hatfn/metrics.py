@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hatfn.checks import check_state
+from hatfn.kinds import check_kind
 from hatfn.locks import exact_protection
 from hatfn.state import HATState
 from hatfn.wiring import Wiring
@@ -19,6 +21,7 @@ Matrix = Float[np.ndarray, "T T"]
 
 def accuracy(logits: Float[Tensor, "B C"], labels: Tensor) -> float:
     """The share of samples whose largest logit is that of their label, in [0, 1]."""
+    _check_shape("accuracy", "labels", labels, logits.shape[:-1])
     return (logits.argmax(-1) == labels).double().mean().item()
 
 
@@ -32,6 +35,7 @@ def average_accuracy(matrix: Matrix) -> float:
     Source:
         Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), equation 2.
     """
+    _check_square("average_accuracy", matrix)
     return float(np.mean(matrix[-1]))
 
 
@@ -41,6 +45,7 @@ def backward_transfer(matrix: Matrix) -> float:
     Source:
         Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), equation 3.
     """
+    _check_square("backward_transfer", matrix)
     change = (matrix[-1] - np.diag(matrix))[:-1]
     return float(change.mean()) if len(change) else 0.0
 
@@ -51,6 +56,7 @@ def forgetting(matrix: Matrix) -> float:
     Source:
         Chaudhry et al. 2018 (arXiv 1801.10112), equations 3 and 4.
     """
+    _check_square("forgetting", matrix)
     loss = (np.nanmax(matrix, axis=0) - matrix[-1])[:-1]
     return float(loss.mean()) if len(loss) else 0.0
 
@@ -69,6 +75,8 @@ def forward_transfer(matrix: Matrix, reference: Float[np.ndarray, " T"]) -> floa
     Source:
         After Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), equation 4.
     """
+    _check_square("forward_transfer", matrix)
+    _check_shape("forward_transfer", "reference", reference, matrix.shape[:1])
     change = (np.diag(matrix) - reference)[1:]
     return float(change.mean()) if len(change) else 0.0
 
@@ -90,6 +98,8 @@ def forgetting_ratio(
     Source:
         Serrà et al. 2018, equation 6.
     """
+    for name, other in (("chance", chance), ("joint", joint)):
+        _check_shape("forgetting_ratio", name, other, accuracies.shape)
     return float(np.mean((accuracies - chance) / (joint - chance) - 1))
 
 
@@ -104,6 +114,7 @@ def usage(state: HATState, wiring: Wiring) -> pd.DataFrame:
         A row per group: a column per learned task with the share of its units that are on, "free" the
         share that no learned task uses, and "units", their number.
     """
+    _check_owned("usage", state, wiring)
     tasks = state.learned.nonzero().flatten().tolist()
     rows = {}
     for group, units in wiring.groups.items():
@@ -134,6 +145,7 @@ def overlap(state: HATState, wiring: Wiring) -> pd.DataFrame:
         >>> overlap(hat.consolidate(hat.consolidate(hat.init(0), 0), 1), wiring).shape
         (2, 2)
     """
+    _check_owned("overlap", state, wiring)
     tasks = state.learned.nonzero().flatten().tolist()
     rows: list[list[int]] = []
     for group in wiring.groups:
@@ -156,6 +168,7 @@ def memory(state: HATState) -> pd.Series[int]:
         Bytes of "params", "protection", "task_params", "task_buffers", "embeddings", "masks",
         "opt_state" and "rest" (numbers and flags); their sum is all that the state holds.
     """
+    check_kind("memory", "state", state, HATState, "a HATState, or stacked ones")
     parts = {
         name: sum(leaf.numel() * leaf.element_size() for leaf in optree.tree_leaves(part))
         for name, part in state._asdict().items()
@@ -171,6 +184,7 @@ _PARTS = (
 
 def free_weights(state: HATState, wiring: Wiring) -> float:
     """The share of shared weight entries that no learned task depends on, in [0, 1]."""
+    _check_owned("free_weights", state, wiring)
     held = exact_protection(wiring, state.masks, state.learned)
     total = sum(entries.numel() for entries in held.values())
     return 1 - sum(int(entries.sum()) for entries in held.values()) / max(total, 1)
@@ -183,4 +197,26 @@ def drift(before: Tensor, after: Tensor) -> float:
         before: logits of a task when it was learned.
         after: its logits on the same inputs now.
     """
+    _check_shape("drift", "after", after, before.shape)
     return (after - before).abs().max().item() if not torch.equal(before, after) else 0.0
+
+
+def _check_owned(where: str, state: HATState, wiring: Wiring) -> None:
+    check_kind(where, "wiring", wiring, Wiring, "that of the learner: hat.wiring")
+    check_state(where, state, wiring)
+
+
+def _check_shape(where: str, name: str, value: Tensor | np.ndarray, shape: tuple[int, ...]) -> None:
+    """What would broadcast, and give a number that means nothing."""
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(
+            f"{where}: {name} has shape {tuple(value.shape)}. Expected {tuple(shape)}, one for each."
+        )
+
+
+def _check_square(where: str, matrix: np.ndarray) -> None:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
+        raise ValueError(
+            f"{where}: matrix has shape {matrix.shape}. Expected (T, T): a row after each task, a "
+            f"column for each task."
+        )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hatfn.bits import drop
+from hatfn.kinds import check_list
 from hatfn.seeds import seeded
 from hatfn.wiring import Head
 
@@ -172,10 +173,13 @@ def find_heads(module: nn.Module, head: str | tuple[str, ...] | None) -> list[He
             none.
 
     Raises:
+        TypeError: ``head`` is no name.
         ValueError: a name that the module does not have, or that is no layer whose first dimension
             counts classes.
     """
     modules = dict(module.named_modules())
+    if head is not None and not isinstance(head, str):
+        check_list("trace", "head", head, 'names of layers: "fc", or ("head", "head_dist")')
     named = [head] if isinstance(head, str) else head
     layers = _classifiers(module) if named is None else list(named)
     for name in layers:

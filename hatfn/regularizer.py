@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hatfn.kinds import check_alike, check_real
+
 
 def sparsity(
     gates: Mapping[str, Tensor],
@@ -35,7 +37,7 @@ def sparsity(
         (), in [0, 1].
 
     Raises:
-        ValueError: ``over`` is neither.
+        TypeError, ValueError: groups or shapes that differ, a quota out of its range, another ``over``.
 
     Example:
         >>> sparsity({"fc": torch.tensor([1.0, 1.0, 0.0])}, {"fc": torch.tensor([True, False, False])})
@@ -46,6 +48,9 @@ def sparsity(
     """
     if over not in ("all", "groups"):
         raise ValueError(f'sparsity: over={over!r}. Expected "all" or "groups".')
+    check_alike("sparsity", "cumulative", gates, cumulative)
+    if not isinstance(quota, Tensor):  # those of a state were checked by build()
+        check_real("sparsity", "quota", quota, lambda share: 0 <= share <= 1, "from 0 to 1")
     if not gates:
         return torch.zeros(())
     if over == "all":

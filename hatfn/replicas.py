@@ -12,9 +12,10 @@ from torch import Tensor
 
 from hatfn import checks
 from hatfn.forward import Output, batchable
+from hatfn.kinds import check_kind, check_learner, check_list
 from hatfn.learner import HAT
 from hatfn.optimizer import vectorized
-from hatfn.settings import check_replicated, check_seeds
+from hatfn.settings import check_axis, check_replicated, check_scales, check_seeds
 from hatfn.state import HATState, Trainable, tree_map
 from hatfn.step import (
     Before,
@@ -64,6 +65,7 @@ def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) 
         >>> info.loss.shape
         torch.Size([3])
     """
+    check_learner("replicate", hat)
     states = [hat.init(seed, fresh=True) for seed in check_seeds(seeds)]
     values = check_replicated(hyper, hat.hyper, len(states))
     if "s_max" in values and hat.hyper["compensation"] == hat.hyper["s_max"]:
@@ -113,8 +115,13 @@ class Replicas(NamedTuple):
         batch: tuple[Tensor, Tensor] | None = None,
     ) -> HATState:
         """:meth:`hatfn.HAT.begin` of every replica; a batch for each, x (S, B, ...) and y (S, B)."""
+        self._first("begin", states)
         if init_from is not None:  # a choice among tasks, which vmap cannot make
-            pairs = [None] * len(states.learned) if batch is None else zip(*batch, strict=True)
+            pairs: Iterable[Any] = [None] * len(states.learned)
+            if batch is not None:
+                x, y = checks.check_batch(batch, None, "begin")
+                check_axis("begin", x, len(states.learned), shared=None)
+                pairs = zip(x, y, strict=True)
             return stack(
                 [
                     self.hat.begin(replica(states, i), task, locked, carry, init_from, pair)
@@ -138,22 +145,23 @@ class Replicas(NamedTuple):
 
         ``info.ok`` is (S,): a replica whose step is refused stays as it was, the others go on.
         """
+        first = self._first("update", states)
         rows = checks.check_tasks("update", task, self.hat.tasks)
         if self.hat.ranks.size > 1:
             raise ValueError(
                 f"update: ranks.size={self.hat.ranks.size}, and replicas train in one process. "
                 f"Expected a learner built without ranks: each process trains its own seeds."
             )
-        checks.check_active("update", self._first(states), rows, together=True)
+        checks.check_active("update", first, rows, together=True)
         x, y = checks.check_batch(batch, None)
         if not shared:
-            checks.check_axis("update", x, len(states.learned))
+            check_axis("update", x, len(states.learned))
         axis = 0 if shared else 1  # that counts tasks, where there are several
         several = checks.several(task) and y.dim() > axis
         for k, row in enumerate(rows if self.hat.classes else ()):  # vmap cannot read labels
             labels = y.select(axis, k) if several and k < y.shape[axis] else y
             checks.check_labels(labels, self.hat.classes[row], "update")  # type: ignore[index]
-        checks.check_scales("update", scale, states.hyper["s_max"])
+        check_scales("update", scale, states.hyper["s_max"])
         hat = self.hat._replace(optimizer=vectorized(self.hat.optimizer))
         before = read(hat, states, rows, axis=1)
         per_batch = None if shared else 0
@@ -182,15 +190,21 @@ class Replicas(NamedTuple):
         self, states: HATState, batches: Iterable[Tensor], task: int, shared: bool = False
     ) -> HATState:
         """:meth:`hatfn.HAT.recalibrate` of every replica; each batch (S, B, ...), or shared."""
-        checks.check_active("recalibrate", self._first(states), [task])
+        first = self._first("recalibrate", states)
+        row = checks.check_task("recalibrate", task, self.hat.tasks)
+        checks.check_active("recalibrate", first, [row])
+        check_list("recalibrate", "batches", batches, "a list of inputs [x], or a loader of them")
         inputs = list(batches)
+        for x in () if shared else inputs:
+            check_axis("recalibrate", x, len(states.learned))
         new: HATState = _over(
-            lambda state, xs: self.hat.recalibrate(state, xs, task), states, inputs, shared=shared
+            lambda state, xs: self.hat.recalibrate(state, xs, row), states, inputs, shared=shared
         )
         return new
 
     def consolidate(self, states: HATState, task: int) -> HATState:
         """:meth:`hatfn.HAT.consolidate` of every replica."""
+        self._first("consolidate", states)
         closed: HATState = _over(partial(self.hat.consolidate, task=task), states)
         checks.check_alive("consolidate", task, {g: m[:, task] for g, m in closed.masks.items()})
         checks.check_left("consolidate", task, states, closed)
@@ -205,9 +219,20 @@ class Replicas(NamedTuple):
         shared: bool = True,
     ) -> Output:
         """:meth:`hatfn.HAT.forward` of every replica, (S, B, classes); ``shared``: of the same x."""
+        first = self._first("forward", states)
+        row = checks.check_task("forward", task, self.hat.tasks)
         if scale is None:
-            checks.check_learned("forward", self._first(states), [task])
-        return _over(lambda state, x: self.hat.forward(state, x, task, scale), states, x, shared=shared)
+            checks.check_learned("forward", first, [row])
+        check_scales("forward", scale, states.hyper["s_max"])
+        if not shared:
+            check_axis("forward", x, len(states.learned))
+
+        def one(state: HATState, x: Tensor, scale: Scale) -> Output:
+            return self.hat.forward(state, x, row, scale)
+
+        each = 0 if isinstance(scale, Tensor) and scale.dim() == 1 else None
+        with batchable(states.learned.device):
+            return _batched(one, (0, None if shared else 0, each))(states, x, scale)
 
     def predict(
         self,
@@ -218,21 +243,25 @@ class Replicas(NamedTuple):
         shared: bool = True,
     ) -> Output:
         """:meth:`hatfn.HAT.predict` of every replica, (S, T, B, C); ``shared``: of the same x."""
-        first = self._first(states)
-        rows = first.learned.nonzero().flatten().tolist() if tasks is None else list(tasks)
-        checks.check_learned("predict", first, rows)
+        rows = checks.check_chosen("predict", self._first("predict", states), tasks, self.hat.tasks)
+        if not shared:
+            check_axis("predict", x, len(states.learned))
         return _over(
             lambda state, x: self.hat.predict(state, x, rows, chunk_size), states, x, shared=shared
         )
 
-    def _first(self, states: HATState) -> HATState:
+    def _first(self, where: str, states: HATState) -> HATState:
         """The flags that all replicas have in common, which cannot be read inside ``vmap``."""
+        check_learner(where, self.hat)
+        check_kind(where, "states", states, HATState, "stacked ones: hatfn.replicate(hat, seeds)")
         if states.learned.dim() != 2:
             raise ValueError(
-                f"replicas: state.learned has shape {tuple(states.learned.shape)}. Expected states "
+                f"{where}: states.learned has shape {tuple(states.learned.shape)}. Expected states "
                 f"with an axis in front: hatfn.replicate(hat, seeds), or replicas.stack([state, ...])."
             )
-        return states._replace(learned=states.learned.all(0), active=states.active.all(0))
+        first = states._replace(learned=states.learned.all(0), active=states.active.all(0))
+        checks.check_state(where, first, self.hat.wiring, self.hat.tasks)
+        return first
 
 
 def _over(function: Callable[..., Any], states: HATState, *rest: Any, shared: bool = False) -> Any:

@@ -1,7 +1,7 @@
 """Mask scale schedules: from progress through training to the scale s of the gates.
 
-Each function takes its settings and returns ``progress -> s``, with progress in [0, 1]. A small s
-lets embeddings move, a large one makes gates binary.
+Each function takes its settings and returns ``progress -> s``, with progress in [0, 1]; elsewhere all
+but the constant raise a ValueError. A small s lets embeddings move, a large one makes gates binary.
 
 Example:
     >>> schedule = linear(400.0)
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+
+from hatfn.kinds import check_real
 
 Schedule = Callable[[float], float]
 
@@ -33,7 +35,7 @@ def linear(s_max: float) -> Schedule:
         Serrà et al. 2018, equation 3.
     """
     low = 1 / _checked(s_max)
-    return lambda progress: low + (s_max - low) * progress
+    return lambda progress: low + (s_max - low) * _within(progress)
 
 
 def exponential(s_max: float, r: float = 0.8) -> Schedule:
@@ -49,10 +51,9 @@ def exponential(s_max: float, r: float = 0.8) -> Schedule:
     Source:
         Duan 2023, section 3.
     """
-    if not 0 < r <= 1:
-        raise ValueError(f"schedule: r={r}. Expected a number in (0, 1], such as 0.8.")
+    check_real("schedule", "r", r, lambda r: 0 < r <= 1, "in (0, 1], such as 0.8")
     base = _checked(s_max) ** (1 / r)
-    return lambda progress: min(base ** (progress - 1 + r), s_max)
+    return lambda progress: min(base ** (_within(progress) - 1 + r), s_max)
 
 
 def cosine(s_max: float, s_min: float | None = None) -> Schedule:
@@ -69,9 +70,8 @@ def cosine(s_max: float, s_min: float | None = None) -> Schedule:
         Duan 2023, section 3.
     """
     low = 1 / _checked(s_max) if s_min is None else s_min
-    if not 0 < low <= s_max:
-        raise ValueError(f"schedule: s_min={low}. Expected a number in (0, s_max={s_max}].")
-    return lambda progress: max(low, s_max / 2 * (1 + math.cos(2 * math.pi * progress)))
+    check_real("schedule", "s_min", low, lambda s: 0 < s <= s_max, f"in (0, s_max={s_max}]")
+    return lambda progress: max(low, s_max / 2 * (1 + math.cos(2 * math.pi * _within(progress))))
 
 
 def constant(s_max: float) -> Schedule:
@@ -88,6 +88,16 @@ def constant(s_max: float) -> Schedule:
 
 
 def _checked(s_max: float) -> float:
-    if not (math.isfinite(s_max) and s_max > 1):
-        raise ValueError(f"schedule: s_max={s_max}. Expected a finite number above 1, such as 400.0.")
+    def right(s: float) -> bool:
+        return math.isfinite(s) and s > 1
+
+    check_real("schedule", "s_max", s_max, right, "that is finite and above 1, such as 400.0")
     return s_max
+
+
+def _within(progress: float) -> float:
+    def right(share: float) -> bool:
+        return 0 <= share <= 1 + 1e-6  # of steps that were added up
+
+    check_real("schedule", "progress", progress, right, "from 0 to 1, such as step / steps")
+    return progress

@@ -1,9 +1,8 @@
-"""What build(), adopt() and replicate() refuse and warn of, with messages as in checks.py."""
+"""What build(), adopt(), replicate() and Replicas refuse, with messages as in checks.py."""
 
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,28 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hatfn.checks import HATWarning
+from hatfn.checks import HATWarning, check_scale
+from hatfn.kinds import check_count, check_integer, check_kind, check_list, check_real, check_seed
 from hatfn.wiring import Wiring, digest
 
 
-def check_wiring(module: Any, wiring: Any) -> None:
+def check_wiring(module: Any, wiring: Any, where: str = "build") -> None:
     """The wiring is of this module."""
-    if not isinstance(wiring, Wiring):
-        raise TypeError(
-            f"build: wiring is a {type(wiring).__name__}. Expected what hatfn.trace(module, x) gives: "
-            f"hatfn.build(module, hatfn.trace(module, x), classes, optimizer)."
-        )
+    check_kind(where, "module", module, nn.Module, "the nn.Module that was traced")
+    check_kind(where, "wiring", wiring, Wiring, "what hatfn.trace(module, x) gives")
     have = {name: tuple(param.shape) for name, param in module.named_parameters()}
     want = {name: param.shape for name, param in wiring.params.items()}
     if differ := _difference(have, want, "wiring"):
-        raise ValueError(f"build: the wiring is of another module; {differ}. Trace this one.")
+        raise ValueError(f"{where}: the wiring is of another module; {differ}. Trace this one.")
     odd = [name for name, param in module.named_parameters() if not param.is_floating_point()]
     if odd:
         raise TypeError(
-            f"build: parameter {odd[0]} is {module.get_parameter(odd[0]).dtype}. Expected floating "
+            f"{where}: parameter {odd[0]} is {module.get_parameter(odd[0]).dtype}. Expected floating "
             f"parameters: register it as a buffer."
         )
-    _check_constants("build", dict(module.named_buffers()), wiring)
+    _check_constants(where, dict(module.named_buffers()), wiring)
 
 
 def check_adopted(
@@ -98,13 +95,9 @@ def check_classes(classes: Any, num_tasks: int | None, wiring: Wiring, where: st
                 f"every task has one of its own. Give classes=[2, 2], or keep the module's own output: "
                 f"hatfn.trace(module, x, head=())."
             )
-        count = 1 if num_tasks is None else operator.index(num_tasks)
-        if count < 1:
-            raise ValueError(f"{where}: num_tasks={num_tasks}. Expected at least 1.")
-        return count
-    if isinstance(classes, int | str):
-        raise TypeError(f"{where}: classes={classes!r}. Expected one per task, such as [2, 2, 2].")
-    counts = [operator.index(count) for count in classes]
+        return 1 if num_tasks is None else check_count(where, "num_tasks", num_tasks)
+    check_list(where, "classes", classes, "one count per task, such as [2, 2, 2]")
+    counts = [check_integer(where, "classes", count) for count in classes]
     if not counts or min(counts) < 1 or num_tasks not in (None, len(counts)):
         raise ValueError(
             f"{where}: classes={classes!r}, num_tasks={num_tasks}. Expected one positive count per "
@@ -135,20 +128,20 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def check_number(where: str, name: str, value: float) -> float:
+def check_number(where: str, name: str, value: Any) -> float:
     """A setting in its range."""
     right, expected = _RANGES[name]
-    if not math.isfinite(value) or not right(value):
-        raise ValueError(f"{where}: {name}={value}. Expected a finite number {expected}.")
+    check_real(
+        where, name, value, lambda v: math.isfinite(v) and right(v), f"that is finite, {expected}"
+    )
     return float(value)
 
 
 def check_each(name: str, value: Any, tasks: int) -> tuple[float, ...]:
     """A setting of each task, from one number for all or a list."""
     numbers = [value] * tasks if isinstance(value, int | float) else value
-    if isinstance(numbers, str) or not hasattr(numbers, "__iter__"):
-        raise TypeError(f"build: {name}={value!r}. Expected a number, or a list of one for each task.")
-    values = tuple(check_number("build", name, float(number)) for number in numbers)
+    check_list("build", name, numbers, "a number, or a list of one for each task")
+    values = tuple(check_number("build", name, number) for number in numbers)
     if len(values) != tasks:
         raise ValueError(
             f"build: {name} has {len(values)} numbers for {tasks} tasks. Expected one number for all, "
@@ -190,9 +183,8 @@ def check_groups(wiring: Wiring, tasks: int, where: str = "build") -> None:
 
 def check_seeds(seeds: Any) -> list[int]:
     """One integer per replica."""
-    if isinstance(seeds, int | str) or not hasattr(seeds, "__iter__"):
-        raise TypeError(f"replicate: seeds={seeds!r}. Expected one per replica, such as range(8).")
-    found = [operator.index(seed) for seed in seeds]
+    check_list("replicate", "seeds", seeds, "one per replica, such as range(8)")
+    found = [check_seed("replicate", seed) for seed in seeds]
     if not found:
         raise ValueError("replicate: no seeds. Expected one per replica, such as range(8).")
     return found
@@ -206,7 +198,12 @@ def check_replicated(
     for name, value in hyper.items():
         if name not in known:
             raise ValueError(f"replicate: {name} is no setting. Expected one of {', '.join(known)}.")
-        numbers = torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+        try:
+            numbers = torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"replicate: {name}={value!r}. Expected a number, or a list of one for each replica."
+            ) from error
         if len(numbers) not in (1, replicas):
             raise ValueError(
                 f"replicate: {len(numbers)} values of {name} for {replicas} replicas. Expected one "
@@ -215,3 +212,30 @@ def check_replicated(
         values[name] = [check_number("replicate", name, number) for number in numbers]
         values[name] *= replicas // len(numbers)
     return values
+
+
+def check_scales(where: str, scale: Any, s_max: Tensor) -> None:
+    """One scale for all replicas, or (S,), one for each; None for binary gates."""
+    if scale is None:
+        return
+    if not isinstance(scale, Tensor) or not scale.dim():
+        check_scale(where, scale, s_max.min())
+        return
+    if scale.shape != s_max.shape:
+        raise ValueError(
+            f"{where}: scale has shape {tuple(scale.shape)} for {len(s_max)} replicas. Expected one "
+            f"number, or one for each, ({len(s_max)},)."
+        )
+    for one, top in zip(scale, s_max, strict=True):
+        check_scale(where, one, top)
+
+
+def check_axis(where: str, x: Any, replicas: int, shared: bool | None = False) -> None:
+    """A batch of its own for every replica; ``shared``: None where there is no other way."""
+    check_kind(where, "x", x, Tensor, "a tensor")
+    if x.dim() < 2 or len(x) != replicas:
+        other = "" if shared is None else "; for the same one give shared=True"
+        raise ValueError(
+            f"{where}: x has shape {tuple(x.shape)} for {replicas} replicas. Expected a batch for "
+            f"each, (S, B, ...){other}."
+        )

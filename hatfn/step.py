@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from hatfn import checks, transforms
+from hatfn import checks, kinds, transforms
 from hatfn.forward import Output, call, cut_heads
 from hatfn.state import HATState, Trainable, put_rows, take, take_rows, trainable, tree_map
 
@@ -91,6 +91,7 @@ class Seen(NamedTuple):
 
 def step(hat: HAT, state: HATState, batch: Any, task: Any, scale: Scale) -> tuple[HATState, Info]:
     """The body of :meth:`hatfn.HAT.update`, which says what goes in and comes out."""
+    checks.check_state("update", state, hat.wiring, hat.tasks)
     rows = checks.check_tasks("update", task, hat.tasks)
     checks.check_active("update", state, rows, together=True)
     if scale is not None:
@@ -102,7 +103,7 @@ def step(hat: HAT, state: HATState, batch: Any, task: Any, scale: Scale) -> tupl
         return total_loss(hat, before._replace(own=own), batches, rows, scale)
 
     given: list[Tensor] = optree.tree_leaves((before, batches))  # type: ignore[arg-type]
-    nested = checks.read(state.active) is None or any(leaf.requires_grad for leaf in given)
+    nested = kinds.read(state.active) is None or any(leaf.requires_grad for leaf in given)
     raw, seen = gradient(objective, before.own, nested)
     seen, after, norm, ok = advance(hat, before, raw, seen, scale, len(batches[0][0]))
     return write(state, rows, settled(ok, after, before)), report(seen, norm, ok, task)

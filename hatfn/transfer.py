@@ -60,6 +60,7 @@ def similarity(
     Source:
         Leave-one-out residuals of ridge regression: Allen 1974 (PRESS).
     """
+    checks.check_owned("similarity", hat, state)
     rows = checks.check_chosen("similarity", state, tasks, hat.tasks)
     x, y = checks.check_batch(batch, None, "similarity")
     checks.check_input("similarity", x, hat.wiring)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import reduce
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hatfn.bits import drop
-from hatfn.checks import read
+from hatfn.kinds import check_alike, check_kind, check_real, read
 from hatfn.state import Trainable, Tree, over_groups, tree_map
 
 
@@ -38,6 +39,7 @@ def protect(tree: Mapping[str, Tensor], protection: Mapping[str, Tensor]) -> dic
             value, held = value * (1 - held).to(value.dtype), held == 1
         return drop(held, value)
 
+    check_alike("protect", "protection", tree, protection)
     return {name: hold(value, protection[name]) for name, value in tree.items()}
 
 
@@ -65,6 +67,10 @@ def compensate(
         Serrà et al. 2018, section 2.5; Duan 2023, section 3, for the factor.
     """
     factor = s_max if factor is None else factor
+    check_alike("compensate", "embeddings", gradients, embeddings)
+    for name, number in (("scale", scale), ("s_max", s_max)):
+        check_real("compensate", name, number, lambda value: value > 0, "above 0")
+    check_real("compensate", "factor", factor, math.isfinite, "that is finite")
 
     def steepen(g: Tensor, e: Tensor) -> Tensor:
         soft, plain = torch.cosh((scale * e).clamp(-50, 50)) + 1, torch.cosh(e) + 1
@@ -118,6 +124,8 @@ def clamp_embeddings(embeddings: Mapping[str, Tensor], limit: float) -> dict[str
     Source:
         Serrà et al. 2018, section 2.5 (limit 6).
     """
+    check_kind("clamp_embeddings", "embeddings", embeddings, Mapping, "{group: tensor}, a dict")
+    check_real("clamp_embeddings", "limit", limit, lambda value: value > 0, "above 0")
     return {group: e.clamp(-limit, limit) for group, e in embeddings.items()}
 
 

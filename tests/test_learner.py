@@ -16,7 +16,7 @@ from hatfn.networks import MLP
 from hatfn.testing import verify_no_forgetting
 from hatfn.wiring import Units
 
-# Learners this small use up their units; test_errors.py has the warnings that say so.
+# Learners this small use up their units; test_silent.py has the warnings that say so.
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 
 OPTIMIZERS = {

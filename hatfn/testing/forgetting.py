@@ -2,56 +2,208 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
+import optree
 import torch
 from torch import Tensor
 
+from hatfn import checks
+from hatfn.kinds import check_seed
 from hatfn.learner import HAT
-from hatfn.locks import exact_protection
-from hatfn.state import HATState, binary_gates
-from hatfn.testing.perturbation import Seen, Verification, flat
+from hatfn.state import HATState, Tree
+from hatfn.testing.perturbation import Seen, Verification, another, flat
+
+_WHERE = "verify_no_forgetting"
 
 
-def verify_no_forgetting(hat: HAT, state: HATState, x: Tensor, seed: int = 0) -> Verification:
-    """Check a trained state: nothing that later training may change reaches a learned task.
+class Learner(Protocol):
+    """Anything that gives a task's outputs from a state, and from nothing else."""
 
-    For every learned task that is not left out of ``locked``: every shared entry that no such task
-    uses, and every other task's own parameters, statistics and embeddings, are replaced by noise;
-    the task's outputs must stay equal to the bit. The protected entries of each parameter must have a
-    say, as in :func:`verify_wiring`.
+    def forward(self, state: Any, x: Tensor, task: int) -> Any:
+        """The outputs: a tensor or a tree of tensors."""
+        ...
+
+
+def verify_no_forgetting(
+    hat: Learner,
+    state: Tree,
+    x: Tensor,
+    later: Tree = None,
+    tasks: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Check that learned tasks did not change, and, of a HAT, that nothing to come can change them.
+
+    With ``later``, for any learner: every task's outputs from both states must be equal to the bit.
+    Where they are not, each leaf that differs is changed alone, so that the error names what leaks.
+
+    Of a HAT, with or without ``later``: whatever may move once ``tasks`` are locked (the shared entries
+    that its lock rule does not hold by 1, and every other task's own parameters, statistics and
+    embeddings) is replaced by noise; the outputs of each task must stay equal to the bit. The held
+    entries of each parameter must have a say, as in :func:`verify_wiring`. Soft lock rules fail, as
+    they promise less.
 
     Args:
-        hat: the learner.
-        state: with at least one learned task.
+        hat: a :class:`hatfn.HAT`, or anything with a method ``forward(state, x, task)``, a pure
+            function of the state.
+        state: when the tasks had been learned: a tree of tensors. Where a learner trains in place,
+            a copy.
         x: (B, ...), an input.
+        later: the state after more training.
+        tasks: that must not change; None: all that a HAT has learned in both states. One that was
+            opened again, or left out of ``locked``, may well change: leave it out.
         seed: of the noise.
 
     Returns:
-        What was seen, with nothing in ``leaks``.
+        What was seen, with nothing in ``leaks``. Leaves that differ between the states are "tested",
+        all others "untested", as are a HAT's parameters of which no control had a say.
 
     Raises:
-        AssertionError: something leaks (its name and by how much).
-        ValueError: no task is learned.
+        AssertionError: something leaks (its name, by how much, and of which task); or nothing is
+            proven: the states are the same, no output depends on the input, ``forward`` is not pure.
+        TypeError, ValueError: no learner; no learned task; neither a HAT nor ``later``; a leaf that is
+            no tensor.
+
+    Example:
+        >>> class Net:  # one layer for all tasks: forgets
+        ...     def forward(self, state, x, task):
+        ...         return x @ state["shared"] + state["own"][task]
+        >>> before = {"shared": torch.eye(2), "own": torch.zeros(3, 2)}
+        >>> x, after = torch.ones(1, 2), before | {"own": torch.tensor([[0.0], [1], [1]]).expand(3, 2)}
+        >>> verify_no_forgetting(Net(), before, x, after, tasks=[0]).tested
+        ("state['own']",)
+        >>> verify_no_forgetting(Net(), before, x, after | {"shared": torch.eye(2) + 1}, tasks=[0])
+        Traceback (most recent call last):
+        AssertionError: verify_no_forgetting: task 0 moved by 2 (state['shared'] alone by 2).
     """
-    generator = torch.Generator().manual_seed(seed)
-    tasks = state.learned.nonzero().flatten().tolist()
-    if not tasks:
-        raise ValueError("verify_no_forgetting: no learned task. Train and hat.consolidate one first.")
-    held = exact_protection(hat.wiring, binary_gates(state), state.learned)
-    seen = Seen(list(hat.wiring.shared))
-    seen.input_seen = True
+    generator = torch.Generator().manual_seed(check_seed(_WHERE, seed))
+    rows = _rows(hat, state, later, tasks)
+    changed = {} if later is None else _changed(state, later)
+    seen = Seen(list(hat.wiring.shared) if isinstance(hat, HAT) else [])
+    other = another(x, generator)
+    for task in rows:
+        seen.input_seen |= not torch.equal(*(_pure(hat, state, each, task) for each in (x, other)))
+    if later is not None:
+        if not changed:
+            raise AssertionError(
+                f"{_WHERE}: no leaf differs between state and later; nothing is proven. Train in "
+                f"between, and give a copy of the state if training changes it in place."
+            )
+        if moves := [move for task in rows if (move := _move(hat, state, later, x, task))]:
+            raise AssertionError(f"{_WHERE}: {'; '.join(moves)}.")
+        seen.names += _leaves(state)
+        seen.tested |= changed.keys()
+    if isinstance(hat, HAT):
+        _perturb(hat, state, x, rows, seen, generator)
+    return seen.verdict(_WHERE)
+
+
+def _rows(hat: Learner, state: Tree, later: Tree, tasks: Sequence[int] | None) -> list[int]:
+    """The tasks to look at."""
+    if not callable(getattr(hat, "forward", None)):
+        raise TypeError(
+            f"{_WHERE}: hat is a {type(hat).__name__}. Expected a learner with a method forward(state, "
+            f"x, task)."
+        )
+    if isinstance(hat, HAT):
+        for each in (state, later) if later is not None else (state,):
+            checks.check_state(_WHERE, each, hat.wiring, hat.tasks)
+        if tasks is None and later is not None:
+            tasks = (state.learned & later.learned).nonzero().flatten().tolist()
+        return checks.check_chosen(_WHERE, state, tasks, hat.tasks)
+    if later is None or not tasks:
+        raise ValueError(
+            f"{_WHERE}: later={later!r}, tasks={tasks!r}. Expected the state after more training and "
+            f"the learned tasks, for any learner but a HAT: {_WHERE}(learner, state, x, later, [0])."
+        )
+    return list(tasks)
+
+
+def _leaves(tree: Tree, root: str = "state") -> dict[str, Tensor]:
+    """{the Python expression of a leaf: the leaf}."""
+    names = (accessor.codify(root) for accessor in optree.tree_accessors(tree))
+    leaves = dict(zip(names, optree.tree_leaves(tree), strict=True))
+    for name, leaf in leaves.items():
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"{_WHERE}: {name} is a {type(leaf).__name__}. Expected tensors only: torch.as_tensor."
+            )
+    return leaves
+
+
+def _changed(state: Tree, later: Tree) -> dict[str, Tensor]:
+    """The leaves of ``later`` that ``state`` has otherwise, or not at all."""
+    before = _leaves(state)
+
+    def same(old: Tensor | None, new: Tensor) -> bool:
+        return old is not None and old.dtype == new.dtype and torch.equal(old, new)
+
+    return {name: leaf for name, leaf in _leaves(later).items() if not same(before.get(name), leaf)}
+
+
+def _run(hat: Learner, state: Tree, x: Tensor, task: int) -> Tensor:
+    with torch.no_grad():
+        return flat(hat.forward(state, x, task)).clone()
+
+
+def _pure(hat: Learner, state: Tree, x: Tensor, task: int) -> Tensor:
+    """The outputs, which must be numbers, and the same a second time."""
+    output = _run(hat, state, x, task)
+    if output.isnan().any():
+        raise AssertionError(f"{_WHERE}: outputs of task {task} hold nan; nothing is proven.")
+    if not torch.equal(output, _run(hat, state, x, task)):
+        raise AssertionError(
+            f"{_WHERE}: forward gave two outputs of task {task} from one state. Expected a pure "
+            f"function: without dropout or batch statistics, and without writing to the state."
+        )
+    return output
+
+
+def _move(hat: Learner, state: Tree, later: Tree, x: Tensor, task: int) -> str | None:
+    """By how much a task's outputs move from a state to a later one, and through which leaves."""
+    before = _run(hat, state, x, task)
+
+    def move(new: Tree) -> float:
+        after = _run(hat, new, x, task)
+        if after.shape != before.shape:
+            return torch.inf
+        return torch.where(after == before, 0, (after - before).abs()).max().item()
+
+    if not (total := move(later)):
+        return None
+    leaves, structure = _leaves(state), optree.tree_structure(state)
+    alone = {
+        name: move(optree.tree_unflatten(structure, {**leaves, name: leaf}.values()))
+        for name, leaf in _changed(state, later).items()
+        if name in leaves and leaf.shape == leaves[name].shape
+    }
+    listed = ", ".join(f"{name} alone by {by:.3g}" for name, by in alone.items() if by)
+    return f"task {task} moved by {total:.3g} ({listed or 'several leaves together, none alone'})"
+
+
+def _perturb(
+    hat: HAT, state: HATState, x: Tensor, tasks: list[int], seen: Seen, generator: torch.Generator
+) -> None:
+    """Replace what may move once the tasks are locked."""
+    locked = state._replace(locked=hat.flags(state, tasks))
+    held = {name: hold == 1 for name, hold in hat.protect(locked, state).items()}
     for task in tasks:
         others = _noise_elsewhere(state, task, generator)
+        if move := _move(hat, state, others, x, task):
+            raise AssertionError(f"{_WHERE}: what is another task's own reaches the output: {move}.")
+        of_task = Seen([*held])
+        of_task.tested = seen.tested
+        of_task.look(_from_shared(hat, others, x, task), state.params, held, generator)
+        seen.leaks |= {f"task {task}: {name}": change for name, change in of_task.leaks.items()}
 
-        def run(shared: Mapping[str, Tensor], task: int = task, base: HATState = others) -> Tensor:
-            changed = base._replace(params={**base.params, **shared})
-            return flat(hat.forward(changed, x, task))
 
-        if not torch.equal(run({}), flat(hat.forward(state, x, task))):
-            raise AssertionError(f"verify_no_forgetting: task {task} reads the parameters of another.")
-        seen.look(run, state.params, held, generator)
-    return seen.verdict("verify_no_forgetting")
+def _from_shared(
+    hat: HAT, state: HATState, x: Tensor, task: int
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """From shared weights to a task's outputs."""
+    return lambda shared: flat(hat.forward(state._replace(params={**state.params, **shared}), x, task))
 
 
 def _noise_elsewhere(state: HATState, task: int, generator: torch.Generator) -> HATState:

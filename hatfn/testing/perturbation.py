@@ -126,6 +126,13 @@ def _moved(value: Tensor, held: Tensor, generator: torch.Generator) -> Iterator[
         yield torch.where(held, value + _noise(value, generator, (size,)), value)
 
 
+def another(x: Tensor, generator: torch.Generator) -> Tensor:
+    """An input of the same shape that is another one."""
+    if not x.is_floating_point():
+        return x.flip(0, -1)
+    return x + torch.randn(x.shape, generator=generator).to(x)
+
+
 def flat(output: Any) -> Tensor:
     """All tensors of an output in one, (N,)."""
     parts = [leaf for leaf in optree.tree_leaves(output) if isinstance(leaf, Tensor)]

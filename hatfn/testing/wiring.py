@@ -7,11 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from hatfn.checks import check_input
 from hatfn.forward import call, make_network
 from hatfn.initial import lively
+from hatfn.kinds import check_count, check_seed
 from hatfn.locks import exact_protection
 from hatfn.modules import twin
-from hatfn.testing.perturbation import Seen, Verification, flat
+from hatfn.settings import check_wiring
+from hatfn.testing.perturbation import Seen, Verification, another, flat
 from hatfn.wiring import Wiring
 
 
@@ -38,6 +41,8 @@ def verify_wiring(
     Raises:
         AssertionError: something leaks (its name and by how much), or no output depends on the input,
             so that the check would prove nothing.
+        TypeError, ValueError: a wiring of another module, an input that does not fit, a wrong seed or
+            number of draws.
 
     Example:
         >>> import hatfn
@@ -46,13 +51,15 @@ def verify_wiring(
         >>> verify_wiring(net, hatfn.trace(net, x, head="2"), x).untested
         ()
     """
-    generator = torch.Generator().manual_seed(seed)
+    check_wiring(module, wiring, "verify_wiring")
+    check_input("verify_wiring", x, wiring)
+    check_count("verify_wiring", "draws", draws)
+    generator = torch.Generator().manual_seed(check_seed("verify_wiring", seed))
     network = make_network(twin(module, False, _double), wiring, None)
     drawn = {n: v for n, v in network.initial.items() if n not in network.constants}
     network = network._replace(initial=network.initial | lively(drawn, generator))
     x = _double(x)
-    noise = torch.randn(x.shape, generator=generator).to(x.device)
-    other = x + noise if x.is_floating_point() else x.flip(0, -1)
+    other = another(x, generator)
     buffers = {name: network.initial[name] for name in wiring.buffers}
     params = {name: network.initial[name] for name in wiring.params}
     seen = Seen(list(wiring.shared))
