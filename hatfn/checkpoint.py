@@ -13,7 +13,8 @@ from torch import Tensor
 from hatfn.checks import HATWarning
 from hatfn.container import CheckpointError, read, read_header, write
 from hatfn.learner import HAT
-from hatfn.state import HATState, Tree, trainable
+from hatfn.optimizer import possible_moments
+from hatfn.state import HATState, Tree
 from hatfn.wiring import Wiring
 
 
@@ -176,11 +177,9 @@ def _misfit(leaves: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
 
 
 def _moments(path: Path, moments: Mapping[str, Tensor], hat: HAT, state: HATState) -> Tree:
-    """The optimiser's moments, of the open tasks or else of as many as were trained last."""
-    opened = state.active.nonzero().flatten().tolist()
+    """The optimiser's moments, of as many tasks as were opened together last."""
     misfits = []
-    for rows in [opened or [0], *(list(range(count)) for count in range(1, hat.tasks + 1))]:
-        fresh = hat.optimizer.init(trainable(state, rows))
+    for fresh in possible_moments(hat.optimizer, state):
         if moments.keys() != (expected := _named_moments(fresh)).keys():
             warnings.warn(
                 f"load: {path} holds no moments of this optimiser, so that they start anew. Build the "

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
 
@@ -221,17 +220,6 @@ def check_init_from(
     if check_task(where, source, tasks) == opened[0]:
         raise ValueError(f"{where}: task {source} cannot start from itself: leave init_from out.")
     check_learned(where, state, [source])
-
-
-def check_carried(where: str, carried: Any, fresh: Any, count: int) -> Any:
-    """Moments of as many tasks as are open now."""
-    shapes = [[leaf.shape for leaf in optree.tree_leaves(tree)] for tree in (carried, fresh)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"{where}: carry=True, but the optimiser's moments are not those of {count} tasks trained "
-            f"together, or were not saved. Write carry=False to start with new ones."
-        )
-    return carried
 
 
 def check_batches(

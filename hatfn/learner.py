@@ -16,7 +16,7 @@ from hatfn.gates import Init, flush, gate, hard_gate
 from hatfn.initial import initial_state
 from hatfn.lifecycle import Forgotten, forget, prune
 from hatfn.locks import Lock, Locked
-from hatfn.optimizer import Optimizer
+from hatfn.optimizer import Optimizer, check_carried
 from hatfn.state import HATState, binary_gates, over_groups, put, take, trainable
 from hatfn.step import Info, step
 from hatfn.transfer import warm_start
@@ -127,7 +127,7 @@ class HAT(NamedTuple):
         checks.check_free("begin", opened, self.used(state))
         opt_state = self.optimizer.init(trainable(state, opened))
         if carry:
-            opt_state = checks.check_carried("begin", state.opt_state, opt_state, len(opened))
+            opt_state = check_carried("begin", state.opt_state, opt_state, len(opened))
         return state._replace(protection=self.protect(state, before), opt_state=opt_state)
 
     def update(
