@@ -255,16 +255,21 @@ def check_batch(batch: Any, classes: int | None, where: str = "update") -> tuple
             f"{where}: batch = ({type(x).__name__}, {type(y).__name__}). Expected two tensors: "
             f"torch.as_tensor(...) each."
         )
-    if not x.numel():
-        raise ValueError(
-            f"{where}: the batch is empty. Expected at least one sample: skip such a batch."
-        )
+    check_filled(where, x)
     if x.shape[:1] != y.shape[:1]:
         raise ValueError(
             f"{where}: x has {x.shape[0]} samples and y {tuple(y.shape)}. Expected as many targets."
         )
     check_labels(y, classes, where)
     return x, y
+
+
+def check_filled(where: str, x: Tensor) -> None:
+    """At least one number."""
+    if not x.numel():
+        raise ValueError(
+            f"{where}: the batch is empty. Expected at least one sample: skip such a batch."
+        )
 
 
 def check_labels(y: Tensor, classes: int | None, where: str) -> None:
@@ -299,10 +304,12 @@ def explained(x: Tensor, wiring: Wiring) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        alone = len(x) == 1 and isinstance(error, ValueError)  # which batch norms say
         raise ValueError(
             f"the module failed on x of shape {tuple(x.shape)} and {x.dtype}. Expected "
-            f"{_shape(wiring)}, as it was traced. It said: {error}"
+            f"{_shape(wiring)}, as it was traced{', and of more than one sample' * alone}. It said: "
+            f"{error}"
         ) from error
 
 

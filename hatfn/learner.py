@@ -179,8 +179,8 @@ class HAT(NamedTuple):
             are not finite.
 
         Raises:
-            TypeError, ValueError: a wrong task or input; a task that is not open: a learned task's
-                outputs must not move.
+            TypeError, ValueError: a wrong task or input; no batch, or an empty one; a task that is not
+                open: a learned task's outputs must not move.
         """
         return recalibrate(self, state, batches, task)
 
