@@ -36,6 +36,7 @@ def save(
     Raises:
         TypeError, ValueError: something else than a learner or a wiring; a state of other tasks, or
             several stacked; a ``meta`` that JSON cannot hold.
+        OSError: the file could not be written; what was there is as it was.
 
     Example:
         >>> import tempfile, hatfn, torch, torchopt

@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,11 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file beside its place, flush it to the disk, and rename it: there is never half of it."""
+    """Write a file beside its place, flush it to the disk, and rename it: there is never half of it.
+
+    Raises:
+        OSError: of the kind that the system gave.
+    """
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with scratch.open("xb") as file:
@@ -92,15 +97,27 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # where folders can be flushed: the new name is on the disk, too
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        _flush_names(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise OSError(
+            error.errno,
+            f"{path} could not be written ({error.strerror}); no file was left in half. Expected a "
+            f"folder that exists and can be written to, with room for {len(data)} bytes",
+        ) from error
+
+
+def _flush_names(folder: Path) -> None:
+    """Where folders can be flushed: a new name is on the disk, too."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -53,13 +53,20 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             trace_and_report(config, console)
     except KeyboardInterrupt:
-        if isinstance(config, RunConfig):
-            folder = config.resume or config.folder
-            console.print(f"\nstopped; to go on: hatfn run --resume {folder}", markup=False)
+        console.print("\nstopped" + _to_go_on(config), markup=False)
         sys.exit(130)
+    except (OSError, torch.OutOfMemoryError) as error:  # of the machine, which may do better next time
+        console.print(str(error) + _to_go_on(config), style="red", markup=False)
+        sys.exit(1)
     except (ValueError, ImportError, AssertionError, TraceError, NonFiniteStepError) as error:
         console.print(str(error), style="red", markup=False)
         sys.exit(1)
+
+
+def _to_go_on(config: object) -> str:
+    if not isinstance(config, RunConfig):
+        return ""
+    return f"; to go on: hatfn run --resume {config.resume or config.folder}"
 
 
 def trace_and_report(config: TraceConfig, console: Console) -> None:
