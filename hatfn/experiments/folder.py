@@ -19,7 +19,7 @@ from hatfn import checkpoint
 from hatfn.checks import HATWarning
 from hatfn.container import CheckpointError, read, remove_leftovers, write, write_atomically
 from hatfn.experiments import plots
-from hatfn.experiments.config import RunConfig
+from hatfn.experiments.config import RunConfig, check_run
 from hatfn.experiments.report import result_dict
 from hatfn.experiments.result import Learned, from_json, to_json
 from hatfn.experiments.run import Place, Run, Step, opened
@@ -156,6 +156,7 @@ def resumed(given: RunConfig) -> RunConfig:
         ValueError: other settings beside it; a folder in which no run was begun, or whose settings
             cannot be read.
     """
+    check_run(given)
     folder = given.resume
     if folder is None:
         return given
