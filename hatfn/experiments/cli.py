@@ -133,10 +133,14 @@ def run_and_report(config: RunConfig, console: Console) -> Run:
     with warnings.catch_warnings():
         # Without gates every task uses every unit, which is no news.
         warnings.simplefilter("always" if config.method == "hat" else "ignore", HATWarning)
-        warnings.showwarning = lambda message, *_: console.print(f"[yellow]{message}")
+        warnings.showwarning = lambda message, *_: console.print(
+            str(message), style="yellow", markup=False
+        )
         config = resumed(config)
         folder = RunFolder(config)
-        console.print(f"{config.method} on {config.stream} with {config.model}: preparing")
+        console.print(
+            f"{config.method} on {config.stream} with {config.model}: preparing", markup=False
+        )
         run = start(config)
         console.print(run.hat.wiring.summary(), highlight=False)
         if config.resume is not None:
