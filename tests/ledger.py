@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import optree
 import pytest
 import torch
 from torch import Tensor
@@ -136,3 +139,15 @@ class Ledger:
             needed[name] = len(entries) * state.params[name].numel() / len(whole)
         share = sum(needed.values()) / sum(value.numel() for value in state.params.values())
         assert hatfn.metrics.free_weights(state, hat.wiring) == pytest.approx(1 - share)
+
+
+def shapes(tree: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    return [(tuple(leaf.shape), leaf.dtype) for leaf in optree.tree_leaves(tree)]
+
+
+def fingerprint(tree: Any) -> bytes:
+    """Of the bytes of every leaf, and of how often each was written in place."""
+    digest = hashlib.blake2b()
+    for leaf in optree.tree_leaves(tree):
+        digest.update(leaf.numpy().tobytes() + bytes([leaf._version % 256]))
+    return digest.digest()

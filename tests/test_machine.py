@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -27,7 +26,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from ledger import ROLES, Ledger
+from ledger import ROLES, Ledger, fingerprint, shapes
 from nets import ConvNet, equal, learner
 from torch import Tensor
 
@@ -55,18 +54,6 @@ def made(network: str, optimizer: str) -> tuple[hatfn.HAT, HATState, Tensor]:
     return hat, hat.init(0), x
 
 
-def shapes(tree: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    return [(tuple(leaf.shape), leaf.dtype) for leaf in optree.tree_leaves(tree)]
-
-
-def fingerprint(tree: Any) -> bytes:
-    """Of the bytes of every leaf, and of how often each was written in place."""
-    digest = hashlib.blake2b()
-    for leaf in optree.tree_leaves(tree):
-        digest.update(leaf.numpy().tobytes() + bytes([leaf._version % 256]))
-    return digest.digest()
-
-
 class FaultError(Exception):
     """What breaks an update in the middle."""
 
@@ -88,6 +75,7 @@ class BreaksBackward(torch.autograd.Function):
 SEEDS = st.integers(0, 10**6)
 ONE = st.integers(0, LARGEST - 1)
 SOME = st.sets(ONE)
+BAD = ["nan", "inf", "empty", "labels", "dtype", "dimensions", "scale", "task", "pair"]
 SCALES = st.none() | st.floats(0.5, 400.0)
 
 
@@ -207,12 +195,7 @@ class Life(RuleBasedStateMachine):
         self.step(new, may_move=model.learned.keys() - model.held.keys())
 
     @precondition(lambda self: self.model.active and self.model.moments == len(self.model.active))
-    @rule(
-        number=SEEDS,
-        bad=st.sampled_from(
-            ["nan", "inf", "empty", "labels", "dtype", "dimensions", "scale", "task", "pair"]
-        ),
-    )
+    @rule(number=SEEDS, bad=st.sampled_from(BAD))
     def update_refused(self, number: int, bad: str) -> None:
         """A batch that is refused leaves the state as it is: by an error, or by ``info.ok``."""
         rows, task, scale = list(self.model.active), self.opened(), 5.0
@@ -406,13 +389,12 @@ def test_a_long_life(index: int, request: pytest.FixtureRequest) -> None:
     assert live(index, request, lives=25, length=50) >= 500
 
 
-def leak(held: Tensor, value: Tensor) -> Tensor:
-    return value
-
-
 @ALL
 def test_it_sees_a_leak(index: int, request: pytest.FixtureRequest) -> None:
     """Steps that pay no heed to what is protected."""
     how = {"phases": [Phase.generate], "report_multiple_bugs": False}
-    with mock.patch("hatfn.transforms.drop", leak), pytest.raises(AssertionError, match="task "):
+    with (
+        mock.patch("hatfn.transforms.drop", lambda held, value: value),
+        pytest.raises(AssertionError, match="task "),
+    ):
         live(index, request, lives=12, length=25, **how)
