@@ -108,11 +108,15 @@ def recalibrate(hat: HAT, state: HATState, batches: Iterable[Tensor], task: int)
     seen = []
     for x in batches:
         checks.check_input("recalibrate", x, hat.wiring)
+        checks.check_filled("recalibrate", x)
         seen.append(call(hat.network, hat.network.calibrate, params, before, gates, x)[1])
     if not seen:
-        raise ValueError("recalibrate: no batch. Expected at least one: a list of inputs [x].")
+        raise ValueError(
+            "recalibrate: no batch. Expected at least one: a list of inputs; a generator can be read "
+            "only once."
+        )
     mean = {
-        name: torch.stack([of_batch[name] for of_batch in seen]).mean(0) if seen else old
+        name: torch.stack([of_batch[name] for of_batch in seen]).mean(0)
         for name, old in before.items()
         if old.is_floating_point()
     }

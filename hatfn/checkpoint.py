@@ -16,7 +16,8 @@ from hatfn.checks import HATWarning, check_state
 from hatfn.container import CheckpointError, read, read_header, write
 from hatfn.kinds import check_kind
 from hatfn.learner import HAT
-from hatfn.state import HATState, Tree, trainable
+from hatfn.optimizer import possible_moments
+from hatfn.state import HATState, Tree
 from hatfn.wiring import Wiring
 
 
@@ -38,7 +39,7 @@ def save(
     Raises:
         TypeError, ValueError: something else than a learner or a wiring; a state of other tasks, or
             several stacked; a ``meta`` that JSON cannot hold.
-        OSError: a folder that does not exist, or cannot be written to.
+        OSError: the file could not be written; what was there is as it was.
 
     Example:
         >>> import tempfile, hatfn, torch, torchopt
@@ -95,7 +96,7 @@ def load(path: str | Path, hat: HAT | Wiring) -> HATState:
     check_owner(path, header, expected)
     moments = {name: leaves.pop(name) for name in [*leaves] if name.startswith("opt_state")}
     if not isinstance(hat, HAT):
-        return _assembled(path, leaves)
+        return _of_wiring(path, _assembled(path, leaves), hat)
     state = restored(path, leaves, hat.init(0)._replace(opt_state=()))
     return state._replace(opt_state=_moments(path, moments, hat, state))
 
@@ -107,7 +108,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
         CheckpointError: no such file, not a state, of another format, or its header is damaged.
     """
     header = read_header(Path(path))
-    if "meta" not in header:
+    if not isinstance(header.get("meta"), dict):
         raise CheckpointError(f"load: {path} holds {header.get('kind')!r}. Expected 'state'.")
     return dict(header["meta"])
 
@@ -167,12 +168,15 @@ def restored(path: Path, leaves: Mapping[str, Tensor], template: HATState) -> HA
     Raises:
         CheckpointError: a leaf is missing, left over, or of another shape or dtype.
     """
-    if misfit := _misfit(leaves, expected := flatten(template)):
+    if misfit := _misfit(leaves, flatten(template)):
         raise CheckpointError(
             f"load: {path} does not fit the learner: {misfit}. Build it with the settings that the "
             f"file was saved under."
         )
-    own = {name: leaves[name].to(leaf.device) for name, leaf in expected.items()}
+    own = {
+        name: leaves[name].to(leaf.device)
+        for name, leaf in flatten(template._replace(opt_state=())).items()
+    }
     return _assembled(path, own)._replace(opt_state=_filled(template.opt_state, leaves))
 
 
@@ -188,11 +192,9 @@ def _misfit(leaves: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
 
 
 def _moments(path: Path, moments: Mapping[str, Tensor], hat: HAT, state: HATState) -> Tree:
-    """The optimiser's moments, of the open tasks or else of as many as were trained last."""
-    opened = state.active.nonzero().flatten().tolist()
+    """The optimiser's moments, of as many tasks as were opened together last."""
     misfits = []
-    for rows in [opened or [0], *(list(range(count)) for count in range(1, hat.tasks + 1))]:
-        fresh = hat.optimizer.init(trainable(state, rows))
+    for fresh in possible_moments(hat.optimizer, state):
         if moments.keys() != (expected := _named_moments(fresh)).keys():
             warnings.warn(
                 f"load: {path} holds no moments of this optimiser, so that they start anew. Build the "
@@ -224,14 +226,47 @@ def _filled(opt_state: Tree, leaves: Mapping[str, Tensor]) -> Tree:
 
 def _assembled(path: Path, leaves: Mapping[str, Tensor]) -> HATState:
     """A state by the names of its leaves alone, without moments."""
-    hints = get_type_hints(HATState)
+    hints = {name: hint for name, hint in get_type_hints(HATState).items() if name != "opt_state"}
     fields: dict[str, Any] = {name: {} for name, hint in hints.items() if hint != Tensor}
     for key, leaf in leaves.items():
         field, slash, name = key.partition("/")
+        if field not in hints or bool(slash) != (hints[field] != Tensor):
+            raise CheckpointError(f"load: {path} is not a state: {key!r} is no part of one.")
         if slash:
-            fields.setdefault(field, {})[name] = leaf
-        elif not key.startswith("opt_state"):
+            fields[field][name] = leaf
+        else:
             fields[field] = leaf
-    if odd := sorted(fields.keys() ^ set(HATState._fields)):
-        raise CheckpointError(f"load: {path} is not a whole state: {', '.join(odd)} differ.")
-    return HATState(**fields | {"opt_state": ()})
+    if missing := sorted(hints.keys() - fields.keys()):
+        raise CheckpointError(f"load: {path} is not a whole state: {', '.join(missing)} is missing.")
+    return HATState(**fields, opt_state=())
+
+
+def _of_wiring(path: Path, state: HATState, wiring: Wiring) -> HATState:
+    """The state, if its names and shapes are those that a wiring knows; heads may be of any width."""
+    heads = {name for head in wiring.heads for name in head} or {"head.weight", "head.bias"}
+    weights = {name: role.shape for name, role in wiring.shared.items()}
+    units = {group: (*state.learned.shape, count) for group, count in wiring.groups.items()}
+    own = {name: role.shape for name, role in wiring.params.items() if name not in wiring.shared}
+    found = {
+        field: _shapes(getattr(state, field))
+        for field in ("params", "protection", "embeddings", "masks")
+    }
+    found["task_params"] = {name: shape[1:] for name, shape in _shapes(state.task_params).items()}
+    expected = {
+        "params": weights,
+        "protection": weights,
+        "embeddings": units,
+        "masks": units,
+        "task_params": own,
+    }
+    for field, shapes in expected.items():
+        got = {name: shape for name, shape in found[field].items() if name not in heads}
+        if got != {name: shape for name, shape in shapes.items() if name not in heads}:
+            raise CheckpointError(f"load: {path} does not fit the wiring: its {field} are others.")
+    if state.task_buffers.keys() != {*wiring.buffers}:
+        raise CheckpointError(f"load: {path} does not fit the wiring: its task_buffers are others.")
+    return state
+
+
+def _shapes(tree: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in tree.items()}

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
 
@@ -214,17 +213,6 @@ def check_init_from(
     check_learned(where, state, [source])
 
 
-def check_carried(where: str, carried: Any, fresh: Any, count: int) -> Any:
-    """Moments of as many tasks as are open now."""
-    shapes = [[leaf.shape for leaf in optree.tree_leaves(tree)] for tree in (carried, fresh)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"{where}: carry=True, but the optimiser's moments are not those of {count} tasks trained "
-            f"together, or were not saved. Write carry=False to start with new ones."
-        )
-    return carried
-
-
 def check_batches(
     batch: Any, task: Any, rows: Sequence[int], classes: Sequence[int] | None, wiring: Wiring
 ) -> list[tuple[Tensor, Tensor]]:
@@ -258,16 +246,21 @@ def check_batch(batch: Any, classes: int | None, where: str = "update") -> tuple
             f"{where}: batch = ({type(x).__name__}, {type(y).__name__}). Expected two tensors: "
             f"torch.as_tensor(...) each."
         )
-    if not x.numel():
-        raise ValueError(
-            f"{where}: the batch is empty. Expected at least one sample: skip such a batch."
-        )
+    check_filled(where, x)
     if x.shape[:1] != y.shape[:1]:
         raise ValueError(
             f"{where}: x has {x.shape[0]} samples and y {tuple(y.shape)}. Expected as many targets."
         )
     check_labels(y, classes, where)
     return x, y
+
+
+def check_filled(where: str, x: Tensor) -> None:
+    """At least one number."""
+    if not x.numel():
+        raise ValueError(
+            f"{where}: the batch is empty. Expected at least one sample: skip such a batch."
+        )
 
 
 def check_labels(y: Tensor, classes: int | None, where: str) -> None:
@@ -302,10 +295,12 @@ def explained(x: Tensor, wiring: Wiring) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        alone = len(x) == 1 and isinstance(error, ValueError)  # which batch norms say
         raise ValueError(
             f"the module failed on x of shape {tuple(x.shape)} and {x.dtype}. Expected "
-            f"{_shape(wiring)}, as it was traced. It said: {error}"
+            f"{_shape(wiring)}, as it was traced{', and of more than one sample' * alone}. It said: "
+            f"{error}"
         ) from error
 
 

@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ FIELDS = {"format", "hatfn", "header", "bits", "tensors"}
 
 class CheckpointError(ValueError):
     """A file that cannot be used: not of this library, damaged, or of another learner."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it quotes the file
+
+
+def printable(text: str) -> str:
+    """Text, if it is a stranger's, that no terminal takes for commands, and not too much of it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:2000])
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -65,12 +74,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     fields, stored = _open(path, tensors=True)
     if fields["tensors"] != _digest_of_tensors(stored):
         raise _damaged(path, "its tensors do not have the checksum of its header")
-    bits = json.loads(fields["bits"])
+    header, bits = (_read_json(path, fields[name]) for name in ("header", "bits"))
+    if bare := [name for name, leaf in stored.items() if leaf.dtype == torch.bool]:
+        raise _damaged(path, f"{bare[0]!r} has bools of a byte each")
     try:
         restored = {name: _unpacked(stored[name], shape) for name, shape in bits.items()}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _damaged(path, f"its bits are not as many as its header says ({error!r})") from error
-    return json.loads(fields["header"]), {**stored, **restored}
+    return header, {**stored, **restored}
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -79,12 +90,15 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, of another format, or its header is damaged.
     """
-    header: dict[str, Any] = json.loads(_open(path, tensors=False)[0]["header"])
-    return header
+    return _read_json(path, _open(path, tensors=False)[0]["header"])
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file beside its place, flush it to the disk, and rename it: there is never half of it."""
+    """Write a file beside its place, flush it to the disk, and rename it: there is never half of it.
+
+    Raises:
+        OSError: of the kind that the system gave.
+    """
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with scratch.open("xb") as file:
@@ -92,15 +106,27 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # where folders can be flushed: the new name is on the disk, too
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        _flush_names(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise OSError(
+            error.errno,
+            f"{path} could not be written ({error.strerror}); no file was left in half. Expected a "
+            f"folder that exists and can be written to, with room for {len(data)} bytes",
+        ) from error
+
+
+def _flush_names(folder: Path) -> None:
+    """Where folders can be flushed: a new name is on the disk, too."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -131,6 +157,16 @@ def _open(path: Path, tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]
     if fields.pop("sha256", None) != _digest_of_fields(fields) or fields.keys() != FIELDS:
         raise _damaged(path, "its header does not have its checksum")
     return fields, stored
+
+
+def _read_json(path: Path, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"its header is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise _damaged(path, f"its header holds a {type(found).__name__} in the place of names")
+    return found
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

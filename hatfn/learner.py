@@ -17,7 +17,7 @@ from hatfn.initial import initial_state
 from hatfn.kinds import check_count, check_kind, check_seed
 from hatfn.lifecycle import Forgotten, forget, prune
 from hatfn.locks import Lock, Locked
-from hatfn.optimizer import Optimizer
+from hatfn.optimizer import Optimizer, check_carried
 from hatfn.ranks import Ranks
 from hatfn.state import HATState, binary_gates, over_groups, put, take, trainable
 from hatfn.step import Info, step
@@ -131,7 +131,7 @@ class HAT(NamedTuple):
         checks.check_free("begin", opened, self.used(state))
         opt_state = self.optimizer.init(trainable(state, opened))
         if carry:
-            opt_state = checks.check_carried("begin", state.opt_state, opt_state, len(opened))
+            opt_state = check_carried("begin", state.opt_state, opt_state, len(opened))
         return state._replace(protection=self.protect(state, before), opt_state=opt_state)
 
     def update(
@@ -183,8 +183,8 @@ class HAT(NamedTuple):
             are not finite.
 
         Raises:
-            TypeError, ValueError: a wrong task or input; a task that is not open: a learned task's
-                outputs must not move.
+            TypeError, ValueError: a wrong task or input; no batch, or an empty one; a task that is not
+                open: a learned task's outputs must not move.
         """
         return recalibrate(self, state, batches, task)
 

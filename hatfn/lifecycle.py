@@ -14,7 +14,7 @@ from torch import Tensor
 from hatfn import checks, settings
 from hatfn.initial import Own, initial_own, initial_values, widened
 from hatfn.locks import exact_protection
-from hatfn.optimizer import fresh_moments
+from hatfn.optimizer import Optimizer, fresh_moments, possible_moments
 from hatfn.state import HATState, binary_gates, put, tree_map
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ def grow(
         active=torch.cat([state.active, no]),
         hyper={name: _longer(value, more) for name, value in state.hyper.items()},
     )
-    moments = fresh_moments(hat.optimizer, new)
-    return grown, new._replace(opt_state=_padded(state.opt_state, moments))
+    return grown, new._replace(opt_state=_wider_moments(hat.optimizer, state.opt_state, new))
 
 
 def _initial(
@@ -204,10 +203,13 @@ def _longer(value: Tensor, more: int) -> Tensor:
     return torch.cat([value, value[-1:].expand(more)]) if value.dim() else value
 
 
-def _padded(old: Any, new: Any) -> Any:
+def _wider_moments(optimizer: Optimizer, old: Any, state: HATState) -> Any:
     """The moments there were, those of wider heads with the new ones' values behind; else new ones."""
-    if optree.tree_structure(old) != optree.tree_structure(new):  # a loaded state may have none
-        return new
+    if optree.tree_structure(old) != optree.tree_structure(fresh_moments(optimizer, state)):
+        return fresh_moments(optimizer, state)  # a loaded state may have none
+
+    def fits(old: Tensor, new: Tensor) -> bool:
+        return all(had <= has for had, has in zip(old.shape, new.shape, strict=True))
 
     def pad(old: Tensor, new: Tensor) -> Tensor:
         if old.shape == new.shape:
@@ -216,4 +218,6 @@ def _padded(old: Any, new: Any) -> Any:
         wide[tuple(map(slice, old.shape))] = old
         return wide
 
-    return tree_map(pad, old, new)
+    possible = possible_moments(optimizer, state)
+    leaves = optree.tree_leaves
+    return next(tree_map(pad, old, new) for new in possible if all(map(fits, leaves(old), leaves(new))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -36,8 +36,18 @@ class PureOptimizer(NamedTuple):
 
 def fresh_moments(optimizer: Optimizer, state: HATState) -> Any:
     """The optimiser's state before any step of the tasks that are open; of none, as of one task."""
+    return next(possible_moments(optimizer, state))
+
+
+def possible_moments(optimizer: Optimizer, state: HATState) -> Iterator[Any]:
+    """Fresh moments of as many tasks as a state's can be of.
+
+    First of those that are open; then of any number, for the tasks that were opened together last may
+    be closed by now.
+    """
     opened = state.active.nonzero().flatten().tolist() or [0]
-    return optimizer.init(trainable(state, opened))
+    for rows in (opened, *map(range, range(1, len(state.active) + 1))):
+        yield optimizer.init(trainable(state, rows))
 
 
 class _OutOfPlace(TorchFunctionMode):
@@ -97,3 +107,28 @@ def check_optimizer(optimizer: Any) -> PureOptimizer:
             "(torchopt's sgd does with dampening). Expected a pure update: leave dampening at 0."
         )
     return PureOptimizer(init, update)
+
+
+def check_carried(where: str, carried: Any, fresh: Any, count: int) -> Any:
+    """Moments of as many tasks as are open now."""
+    if not _same_shapes(carried, fresh):
+        raise ValueError(
+            f"{where}: carry=True, but the optimiser's moments are not those of {count} tasks trained "
+            f"together, or were not saved. Write carry=False to start with new ones."
+        )
+    return carried
+
+
+def check_moments(where: str, given: Any, expected: Any) -> None:
+    """Shapes that follow from moments of the very tasks that are open."""
+    if not _same_shapes(given, expected):
+        raise ValueError(
+            f"{where}: the optimiser's moments are not those of the open tasks alone: others were "
+            f"opened with them, and closed since. Write state = hat.begin(state, task) for those that "
+            f"remain."
+        )
+
+
+def _same_shapes(*trees: Any) -> bool:
+    one, other = ([leaf.shape for leaf in optree.tree_leaves(tree)] for tree in trees)
+    return one == other

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hatfn import checks, kinds, transforms
 from hatfn.forward import Output, call, cut_heads
+from hatfn.optimizer import check_moments
 from hatfn.state import HATState, Trainable, put_rows, take, take_rows, trainable, tree_map
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def advance(
     seen = seen._replace(loss=loss, penalty=penalty)
     gradients, norm = transforms.clip_by_norm(gradients, hat.max_norm)
     decayed = own if hat.decay_embeddings else own._replace(embeddings=_zeros(own.embeddings))
-    steps, opt_state = hat.optimizer.update(gradients, before.opt_state, params=decayed)
+    steps, opt_state = _optimized(hat, gradients, before.opt_state, decayed)
     if scale is None:
         steps = steps._replace(embeddings=_zeros(own.embeddings))
     if hat.lock.on == "update":
@@ -238,6 +239,17 @@ def advance(
     # A step that one process must refuse is refused by all.
     ok = transforms.finite((new, opt_state)) & (sound == 1) & before.open
     return seen, After(new, seen.buffers, opt_state), norm, ok
+
+
+def _optimized(hat: HAT, gradients: Trainable, opt_state: Any, own: Trainable) -> tuple[Any, Any]:
+    """The optimiser's answer. Moments of other tasks may broadcast instead of failing."""
+    try:
+        steps, new = hat.optimizer.update(gradients, opt_state, params=own)
+    except RuntimeError:
+        check_moments("update", opt_state, hat.optimizer.init(own))
+        raise
+    check_moments("update", steps, own)
+    return steps, new
 
 
 def settled(ok: Tensor, after: After, before: Before) -> After:

@@ -305,20 +305,6 @@ def test_a_thousand_corruptions_never_give_a_wrong_state(saved) -> None:
     assert refused.total() > 900, "most of what was tried was no change at all"
 
 
-def test_a_failed_write_leaves_the_old_file(saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    hat, state, path = saved
-    before = path.read_bytes()
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        hatfn.save(path, hat.begin(state, 0), hat)
-    assert path.read_bytes() == before
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
-
-
 def test_wrong_arguments(saved, tmp_path: Path) -> None:
     hat, state, path = saved
     with pytest.raises(TypeError, match="Expected the learner"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,6 +259,15 @@ def test_the_command_shows_mean_and_deviation(tmp_path: Path, capsys: pytest.Cap
     assert checkpoint.read_meta(out / "state-1.safetensors")["config"]["seed"] == 1
 
 
-def test_a_count_of_seeds_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match=r"seeds=0\. Expected how many"):
-        start(RunConfig(seeds=0))
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("seeds", 0, "at least 1"), ("epochs", 0, "at least 1"), ("batch_size", -1, "at least 1"),
+        ("width", 0, "at least 1"), ("depth", 0, "at least 1"), ("image_size", 0, "at least 1"),
+        ("lr", math.nan, "a number"), ("device", "abacus", "cannot be used"), ("device", "meta", "cannot be used"),
+        ("model", "resnet18.nothing", "Expected 'resnet18'"),
+    ],
+)  # fmt: skip
+def test_settings_that_no_run_can_have(name: str, value: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=rf"run: {name}={value!r}.*{match}"):
+        start(RunConfig(**{name: value}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import optree
 import pytest
 import torch
 import torchopt
@@ -139,3 +140,56 @@ def test_wrong_calls(case: str) -> None:
     call, words = WRONG[case]
     with pytest.raises(ValueError, match=words):
         call()
+
+
+OPTIMIZERS = {"sgd": torchopt.sgd(0.1, momentum=0.9), "adam": torchopt.adam(1e-2)}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("count", [2, 3])
+def test_once_one_is_closed_the_others_are_opened_anew(optimizer: str, count: int) -> None:
+    """Moments of two tasks would broadcast over one, and what is closed is not locked yet."""
+    x, y = batches((5,), 3)
+    hat = learner(MLP(5, 3, width=16).double(), x[0], optimizer=OPTIMIZERS[optimizer])
+    opened = list(range(count))
+    state = hat.begin(hat.init(0), opened)
+    state, _ = hat.update(state, (x[:count], y[:count]), opened, 5.0)
+    state = hat.consolidate(state, 0)
+    rest = opened[1:]
+    batch, task = ((x[1], y[1]), 1) if count == 2 else ((x[1:], y[1:]), rest)
+    with pytest.raises(ValueError, match=r"update: the optimiser's moments .* state = hat\.begin\("):
+        hat.update(state, batch, task, 5.0)
+    many, states = hatfn.Replicas(hat), hatfn.replicas.stack([state, state])
+    with pytest.raises(ValueError, match=r"update: the optimiser's moments"):
+        many.update(states, batch, task, 5.0, shared=True)
+    served = hat.forward(state, x[0], 0)
+    state, info = hat.update(hat.begin(state, task), batch, task, 5.0)
+    assert info.ok
+    assert torch.equal(hat.forward(state, x[0], 0), served)
+
+
+@pytest.mark.parametrize("closed", [(), (0,), (0, 2)], ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_growing_keeps_the_moments_of_all(optimizer: str, closed: tuple[int, ...]) -> None:
+    """Also of those that are closed by now: what comes next may carry them on."""
+    x, y = batches((5,), 2)
+    hat = learner(MLP(5, 3, width=16).double(), x[0], optimizer=OPTIMIZERS[optimizer])
+    state, _ = hat.update(hat.begin(hat.init(0), [0, 2]), (x, y), [0, 2], 5.0)
+    for task in closed:
+        state = hat.consolidate(state, task)
+    for classes in (2, 5):
+        wide, grown = hatfn.grow(hat, state, classes=[classes])
+        fresh = wide.begin(grown, [0, 2]).opt_state
+        leaves = zip(*map(optree.tree_leaves, (state.opt_state, grown.opt_state, fresh)), strict=True)
+        for old, new, start in leaves:
+            inner = tuple(map(slice, old.shape))
+            assert torch.equal(new[inner], old)
+            assert torch.equal(torch.where(inside(new, inner), start, new), start)
+        carried = wide.begin(grown, [1, 3], locked=[], carry=True)
+        assert equal(carried.opt_state, grown.opt_state)
+
+
+def inside(leaf: torch.Tensor, inner: tuple[slice, ...]) -> torch.Tensor:
+    within = torch.zeros(leaf.shape, dtype=torch.bool)
+    within[inner] = True
+    return within

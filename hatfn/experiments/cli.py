@@ -35,8 +35,8 @@ from hatfn.ranks import ALONE, RankLostError, Ranks, RanksDifferError
 from hatfn.testing import verify_wiring
 from hatfn.tracing import TraceError
 
-FAILURES = (NonFiniteStepError, RankLostError, RanksDifferError)
-"""What stops a run that was well begun."""
+MISHAPS = (OSError, torch.OutOfMemoryError, RankLostError)
+"""What stops a run and is the machine's: it may do better next time."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,13 +61,27 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             trace_and_report(config, console)
     except KeyboardInterrupt:
-        if isinstance(config, RunConfig):
-            folder = config.resume or config.folder
-            console.print(f"\nstopped; to go on: hatfn run --resume {folder}", markup=False)
+        console.print("\nstopped" + _to_go_on(config), markup=False)
         sys.exit(130)
-    except (ValueError, ImportError, AssertionError, TraceError, *FAILURES) as error:
+    except MISHAPS as error:
+        console.print(str(error) + _to_go_on(config), style="red", markup=False)
+        sys.exit(1)
+    except (
+        ValueError,
+        ImportError,
+        AssertionError,
+        TraceError,
+        NonFiniteStepError,
+        RanksDifferError,
+    ) as error:
         console.print(str(error), style="red", markup=False)
         sys.exit(1)
+
+
+def _to_go_on(config: object) -> str:
+    if not isinstance(config, RunConfig):
+        return ""
+    return f"; to go on: hatfn run --resume {config.resume or config.folder}"
 
 
 def trace_and_report(config: TraceConfig, console: Console) -> None:
@@ -157,9 +171,13 @@ def learn_and_log(config: RunConfig, console: Console, ranks: Ranks = ALONE) -> 
     with warnings.catch_warnings():
         # Without gates every task uses every unit, which is no news.
         warnings.simplefilter("always" if config.method == "hat" else "ignore", HATWarning)
-        warnings.showwarning = lambda message, *_: console.print(f"[yellow]{message}")
+        warnings.showwarning = lambda message, *_: console.print(
+            str(message), style="yellow", markup=False
+        )
         folder = RunFolder(config, ranks)
-        console.print(f"{config.method} on {config.stream} with {config.model}: preparing")
+        console.print(
+            f"{config.method} on {config.stream} with {config.model}: preparing", markup=False
+        )
         run = start(config, ranks)
         console.print(run.hat.wiring.summary(), highlight=False)
         if config.resume is not None:

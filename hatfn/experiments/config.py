@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -121,6 +122,22 @@ class RunConfig:
         """Where the results go."""
         seeds = f"{self.seed}" if self.seeds == 1 else f"{self.seed}-to-{self.seed + self.seeds - 1}"
         return self.out or Path("runs") / f"{self.stream}-{self.model}-{self.method}-{seeds}"
+
+
+def check_run(config: RunConfig) -> None:
+    """Refuse numbers that no run can have, before anything is written or computed.
+
+    Raises:
+        ValueError: a count below 1; NaN. What else is wrong is told by those who use it.
+    """
+    for name, value in vars(config).items():
+        if name in COUNTS and value is not None and value < 1:
+            raise ValueError(f"run: {name}={value}. Expected at least 1.")
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"run: {name}={value}. Expected a number.")
+
+
+COUNTS = {"tasks", "width", "depth", "image_size", "epochs", "batch_size", "seeds"}
 
 
 @dataclass(frozen=True)

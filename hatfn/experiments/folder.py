@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import operator
 import os
 import time
 import warnings
@@ -18,9 +20,9 @@ from torch import Tensor
 
 from hatfn import checkpoint
 from hatfn.checks import HATWarning
-from hatfn.container import CheckpointError, read, remove_leftovers, write, write_atomically
+from hatfn.container import CheckpointError, printable, read, remove_leftovers, write, write_atomically
 from hatfn.experiments import plots
-from hatfn.experiments.config import RunConfig
+from hatfn.experiments.config import RunConfig, check_run
 from hatfn.experiments.report import result_dict
 from hatfn.experiments.result import Learned, Result, from_json, mean, to_json
 from hatfn.experiments.run import Place, Run, Step, opened
@@ -74,36 +76,56 @@ class RunFolder:
         path = self.path / PROGRESS
         header, leaves = read(path)
         checkpoint.check_owner(path, header, checkpoint.owner("run", run.hat, "resume"))
+        try:
+            self._take(path, header, leaves, run)
+        except CheckpointError:
+            raise
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(
+                f"run: {path} is not what a run writes ({error!r}). Delete it to begin anew."
+            ) from error
+
+    def _take(self, path: Path, header: dict[str, Any], leaves: dict[str, Tensor], run: Run) -> None:
+        """Into the run what a file says, all of it looked at first; it may be of a stranger."""
         if header["config"] != _settings(self.config):
             raise CheckpointError(f"run: {path} belongs to a run with other settings than {CONFIG}.")
-        log = self.path / LOG
-        if not log.exists() or log.stat().st_size < header["log"]:
+        log, length = self.path / LOG, operator.index(header["log"])
+        if not log.exists() or not 0 <= length <= log.stat().st_size:
             raise CheckpointError(
-                f"run: {log} has lost lines that the run had written. Expected {header['log']} bytes "
+                f"run: {log} has lost lines that the run had written. Expected {length} bytes "
                 f"or more: put it back, or delete {path.name} to begin anew."
             )
         machine = _machine(self.config, self.ranks)
         if others := [name for name in machine if header["machine"].get(name) != machine[name]]:
-            was = ", ".join(f"{name} {header['machine'].get(name)}" for name in others)
+            was = printable(", ".join(f"{name} {header['machine'].get(name)}" for name in others))
             warnings.warn(
                 f"run: begun with {was}, and this is {', '.join(machine[name] for name in others)}. It "
                 f"goes on, but ends like a run in one go to rounding only.",
                 HATWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        logits: list[dict[int, Tensor]] = [{} for _ in run.seeds]
-        for name in [name for name in leaves if name.startswith("logits/")]:
-            _, seed, task = name.split("/")
-            logits[int(seed)][int(task)] = leaves.pop(name)
-        place = Place(*header["place"])
-        run.state = checkpoint.restored(path, leaves, opened(run, place))
-        run.place, run.logits, run.seconds = place, logits, header["seconds"]
-        names = [task.name for task in run.stream]
-        run.results = [from_json(names, data) for data in header["results"]]
-        for result, state in zip(run.results, run.states, strict=True):
-            result.usage, result.memory = usage(state, run.hat.wiring), memory(state)
+        tasks = range(len(run.stream))
+        logits: list[dict[int, Tensor]] = [
+            {t: leaves.pop(name) for t in tasks if (name := f"logits/{seed}/{t}") in leaves}
+            for seed, _ in enumerate(run.seeds)
+        ]
+        place = Place(*map(operator.index, header["place"]))
+        if min(place) < 0 or place.phase > len(run.phases) or place.epoch > self.config.epochs:
+            raise ValueError(f"place={place}")
+        results = [
+            from_json([task.name for task in run.stream], data)
+            for data, _ in zip(header["results"], run.seeds, strict=True)
+        ]
+        seconds = float(header["seconds"])
+        state = checkpoint.restored(path, leaves, opened(run, place))
+        with log.open("rb") as file:
+            steps(log, file.read(length))
+        run.state, run.place, run.logits, run.seconds = state, place, logits, seconds
+        run.results = results
+        for result, one in zip(run.results, run.states, strict=True):
+            result.usage, result.memory = usage(one, run.hat.wiring), memory(one)
         if self.ranks.rank == 0:
-            os.truncate(log, header["log"])
+            os.truncate(log, length)
 
     def log(self, run: Run, event: Step | Learned) -> None:
         """Keep a step, and now and then all that there is; at the end of a task the state as well."""
@@ -152,9 +174,8 @@ class RunFolder:
         plots.accuracy_matrix(result, self.path / "accuracy_matrix.png")
         plots.mask_use(result, self.path / "mask_use.png")
         plots.capacity(result, self.path / "capacity.png")
-        lines = [json.loads(line) for line in (self.path / LOG).read_text().splitlines()]
-        steps = [Step(**line) for line in lines if line.keys() == set(Step._fields)]
-        plots.training(steps, self.path / "training.png")
+        log = self.path / LOG
+        plots.training(steps(log, log.read_bytes()), self.path / "training.png")
 
     def conclude(self, seeds: Sequence[int], results: Sequence[Result]) -> None:
         """Write the result; of several seeds the mean, and the result of each."""
@@ -163,6 +184,24 @@ class RunFolder:
             each = zip(seeds, results, strict=True)
             whole["seeds"] = {str(seed): result_dict(one) for seed, one in each}
         write_atomically(self.path / "result.json", json.dumps(whole, indent=2).encode())
+
+
+def steps(log: Path, text: bytes) -> list[Step]:
+    """The steps among the lines of a log.
+
+    Raises:
+        CheckpointError: a line that no run writes.
+    """
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            event = json.loads(line)
+            if event.keys() == {*Step._fields}:
+                kinds = get_type_hints(Step)
+                found.append(Step(**{name: kinds[name](value) for name, value in event.items()}))
+        except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
+            raise CheckpointError(f"run: {log}, line {number}, is not of a run ({error}).") from error
+    return found
 
 
 def resumed(given: RunConfig) -> RunConfig:
@@ -175,6 +214,7 @@ def resumed(given: RunConfig) -> RunConfig:
         ValueError: other settings beside it; a folder in which no run was begun, or whose settings
             cannot be read.
     """
+    check_run(given)
     folder = given.resume
     if folder is None:
         return given
@@ -186,14 +226,38 @@ def resumed(given: RunConfig) -> RunConfig:
             f"--{others[0].replace('_', '-')} is given as well. Leave it out."
         )
     try:
-        read_settings = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
+        check_files(folder)
+        text = (folder / CONFIG).read_bytes()
+    except OSError as error:
         raise ValueError(
             f"run: --resume {folder}: no run was begun there ({error}). Begin it: hatfn run --out "
             f"{folder}"
         ) from error
+    try:
+        read_settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"run: {folder / CONFIG} cannot be read ({error}). Expected what hatfn run wrote there."
+        ) from error
     config = _config(folder, read_settings)
     return replace(config, resume=folder, out=folder, save_every=given.save_every)
+
+
+def check_files(folder: Path) -> None:
+    """Refuse what would be written through, or read without an end, in a folder from elsewhere.
+
+    Raises:
+        ValueError: a link to a file, something that is neither file nor folder, too many settings.
+    """
+    for entry in folder.iterdir():
+        if not entry.is_dir() and (entry.is_symlink() or not entry.is_file()):
+            kind = "a link" if entry.is_symlink() else "no plain file"
+            raise ValueError(
+                f"run: in {folder} {entry.name!r} is {kind}. Expected files of the folder's own: put a "
+                f"copy in its place."
+            )
+    if (folder / CONFIG).stat().st_size > 2**20:
+        raise ValueError(f"run: {folder / CONFIG} is larger than a MiB. Expected settings alone.")
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
@@ -240,8 +304,10 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, one) for one in get_args(hint))
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return False
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is Path:
-        return isinstance(value, str)
+        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if hint in (str, Path):
+        return isinstance(value, str) and value.isprintable()
     return type(value) is hint if hint is not NoneType else value is None

@@ -123,17 +123,30 @@ def to_json(result: Result) -> dict[str, Any]:
 
 
 def from_json(names: list[str], data: dict[str, Any]) -> Result:
-    """The result that :func:`to_json` was given, without usage and memory."""
+    """The result that :func:`to_json` was given, without usage and memory.
+
+    Raises:
+        KeyError, TypeError, ValueError: something else.
+    """
+    tasks, done = len(names), len(data["drift"])
+
+    def numbers(name: str, *shape: int) -> np.ndarray:
+        found = np.array(data[name], dtype=float)
+        if found.shape != shape:
+            raise ValueError(f"{name} is {found.shape}, expected {shape}")
+        return found
+
+    closings = np.array(data["closings"], dtype=float).reshape(-1, len(Closing._fields))
     return Result(
         names,
-        np.array(data["accuracy_matrix"]),
-        np.array(data["class_incremental"]),
-        np.array(data["task_inference"]),
-        drift=data["drift"],
-        free_units=data["free_units"],
-        free_weights=data["free_weights"],
-        closings=[Closing(*closing) for closing in data["closings"]],
-        seconds=data["seconds"],
+        numbers("accuracy_matrix", tasks, tasks),
+        numbers("class_incremental", tasks, tasks),
+        numbers("task_inference", tasks),
+        drift=numbers("drift", done).tolist(),
+        free_units=[{str(g): float(v) for g, v in free.items()} for free in data["free_units"]],
+        free_weights=numbers("free_weights", done).tolist(),
+        closings=[Closing(*closing) for closing in closings.tolist()],
+        seconds=float(data["seconds"]),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hatfn.calibration import readiness
 from hatfn.evaluation import evaluate
-from hatfn.experiments.config import RunConfig
+from hatfn.experiments.config import RunConfig, check_run
 from hatfn.experiments.result import Closing, Learned, Result, mean
 from hatfn.experiments.setup import (
     batches,
@@ -136,15 +136,14 @@ class Run:
 
 def start(config: RunConfig, ranks: Ranks = ALONE) -> Run:
     """Everything before the first step: data, module, wiring, learner, state."""
-    if config.seeds < 1:
-        raise ValueError(f"run: seeds={config.seeds}. Expected how many, at least 1.")
+    check_run(config)
+    device = _device(config.device)
     seeds = list(range(config.seed, config.seed + config.seeds))
     streams = [
         make_stream(config.stream, config.tasks, seed, config.data_dir, config.image_size)
         for seed in seeds
     ]
     module, resize = make_module(config, streams[0][0])
-    device = torch.device(config.device)
 
     def prepare(x: Tensor) -> Tensor:
         return resize(x.to(device))
@@ -155,6 +154,18 @@ def start(config: RunConfig, ranks: Ranks = ALONE) -> Run:
     results = [Result.of([task.name for task in stream]) for stream in streams]
     logits: list[dict[int, Tensor]] = [{} for _ in seeds]
     return Run(config, seeds, streams, prepare, hat, state, results, logits, Place(0, 0, 0), ranks)
+
+
+def _device(name: str) -> torch.device:
+    """One that numbers can be computed on and read from."""
+    try:
+        torch.zeros(1, device=name).tolist()
+    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without it
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"run: device={name!r} cannot be used: {reason} Expected cpu or cuda."
+        ) from error
+    return torch.device(name)
 
 
 def opened(run: Run, place: Place) -> HATState:

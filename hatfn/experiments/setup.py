@@ -36,7 +36,13 @@ def make_module(config: RunConfig, task: Task) -> tuple[nn.Module, Callable[[Ten
                 f"run: model={config.model!r}. Expected mlp or a timm model"
                 + (f", such as {', '.join(known[:5])}." if known else ": see timm.list_models().")
             )
-        module = timm.create_model(config.model, num_classes=task.classes)
+        try:
+            module = timm.create_model(config.model, num_classes=task.classes)
+        except RuntimeError as error:  # a tag of weights that there are not
+            bare = config.model.partition(".")[0]
+            raise ValueError(
+                f"run: model={config.model!r}: {error} Expected {bare!r}: weights are drawn anew."
+            ) from error
     channels, height, width = module.pretrained_cfg["input_size"]  # type: ignore[index]
     side = config.image_size
     size = (height, width) if side is None else (side, side)
