@@ -7,6 +7,7 @@ from typing import Any
 import optree
 import torch
 import torchopt
+from hypothesis import settings
 from torch import Tensor, nn
 
 import hatfn
@@ -98,6 +99,11 @@ def learn(
         state, info = hat.update(state, (x, y), task, scale=20.0 * (step + 1))
         assert info.ok
     return hat.consolidate(state, task)
+
+
+def examples(count: int) -> settings:
+    """So many examples of a law, times ``--examples``."""
+    return settings(max_examples=max(1, count * settings.default.max_examples // 100))
 
 
 def equal(a: Any, b: Any) -> bool:
