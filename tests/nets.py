@@ -106,6 +106,16 @@ def examples(count: int) -> settings:
     return settings(max_examples=max(1, count * settings.default.max_examples // 100))
 
 
+def near(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether numbers agree to about half of their digits, measured by the largest.
+
+    For two ways to compute one thing that may round at every layer: of double precision this is a close
+    comparison, of narrow types one that tells what is wrong from what is rounded.
+    """
+    largest = max(theirs.abs().max().item(), 1e-6)
+    return (ours - theirs).abs().max().item() <= 3 * torch.finfo(theirs.dtype).eps ** 0.5 * largest
+
+
 def equal(a: Any, b: Any) -> bool:
     """Whether two trees are the same to the bit."""
     pairs = zip(optree.tree_leaves(a), optree.tree_leaves(b), strict=True)
