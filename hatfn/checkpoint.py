@@ -58,10 +58,6 @@ def save(
         check_state("save", state, hat.wiring, hat.tasks)
     else:
         check_state("save", state, hat)
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(
-            f"save: {Path(path).parent} is no folder. Make it before: mkdir(parents=True)."
-        )
     try:
         json.dumps(header)
     except TypeError as error:

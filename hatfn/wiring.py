@@ -286,7 +286,8 @@ class Wiring:
 
 def digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's type, shape and bytes."""
-    data = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().reshape(-1).contiguous()
+    data = plain.view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(repr((tensor.dtype, tuple(tensor.shape))).encode() + data).hexdigest()
 
 

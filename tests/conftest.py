@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import secrets
 
 import pytest
 import torch
+from beartype._check.code import codemain
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# The type checker looks at items at random; it draws them from numbers of its own, not from Python's
+# global ones, which no function may move.
+codemain.getrandbits = random.Random(0).getrandbits
 
 # The leaf functions, whose arguments are ours; the public boundary answers wrong types itself.
 LEAVES = ("gates", "transforms", "forward", "metrics", "state", "tracing.labels")
@@ -19,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--seed", type=int, default=0, help="of all data and examples; below 0: a random one"
     )
+    parser.addoption("--examples", type=float, default=1.0, help="so many times as many examples")
 
 
 @pytest.hookimpl(tryfirst=True)  # hypothesis reads its seed when it is configured
@@ -28,7 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed:
         config.option.hypothesis_seed = config.option.seed
     # No deadline: machines are shared, and speed is a matter of benchmarks.
-    settings.register_profile("hatfn", deadline=None, derandomize=not config.option.seed)
+    settings.register_profile(
+        "hatfn",
+        deadline=None,
+        derandomize=not config.option.seed,
+        max_examples=max(1, round(100 * config.option.examples)),
+    )
     settings.load_profile("hatfn")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import optree
 import torch
 import torchopt
+from hypothesis import settings
 from torch import Tensor, nn
 
 import hatfn
@@ -98,6 +99,21 @@ def learn(
         state, info = hat.update(state, (x, y), task, scale=20.0 * (step + 1))
         assert info.ok
     return hat.consolidate(state, task)
+
+
+def examples(count: int) -> settings:
+    """So many examples of a law, times ``--examples``."""
+    return settings(max_examples=max(1, count * settings.default.max_examples // 100))
+
+
+def near(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether numbers agree to about half of their digits, measured by the largest.
+
+    For two ways to compute one thing that may round at every layer: of double precision this is a close
+    comparison, of narrow types one that tells what is wrong from what is rounded.
+    """
+    largest = max(theirs.abs().max().item(), 1e-6)
+    return (ours - theirs).abs().max().item() <= 3 * torch.finfo(theirs.dtype).eps ** 0.5 * largest
 
 
 def equal(a: Any, b: Any) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,14 @@ def test_examples_write_their_table_and_figure(name: str, tmp_path: Path) -> Non
     (figure,) = re.findall(r"\]\((figures/.*?\.png)\)", text)
     for folder in (tmp_path, EXAMPLES):
         assert (folder / figure).read_bytes().startswith(b"\x89PNG")
+
+
+def test_somebody_elses_model_passes_its_own_tests() -> None:
+    files = [*(EXAMPLES / "testing").glob("*.py")]
+    assert sum(len(path.read_text().splitlines()) for path in files) < 120
+    run = [sys.executable, "-m", "pytest", "-q", "examples/testing"]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=EXAMPLES.parent, check=False)
+    assert "4 passed" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

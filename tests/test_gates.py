@@ -25,20 +25,6 @@ def test_gate_is_the_sigmoid_and_monotone_in_the_embedding(e: list[float], s: fl
     assert (gates.diff() >= 0).all()
 
 
-@given(e=NUMBERS, s=SCALES, more=SCALES)
-def test_a_larger_scale_moves_a_gate_away_from_one_half(e: float, s: float, more: float) -> None:
-    value = torch.tensor(e, dtype=torch.float64)
-    near, far = (abs(hatfn.gate(value, scale) - 0.5) for scale in (s, s + more))
-    assert far >= near
-
-
-@given(e=NUMBERS.filter(lambda e: abs(e) > 1e-3))
-def test_limits_of_the_gate(e: float) -> None:
-    value = torch.tensor(e, dtype=torch.float64)
-    assert abs(hatfn.gate(value, 1e-6) - 0.5) < 1e-5
-    assert abs(hatfn.gate(value, 1e6) - hatfn.hard_gate(value).double()) < 1e-9
-
-
 @given(e=st.lists(st.floats(-6, 6), min_size=1, max_size=8))
 def test_flush_keeps_gradients_and_drops_only_what_is_tiny(e: list[float]) -> None:
     leaf = torch.tensor(e, dtype=torch.float32, requires_grad=True)

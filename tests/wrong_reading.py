@@ -128,7 +128,7 @@ CASES = [*LEARNERS, *STATES, *SQUARES, *[
     wrong("forgetting_ratio", "chance", ROW[:1], ValueError, "forgetting_ratio", "chance", "(1,)", "(3,)"),
     wrong("forgetting_ratio", "joint", ROW[:1], ValueError, "forgetting_ratio", "joint", "(1,)", "(3,)"),
     # files
-    wrong("save", "path", FILE, FileNotFoundError, "save", "no such folder", "mkdir"),
+    wrong("save", "path", FILE, FileNotFoundError, "no such folder", "could not be written", "folder that exists"),
     wrong("save", "path", None, TypeError, "save", "path", "NoneType"),
     wrong("save", "state", None, TypeError, "save", "NoneType", "hat.init(seed=0)"),
     wrong("save", "state", CLOSED, ValueError, "save", "(3, 3)", "replica(states, i)"),

@@ -137,7 +137,7 @@ def check_run(config: RunConfig) -> None:
             raise ValueError(f"run: {name}={value}. Expected a number.")
 
 
-COUNTS = {"tasks", "width", "depth", "image_size", "epochs", "batch_size", "seeds"}
+COUNTS = {"tasks", "width", "depth", "image_size", "epochs", "batch_size", "seeds", "processes"}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,21 @@
-"""Verifiers for anyone's test suite: is this wiring sound, has this learner forgotten anything?
+"""Verifiers for anyone's test suite.
 
-Each verifier also runs positive controls, changes that *must* show, so that it can fail.
+:func:`verify_wiring` and :func:`verify_no_forgetting` perturb what must not show, and as a control what
+must; :func:`verify_pure`, :func:`verify_state_stable` and :func:`verify_vmap_equals_loop` hold any
+function to its contract. Hypothesis strategies are imported by their own name,
+``from hatfn.testing import strategies``, and want ``pip install 'hatfn[testing]'``.
 """
 
+from hatfn.testing.contracts import verify_pure, verify_state_stable, verify_vmap_equals_loop
 from hatfn.testing.forgetting import verify_no_forgetting
 from hatfn.testing.perturbation import Verification
 from hatfn.testing.wiring import verify_wiring
 
-__all__ = ["Verification", "verify_no_forgetting", "verify_wiring"]
+__all__ = [
+    "Verification",
+    "verify_no_forgetting",
+    "verify_pure",
+    "verify_state_stable",
+    "verify_vmap_equals_loop",
+    "verify_wiring",
+]
