@@ -165,7 +165,7 @@ FUSED = learner(
     mlp(), torch.randn(1, 5), head="4", optimizer=torchopt.adam(1e-3, use_accelerated_op=True)
 )
 MANY, STATES = hatfn.Replicas(HAT), hatfn.replicate(HAT, [0, 1])
-OPEN, BOTH = MANY.begin(STATES, 1), MANY.begin(STATES, [0, 1])
+BOTH = MANY.begin(STATES, [0, 1])
 X, Y = torch.randn(2, 8, 5), torch.randint(2, (2, 8))
 WRONG = {  # what test_errors.py does not have: other learners, several tasks
     "range": (lambda: hatfn.replicate(HAT, [0, 1], s_max=[5, 0.5]), ValueError, r"s_max=0\.5"),

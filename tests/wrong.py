@@ -50,7 +50,7 @@ def wrong(
     return Wrong(function, parameter, value, error, words, given)
 
 
-X, Y = torch.randn(8, 5), torch.randint(2, (8,))
+X, Y = torch.randn(8, 5), torch.tensor([0, 1] * 4)  # every class occurs
 MODULE = MLP(5, 3, width=16)
 WIRING = hatfn.trace(MODULE, X[:1])
 HAT = learner(MODULE, X)  # classes 3, 2, 3
