@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatfn import regularizer as regularizers
 from hatfn.forward import make_network
 from hatfn.gates import Init
-from hatfn.kinds import check_callable
+from hatfn.kinds import check_callable, check_kind
 from hatfn.learner import HAT
 from hatfn.locks import LOCKS, Lock, LockName
 from hatfn.loss import cross_entropy
@@ -136,6 +136,7 @@ def build(
         ("gate", gate, "of s * e, such as torch.sigmoid"),
     ):
         check_callable("build", name, function, right)
+    check_kind("build", "ranks", ranks, Ranks, "hatfn.ranks.joined()")
     pure = check_optimizer(optimizer)
     factor = s_max if compensation in ("s_max", None) else compensation
     hyper: dict[str, float | tuple[float, ...]] = {

@@ -34,6 +34,19 @@ NEEDS_NOTHING = {
     "HAT.protect before": "the same",
     "HAT.flags state": "the same",
     "HAT.flags rows": "tasks that were checked",
+    "verify_pure function": "whatever cannot be called says so itself",
+    "verify_pure args": "the function's own",
+    "verify_pure kwargs": "the same",
+    "verify_state_stable function": "whatever cannot be called says so itself",
+    "verify_state_stable state": "the function's own",
+    "verify_state_stable args": "the same",
+    "verify_state_stable kwargs": "the same",
+    "verify_vmap_equals_loop function": "whatever cannot be called says so itself",
+    "verify_vmap_equals_loop args": "the function's own",
+    "verify_vmap_equals_loop in_dims": "torch.vmap's own, which says what is wrong",
+    "verify_vmap_equals_loop randomness": "the same",
+    "verify_vmap_equals_loop rtol": "torch.testing's own",
+    "verify_vmap_equals_loop atol": "the same",
 }
 """Parameters without a wrong argument, and why. So are flags: whatever they are given is true or false."""
 

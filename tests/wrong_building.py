@@ -156,6 +156,8 @@ CASES = [
     wrong("build", "compensation", -1.0, ValueError, "build", "compensation=-1.0", "above 0"),
     wrong("build", "compensation", "max", TypeError, "build", "compensation='max'", "number"),
     wrong("build", "max_norm", 0.0, ValueError, "build", "max_norm=0.0", "None"),
+    wrong("build", "precision", torch.float64, ValueError, "build", "torch.float64", "module.double()"),
+    wrong("build", "ranks", 2, TypeError, "build", "ranks is a int", "hatfn.ranks.joined()"),
     wrong("build", "clamp", math.inf, ValueError, "build", "clamp=inf", "finite"),
     wrong("build", "clamp", None, TypeError, "build", "clamp=None", "number"),
     # replicate, adopt

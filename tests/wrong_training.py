@@ -130,7 +130,7 @@ CASES = [*STATE, *STACKED, *TASK, *SCALE, *[
     wrong("HAT.recalibrate", "state", LEARNED, ValueError, "recalibrate", "task 1 is not open"),
     wrong("HAT.recalibrate", "batches", X, TypeError, "recalibrate", "Tensor", "[x]"),
     wrong("HAT.recalibrate", "batches", None, TypeError, "recalibrate", "None", "[x]"),
-    wrong("HAT.recalibrate", "batches", [], ValueError, "recalibrate", "no batch", "[x]"),
+    wrong("HAT.recalibrate", "batches", [], ValueError, "recalibrate", "no batch", "a list of inputs"),
     wrong("HAT.recalibrate", "batches", [(X, Y)], TypeError, "recalibrate", "tuple", "tensor"),
     wrong("HAT.recalibrate", "batches", [X[0]], ValueError, "recalibrate", "(5,)", "(B, 5)"),
     wrong("Replicas.recalibrate", "batches", [X], ValueError, "recalibrate", "(8, 5)", "3 replicas", "shared=True"),
