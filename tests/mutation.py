@@ -34,9 +34,24 @@ from coverage import CoverageData
 ROOT = Path(__file__).parent.parent
 RULES = ["tests/test_labels.py", "tests/test_trace.py", "tests/test_mutants.py", "tests/test_layers.py"]
 TARGETS: dict[str, list[str]] = {
-    "hatfn/gates.py": ["hatfn/gates.py", "tests/test_gates.py", "tests/test_learner.py"],
-    "hatfn/transforms.py": ["hatfn/transforms.py", "tests/test_transforms.py", "tests/test_learner.py"],
-    "hatfn/lifecycle.py": ["tests/test_lifecycle.py", "tests/test_errors.py"],
+    "hatfn/gates.py": [
+        "hatfn/gates.py",
+        "tests/test_gates.py",
+        "tests/test_learner.py",
+        "tests/test_laws_gates.py",
+    ],
+    "hatfn/transforms.py": [
+        "hatfn/transforms.py",
+        "tests/test_transforms.py",
+        "tests/test_learner.py",
+        "tests/test_papers.py",
+        "tests/test_laws_steps.py",
+    ],
+    "hatfn/lifecycle.py": [
+        "tests/test_lifecycle.py",
+        "tests/test_errors.py",
+        "tests/test_laws_lifecycle.py",
+    ],
     **{
         str(path.relative_to(ROOT)): RULES for path in sorted((ROOT / "hatfn/tracing").glob("[!_]*.py"))
     },
