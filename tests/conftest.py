@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 
@@ -14,6 +15,9 @@ from jaxtyping import install_import_hook
 # The type checker looks at items at random; it draws them from numbers of its own, not from Python's
 # global ones, which no function may move.
 codemain.getrandbits = random.Random(0).getrandbits
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers share the cores
 
 # The leaf functions, whose arguments are ours; the public boundary answers wrong types itself.
 LEAVES = ("gates", "transforms", "forward", "metrics", "state", "tracing.labels")

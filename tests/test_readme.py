@@ -27,7 +27,7 @@ def test_the_quickstart_runs() -> None:
 def test_ci_runs_the_command_of_the_readme() -> None:
     run, test = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)[:2]
     assert run.endswith("hatfn run")
-    assert test.endswith("pytest")
+    assert test.endswith("pytest -n 2 --cov")
     assert test in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
