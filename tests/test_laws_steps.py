@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import optree
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from nets import equal, examples, near
 from torch import Tensor
 
@@ -120,7 +120,12 @@ def test_trained_tasks_are_certified(data: st.DataObject) -> None:
     for task, (x, old) in logits.items():
         assert torch.equal(hat.forward(state, x, task), old)
         assert old.dtype == x.dtype
-    verify_no_forgetting(hat, state, x)
+    try:
+        verify_no_forgetting(hat, state, x)
+    except AssertionError as error:  # a random state may switch a whole group off
+        if "does not depend on the input" not in str(error):
+            raise
+        assume(False)
 
 
 @given(data=st.data())
