@@ -54,6 +54,7 @@ def test_consolidating_twice_is_to_consolidate_once(data: st.DataObject) -> None
     once = verify_pure(hat.consolidate, state, task)
     verify_state_stable(hat.consolidate, state, task)
     assert once.learned[task]
+    assert not once.active[task]
     assert equal(take(once.masks, task), take(binary_gates(state), task))
     assert equal(hat.consolidate(once, task), once)
     rest = {"masks": state.masks, "learned": state.learned, "active": state.active}
@@ -95,6 +96,8 @@ def test_forgetting_frees_what_the_task_alone_held_and_nothing_else(data: st.Dat
         assert torch.equal(new.params[name], torch.where(freed, start.params[name], value))
     assert not new.learned[task]
     assert rows(new.learned) == others
+    assert rows(new.locked) == [t for t in rows(state.locked) if t in stay]
+    assert equal(new.protection, used(hat, new, rows(new.locked)))
     for t in others:
         assert torch.equal(hat.forward(new, x, t), hat.forward(state, x, t))
     for ours, first in ((new.task_params, start.task_params), (new.embeddings, start.embeddings)):
