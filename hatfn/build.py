@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatfn import regularizer as regularizers
 from hatfn.forward import make_network
 from hatfn.gates import Init
-from hatfn.kinds import check_callable, check_kind
+from hatfn.kinds import check_callable, check_count, check_kind
 from hatfn.learner import HAT
 from hatfn.locks import LOCKS, Lock, LockName
 from hatfn.loss import cross_entropy
@@ -51,6 +51,7 @@ def build(
     decay_embeddings: bool = False,
     precision: torch.dtype | None = None,
     ranks: Ranks = ALONE,
+    accumulate: int = 1,
 ) -> HAT:
     """A continual learner for a module and its wiring.
 
@@ -90,6 +91,10 @@ def build(
             norm of two precisions, predict() goes task by task. None: no autocast.
         ranks: the processes that train together, :func:`hatfn.ranks.joined` under torchrun; each
             calls the same functions in the same order, with its own share of every batch.
+        accumulate: number of parts, >= 1, that every batch is split into (at most one for each
+            sample): a step takes the mean of their gradients, by their numbers of samples, and holds
+            the activations of one. With a loss that is a mean over samples that is the step of the
+            whole batch, but for batch norms, for which each part is a batch, and for random numbers.
 
     Returns:
         The learner.
@@ -161,4 +166,5 @@ def build(
         clamp=clamp,
         decay_embeddings=decay_embeddings,
         ranks=ranks,
+        accumulate=check_count("build", "accumulate", accumulate),
     )

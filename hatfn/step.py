@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -100,12 +101,13 @@ def step(hat: HAT, state: HATState, batch: Any, task: Any, scale: Scale) -> tupl
     batches = checks.check_batches(batch, task, rows, hat.classes, hat.wiring)
     before = read(hat, state, rows)
 
-    def objective(own: Trainable) -> tuple[Tensor, Seen]:
-        return total_loss(hat, before._replace(own=own), batches, rows, scale)
+    def objective(own: Trainable, buffers: dict[str, Tensor], part: Batches) -> tuple[Tensor, Seen]:
+        return total_loss(hat, before._replace(own=own, buffers=buffers), part, rows, scale)
 
     given: list[Tensor] = optree.tree_leaves((before, batches))  # type: ignore[arg-type]
     nested = kinds.read(state.active) is None or any(leaf.requires_grad for leaf in given)
-    raw, seen = gradient(objective, before.own, nested)
+    parts = split(batches, hat.accumulate)
+    raw, seen = accumulated(objective, before, parts, nested)
     seen, after, norm, ok = advance(hat, before, raw, seen, scale, len(batches[0][0]))
     return write(state, rows, settled(ok, after, before)), report(seen, norm, ok, task)
 
@@ -165,6 +167,62 @@ def total_loss(
     total = loss.sum() + (weights * penalty).sum().to(loss.dtype)
     stacked = {name: torch.stack([b[name] for b in buffers]) for name in buffers[0]}
     return total, Seen(loss, penalty, logits, stacked)
+
+
+def split(batch: Any, count: int, axis: int = 0) -> list[tuple[float, Any]]:
+    """A batch in parts, as many as wanted or as it has samples.
+
+    Args:
+        batch: any tree of tensors.
+        count: of the parts, which differ by one sample at most.
+        axis: that counts samples.
+
+    Returns:
+        Each part behind the share that its samples have of all up to its last.
+    """
+    leaves: list[Tensor]
+    leaves, structure = optree.tree_flatten(batch)
+    if count == 1 or min(leaf.dim() for leaf in leaves) <= axis:  # refused when read
+        return [(1.0, batch)]
+    count = min(count, leaves[0].shape[axis])
+    cut = list(zip(*(leaf.tensor_split(count, axis) for leaf in leaves), strict=True))
+    sizes = [part[0].shape[axis] for part in cut]
+    shares = [size / done for size, done in zip(sizes, itertools.accumulate(sizes), strict=True)]
+    return [(s, optree.tree_unflatten(structure, p)) for s, p in zip(shares, cut, strict=True)]
+
+
+def accumulated(
+    objective: Callable[[Trainable, dict[str, Tensor], Any], tuple[Tensor, Seen]],
+    before: Before,
+    parts: Sequence[tuple[float, Any]],
+    nested: bool,
+    axis: int = 0,
+) -> tuple[Trainable, Seen]:
+    """The gradient of a batch from those of its parts, of which one at a time is in memory.
+
+    Args:
+        objective: of what is trained, running statistics, which go on from part to part, and a part.
+        before: what the step reads.
+        parts: of the batch, from :func:`split`.
+        nested: as :func:`gradient` takes it.
+        axis: of outputs that counts samples: 0, or 1 where states are stacked.
+    """
+
+    def of_part(buffers: dict[str, Tensor], part: Any) -> tuple[Trainable, Seen]:
+        return gradient(lambda own: objective(own, buffers, part), before.own, nested)
+
+    (_, first), *rest = parts
+    raw, seen = of_part(before.buffers, first)
+    for share, part in rest:
+        new, then = of_part(seen.buffers, part)
+        raw, loss, penalty = tree_map(
+            lambda old, new, share=share: torch.lerp(old, new, share),
+            (raw, seen.loss, seen.penalty),
+            (new, then.loss, then.penalty),
+        )
+        logits = tree_map(lambda *both: torch.cat(both, axis), seen.logits, then.logits)
+        seen = Seen(loss, penalty, logits, then.buffers)
+    return raw, seen
 
 
 def gradient(

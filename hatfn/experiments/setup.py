@@ -92,6 +92,7 @@ def make_learner(
         s_max=config.s_max,
         max_norm=config.max_norm,
         ranks=ranks,
+        accumulate=config.accumulate,
         precision=None if config.precision == "float32" else torch.bfloat16,
     )
     if config.method != "hat":
