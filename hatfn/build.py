@@ -52,6 +52,7 @@ def build(
     precision: torch.dtype | None = None,
     ranks: Ranks = ALONE,
     accumulate: int = 1,
+    grad_checkpointing: bool = False,
 ) -> HAT:
     """A continual learner for a module and its wiring.
 
@@ -95,13 +96,17 @@ def build(
             sample): a step takes the mean of their gradients, by their numbers of samples, and holds
             the activations of one. With a loss that is a mean over samples that is the step of the
             whole batch, but for batch norms, for which each part is a batch, and for random numbers.
+        grad_checkpointing: switch on the module's own checkpointing of activations, as timm's and
+            transformers' modules offer it, in training: its blocks are computed again in the backward
+            pass instead of kept, for the same step to the bit. False: as the module has it. One that
+            calls ``torch.utils.checkpoint`` by itself says so: ``module.grad_checkpointing = True``.
 
     Returns:
         The learner.
 
     Raises:
         TypeError, ValueError: a wiring of another module, wrong classes or settings, an optimiser
-            that is not pure.
+            that is not pure, checkpointing that the module does not offer.
 
     Warns:
         HATWarning: a group with fewer units than there are tasks.
@@ -152,7 +157,7 @@ def build(
         "quota": check_each("quota", quota, tasks),
     }
     return HAT(
-        network=make_network(module, wiring, classes, precision),
+        network=make_network(module, wiring, classes, precision, grad_checkpointing),
         tasks=tasks,
         optimizer=pure,
         loss=loss,

@@ -25,6 +25,7 @@ from hatfn.step import (
     accumulated,
     advance,
     read,
+    refuse_checkpointing,
     report,
     settled,
     split,
@@ -153,6 +154,7 @@ class Replicas(NamedTuple):
                 f"update: ranks.size={self.hat.ranks.size}, and replicas train in one process. "
                 f"Expected a learner built without ranks: each process trains its own seeds."
             )
+        refuse_checkpointing(self.hat)
         checks.check_active("update", first, rows, together=True)
         x, y = checks.check_batch(batch, None)
         if not shared:

@@ -106,6 +106,8 @@ def step(hat: HAT, state: HATState, batch: Any, task: Any, scale: Scale) -> tupl
 
     given: list[Tensor] = optree.tree_leaves((before, batches))  # type: ignore[arg-type]
     nested = kinds.read(state.active) is None or any(leaf.requires_grad for leaf in given)
+    if nested:
+        refuse_checkpointing(hat)
     parts = split(batches, hat.accumulate)
     raw, seen = accumulated(objective, before, parts, nested)
     seen, after, norm, ok = advance(hat, before, raw, seen, scale, len(batches[0][0]))
@@ -144,6 +146,20 @@ def report(seen: Seen, norm: Tensor, ok: Tensor, task: Any) -> Info:
     if checks.several(task):
         return Info(seen.loss, seen.penalty, seen.logits, norm, ok)
     return Info(seen.loss[..., 0], seen.penalty[..., 0], seen.logits[0], norm, ok)
+
+
+def refuse_checkpointing(hat: HAT) -> None:
+    """PyTorch computes nothing again in a backward pass that it batches or differentiates.
+
+    Raises:
+        ValueError: the module checkpoints activations.
+    """
+    if hat.network.recomputes:
+        raise ValueError(
+            "update: the module checkpoints activations, which goes neither with replicas nor with "
+            "vmap nor where the step is differentiated. Turn it off: build without "
+            "grad_checkpointing=True, from a module after module.set_grad_checkpointing(False)."
+        )
 
 
 def total_loss(
@@ -245,7 +261,15 @@ def gradient(
     with torch.enable_grad():
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
         total, seen = objective(optree.tree_unflatten(structure, leaves))  # type: ignore[arg-type]
-        slopes = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        try:
+            slopes = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        except RuntimeError as error:
+            if "meta" not in str(error):
+                raise
+            raise ValueError(
+                "update: the module computes parts of itself again in the backward pass and does not "
+                "say so. Tell it: module.grad_checkpointing = True, before build()."
+            ) from error
     raw: Trainable = optree.tree_unflatten(structure, slopes)  # type: ignore[assignment]
     return raw, tree_map(torch.Tensor.detach, seen)
 

@@ -111,6 +111,8 @@ class RunConfig:
     """Arithmetic of the module; bfloat16: under autocast, weights and moments stay float32."""
     accumulate: int = 1
     """Parts that every batch is split into: a step holds the activations of one at a time."""
+    grad_checkpointing: bool = False
+    """Compute a timm model's blocks again in the backward pass instead of keeping their activations."""
     out: Path | None = None
     """Folder for the results; None: runs/STREAM-MODEL-METHOD-SEED."""
 

@@ -93,6 +93,7 @@ def make_learner(
         max_norm=config.max_norm,
         ranks=ranks,
         accumulate=config.accumulate,
+        grad_checkpointing=config.grad_checkpointing,
         precision=None if config.precision == "float32" else torch.bfloat16,
     )
     if config.method != "hat":
