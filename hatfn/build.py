@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatfn import regularizer as regularizers
 from hatfn.forward import make_network
 from hatfn.gates import Init
-from hatfn.kinds import check_callable, check_kind
+from hatfn.kinds import check_callable, check_count, check_kind
 from hatfn.learner import HAT
 from hatfn.locks import LOCKS, Lock, LockName
 from hatfn.loss import cross_entropy
@@ -51,6 +51,8 @@ def build(
     decay_embeddings: bool = False,
     precision: torch.dtype | None = None,
     ranks: Ranks = ALONE,
+    accumulate: int = 1,
+    grad_checkpointing: bool = False,
 ) -> HAT:
     """A continual learner for a module and its wiring.
 
@@ -90,13 +92,21 @@ def build(
             norm of two precisions, predict() goes task by task. None: no autocast.
         ranks: the processes that train together, :func:`hatfn.ranks.joined` under torchrun; each
             calls the same functions in the same order, with its own share of every batch.
+        accumulate: number of parts, >= 1, that every batch is split into (at most one for each
+            sample): a step takes the mean of their gradients, by their numbers of samples, and holds
+            the activations of one. With a loss that is a mean over samples that is the step of the
+            whole batch, but for batch norms, for which each part is a batch, and for random numbers.
+        grad_checkpointing: switch on the module's own checkpointing of activations, as timm's and
+            transformers' modules offer it, in training: its blocks are computed again in the backward
+            pass instead of kept, for the same step to the bit. False: as the module has it. One that
+            calls ``torch.utils.checkpoint`` by itself says so: ``module.grad_checkpointing = True``.
 
     Returns:
         The learner.
 
     Raises:
         TypeError, ValueError: a wiring of another module, wrong classes or settings, an optimiser
-            that is not pure.
+            that is not pure, checkpointing that the module does not offer.
 
     Warns:
         HATWarning: a group with fewer units than there are tasks.
@@ -147,7 +157,7 @@ def build(
         "quota": check_each("quota", quota, tasks),
     }
     return HAT(
-        network=make_network(module, wiring, classes, precision),
+        network=make_network(module, wiring, classes, precision, grad_checkpointing),
         tasks=tasks,
         optimizer=pure,
         loss=loss,
@@ -161,4 +171,5 @@ def build(
         clamp=clamp,
         decay_embeddings=decay_embeddings,
         ranks=ranks,
+        accumulate=check_count("build", "accumulate", accumulate),
     )

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hatfn.checks import explained
-from hatfn.modules import GATE, measuring, skeleton, twin
+from hatfn.modules import GATE, keeping, measuring, recompute, recomputes, skeleton, twin
 from hatfn.state import HATState, take
 from hatfn.wiring import Units, Wiring
 
@@ -43,6 +43,7 @@ class Network(NamedTuple):
         added: whether the head is a linear layer put behind the module.
         frozen: names of the parameters that the module does not train (``requires_grad=False``).
         precision: of the module's arithmetic under ``torch.autocast``; None: that of its numbers.
+        recomputes: whether the module checkpoints activations in train mode.
     """
 
     train: nn.Module
@@ -57,6 +58,7 @@ class Network(NamedTuple):
     added: bool
     frozen: frozenset[str]
     precision: torch.dtype | None
+    recomputes: bool
 
 
 def make_network(
@@ -64,6 +66,7 @@ def make_network(
     wiring: Wiring,
     classes: Sequence[int] | None,
     precision: torch.dtype | None = None,
+    grad_checkpointing: bool = False,
 ) -> Network:
     """Take from a module what calling it needs; the module itself is neither changed nor kept."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -71,8 +74,11 @@ def make_network(
     buffers = [name for name, _ in module.named_buffers()]
     device = next((tensor.device for tensor in initial.values()), torch.device("cpu"))
     own = tuple(name for head in wiring.heads for name in head if name is not None)
+    train = skeleton(module, True, wiring.outputs)
+    if grad_checkpointing:
+        recompute(train)
     return Network(
-        skeleton(module, True, wiring.outputs),
+        train,
         skeleton(module, False, wiring.outputs),
         measuring(skeleton(module, False, wiring.outputs)),
         wiring.to(device),
@@ -84,6 +90,7 @@ def make_network(
         added=not own,
         frozen=frozenset(n for n, p in module.named_parameters() if not p.requires_grad) - {*own},
         precision=precision,
+        recomputes=grad_checkpointing or recomputes(train),
     )
 
 
@@ -139,7 +146,9 @@ def call(
     x, given = x.clone(), {**buffers, **network.constants}
     values |= {name: buffer.clone() for name, buffer in given.items()}
     values |= {f"{path}.{GATE}": gate for path, gate in outputs.items()}
-    if wiring.remembers:
+    if network.recomputes and module is network.train:
+        module = keeping(module, values)
+    elif wiring.remembers:
         module = twin(module, None)
     # Casts are not kept from one call to the next: the weights are other tensors every time.
     lower = torch.autocast(x.device.type, network.precision, network.precision is not None, False)

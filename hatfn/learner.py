@@ -46,6 +46,7 @@ class HAT(NamedTuple):
     clamp: float
     decay_embeddings: bool
     ranks: Ranks
+    accumulate: int
 
     @property
     def wiring(self) -> Wiring:

@@ -81,6 +81,10 @@ def skeleton(module: nn.Module, training: bool, layers: Iterable[str] = ()) -> n
         )
 
     hollow = twin(module, training, empty)
+    for child in () if training else hollow.modules():  # nothing is kept there to be saved on
+        for flag in RECOMPUTES:
+            if getattr(child, flag, False) is True:
+                setattr(child, flag, False)
     for path in layers:
         layer = hollow.get_submodule(path)
         layer.register_buffer(GATE, torch.empty(0, device="meta"))
@@ -95,6 +99,58 @@ def _gated(layer: nn.Module, _: object, output: Tensor) -> Tensor:
     if gate.dtype == torch.bool:  # a product would make an overflow in a row that is off a nan
         return drop(~gate, output)
     return output * gate.to(output.dtype)
+
+
+RECOMPUTES = ("grad_checkpointing", "gradient_checkpointing")
+"""Flags by which timm's and transformers' modules know that they checkpoint activations."""
+
+
+def recomputes(module: nn.Module) -> bool:
+    """Whether parts of a module are computed a second time in the backward pass."""
+    return any(getattr(child, flag, False) is True for child in module.modules() for flag in RECOMPUTES)
+
+
+def recompute(module: nn.Module) -> None:
+    """Have a module checkpoint its activations, by its own switch or by those of modules inside.
+
+    Raises:
+        ValueError: it offers none.
+    """
+    if not _switch_on(module) and not recomputes(module):
+        raise ValueError(
+            f"build: grad_checkpointing=True, but {type(module).__name__} does not offer it. Expected "
+            f"a module with set_grad_checkpointing(), as most of timm's have; for others split every "
+            f"batch instead: build(accumulate=4)."
+        )
+
+
+def _switch_on(module: nn.Module) -> bool:
+    if hasattr(module, "set_grad_checkpointing"):
+        try:
+            module.set_grad_checkpointing(True)  # type: ignore[operator]
+        except AssertionError:  # timm's way to say no
+            return False
+        return True
+    if hasattr(module, "gradient_checkpointing_enable"):
+        module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        return True
+    offered = [_switch_on(child) for child in module.children()]
+    return any(offered)
+
+
+def keeping(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """A skeleton that holds numbers of its own, for what it computes again in the backward pass.
+
+    By then ``functional_call`` has taken those it was given out again. Buffers are copies: what the
+    first pass writes must neither be read nor written by the second.
+
+    Args:
+        module: from :func:`skeleton`.
+        values: {name: tensor}, all its parameters and buffers, before the first pass.
+    """
+    names = {id(p): name for name, p in module.named_parameters()}
+    copies = {id(b): values[name].clone() for name, b in module.named_buffers()}
+    return twin(module, None, lambda t: values[names[id(t)]] if id(t) in names else copies[id(t)])
 
 
 def filled(hollow: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:

@@ -22,11 +22,13 @@ from hatfn.step import (
     Info,
     Scale,
     Seen,
+    accumulated,
     advance,
-    gradient,
     read,
+    refuse_checkpointing,
     report,
     settled,
+    split,
     total_loss,
     write,
 )
@@ -152,6 +154,7 @@ class Replicas(NamedTuple):
                 f"update: ranks.size={self.hat.ranks.size}, and replicas train in one process. "
                 f"Expected a learner built without ranks: each process trains its own seeds."
             )
+        refuse_checkpointing(self.hat)
         checks.check_active("update", first, rows, together=True)
         x, y = checks.check_batch(batch, None)
         if not shared:
@@ -165,6 +168,7 @@ class Replicas(NamedTuple):
         hat = self.hat._replace(optimizer=vectorized(self.hat.optimizer))
         before = read(hat, states, rows, axis=1)
         per_batch = None if shared else 0
+        parts = split((x, y), hat.accumulate, axis + checks.several(task))
         per_scale = 0 if isinstance(scale, Tensor) and scale.dim() == 1 else None
 
         def forward(before: Before, batch: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tensor, Seen]:
@@ -174,14 +178,14 @@ class Replicas(NamedTuple):
         every = _batched(forward, (0, per_batch, per_scale))
         apart = _batched(partial(advance, hat, samples=1), (0, 0, 0, per_scale))
 
-        def objective(own: Trainable) -> tuple[Tensor, Seen]:
+        def objective(own: Trainable, buffers: dict[str, Tensor], part: Any) -> tuple[Tensor, Seen]:
             # Replicas have nothing in common: the gradient of the sum is the gradient of each.
-            reads = before._replace(own=own, protection={}, opt_state=())
-            totals, seen = every(reads, batch, scale)
+            reads = before._replace(own=own, buffers=buffers, protection={}, opt_state=())
+            totals, seen = every(reads, part, scale)
             return totals.sum(), seen
 
         with batchable(x.device):
-            raw, seen = gradient(objective, before.own, nested=False)
+            raw, seen = accumulated(objective, before, parts, nested=False, axis=1)
             _, after, norm, ok = apart(before._replace(used={}), raw, seen._replace(logits=()), scale)
         new = write(states, rows, settled(ok, after, before), axis=1)
         return new, report(seen, norm, ok, task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -100,12 +101,15 @@ def step(hat: HAT, state: HATState, batch: Any, task: Any, scale: Scale) -> tupl
     batches = checks.check_batches(batch, task, rows, hat.classes, hat.wiring)
     before = read(hat, state, rows)
 
-    def objective(own: Trainable) -> tuple[Tensor, Seen]:
-        return total_loss(hat, before._replace(own=own), batches, rows, scale)
+    def objective(own: Trainable, buffers: dict[str, Tensor], part: Batches) -> tuple[Tensor, Seen]:
+        return total_loss(hat, before._replace(own=own, buffers=buffers), part, rows, scale)
 
     given: list[Tensor] = optree.tree_leaves((before, batches))  # type: ignore[arg-type]
     nested = kinds.read(state.active) is None or any(leaf.requires_grad for leaf in given)
-    raw, seen = gradient(objective, before.own, nested)
+    if nested:
+        refuse_checkpointing(hat)
+    parts = split(batches, hat.accumulate)
+    raw, seen = accumulated(objective, before, parts, nested)
     seen, after, norm, ok = advance(hat, before, raw, seen, scale, len(batches[0][0]))
     return write(state, rows, settled(ok, after, before)), report(seen, norm, ok, task)
 
@@ -144,6 +148,20 @@ def report(seen: Seen, norm: Tensor, ok: Tensor, task: Any) -> Info:
     return Info(seen.loss[..., 0], seen.penalty[..., 0], seen.logits[0], norm, ok)
 
 
+def refuse_checkpointing(hat: HAT) -> None:
+    """PyTorch computes nothing again in a backward pass that it batches or differentiates.
+
+    Raises:
+        ValueError: the module checkpoints activations.
+    """
+    if hat.network.recomputes:
+        raise ValueError(
+            "update: the module checkpoints activations, which goes neither with replicas nor with "
+            "vmap nor where the step is differentiated. Turn it off: build without "
+            "grad_checkpointing=True, from a module after module.set_grad_checkpointing(False)."
+        )
+
+
 def total_loss(
     hat: HAT, before: Before, batches: Batches, rows: Sequence[int], scale: Scale
 ) -> tuple[Tensor, Seen]:
@@ -167,6 +185,62 @@ def total_loss(
     return total, Seen(loss, penalty, logits, stacked)
 
 
+def split(batch: Any, count: int, axis: int = 0) -> list[tuple[float, Any]]:
+    """A batch in parts, as many as wanted or as it has samples.
+
+    Args:
+        batch: any tree of tensors.
+        count: of the parts, which differ by one sample at most.
+        axis: that counts samples.
+
+    Returns:
+        Each part behind the share that its samples have of all up to its last.
+    """
+    leaves: list[Tensor]
+    leaves, structure = optree.tree_flatten(batch)
+    if count == 1 or min(leaf.dim() for leaf in leaves) <= axis:  # refused when read
+        return [(1.0, batch)]
+    count = min(count, leaves[0].shape[axis])
+    cut = list(zip(*(leaf.tensor_split(count, axis) for leaf in leaves), strict=True))
+    sizes = [part[0].shape[axis] for part in cut]
+    shares = [size / done for size, done in zip(sizes, itertools.accumulate(sizes), strict=True)]
+    return [(s, optree.tree_unflatten(structure, p)) for s, p in zip(shares, cut, strict=True)]
+
+
+def accumulated(
+    objective: Callable[[Trainable, dict[str, Tensor], Any], tuple[Tensor, Seen]],
+    before: Before,
+    parts: Sequence[tuple[float, Any]],
+    nested: bool,
+    axis: int = 0,
+) -> tuple[Trainable, Seen]:
+    """The gradient of a batch from those of its parts, of which one at a time is in memory.
+
+    Args:
+        objective: of what is trained, running statistics, which go on from part to part, and a part.
+        before: what the step reads.
+        parts: of the batch, from :func:`split`.
+        nested: as :func:`gradient` takes it.
+        axis: of outputs that counts samples: 0, or 1 where states are stacked.
+    """
+
+    def of_part(buffers: dict[str, Tensor], part: Any) -> tuple[Trainable, Seen]:
+        return gradient(lambda own: objective(own, buffers, part), before.own, nested)
+
+    (_, first), *rest = parts
+    raw, seen = of_part(before.buffers, first)
+    for share, part in rest:
+        new, then = of_part(seen.buffers, part)
+        raw, loss, penalty = tree_map(
+            lambda old, new, share=share: torch.lerp(old, new, share),
+            (raw, seen.loss, seen.penalty),
+            (new, then.loss, then.penalty),
+        )
+        logits = tree_map(lambda *both: torch.cat(both, axis), seen.logits, then.logits)
+        seen = Seen(loss, penalty, logits, then.buffers)
+    return raw, seen
+
+
 def gradient(
     objective: Callable[[Trainable], tuple[Tensor, Seen]], own: Trainable, nested: bool
 ) -> tuple[Trainable, Seen]:
@@ -187,7 +261,15 @@ def gradient(
     with torch.enable_grad():
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
         total, seen = objective(optree.tree_unflatten(structure, leaves))  # type: ignore[arg-type]
-        slopes = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        try:
+            slopes = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        except RuntimeError as error:
+            if "meta" not in str(error):
+                raise
+            raise ValueError(
+                "update: the module computes parts of itself again in the backward pass and does not "
+                "say so. Tell it: module.grad_checkpointing = True, before build()."
+            ) from error
     raw: Trainable = optree.tree_unflatten(structure, slopes)  # type: ignore[assignment]
     return raw, tree_map(torch.Tensor.detach, seen)
 

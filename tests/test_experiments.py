@@ -75,6 +75,16 @@ def test_a_run_learns_and_nothing_drifts(stream: str) -> None:
     assert min(step.scale for step in steps) == pytest.approx(1 / run.config.s_max)
 
 
+def test_a_run_in_parts_that_checkpoints() -> None:
+    settings = {"model": "test_resnet", "image_size": 32, "epochs": 1, "batch_size": 128}
+    run, events = finished(**settings, accumulate=2, grad_checkpointing=True)
+    assert run.hat.accumulate == 2
+    assert run.hat.network.recomputes
+    assert run.result.max_drift == 0.0
+    losses = [event.loss for event in events if hasattr(event, "loss")]
+    assert min(losses) < losses[0]
+
+
 def test_finetuning_forgets() -> None:
     run, _ = finished(stream="permuted-digits", method="finetune", tasks=4, epochs=5)
     assert run.result.max_drift > 0.1

@@ -109,6 +109,10 @@ class RunConfig:
     """Where to compute: cpu, cuda, cuda:1, ..."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the module; bfloat16: under autocast, weights and moments stay float32."""
+    accumulate: int = 1
+    """Parts that every batch is split into: a step holds the activations of one at a time."""
+    grad_checkpointing: bool = False
+    """Compute a timm model's blocks again in the backward pass instead of keeping their activations."""
     out: Path | None = None
     """Folder for the results; None: runs/STREAM-MODEL-METHOD-SEED."""
 

@@ -92,6 +92,8 @@ def make_learner(
         s_max=config.s_max,
         max_norm=config.max_norm,
         ranks=ranks,
+        accumulate=config.accumulate,
+        grad_checkpointing=config.grad_checkpointing,
         precision=None if config.precision == "float32" else torch.bfloat16,
     )
     if config.method != "hat":
