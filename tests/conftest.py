@@ -11,6 +11,7 @@ import torch
 from beartype._check.code import codemain
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from suites import Durations
 
 # The type checker looks at items at random; it draws them from numbers of its own, not from Python's
 # global ones, which no function may move.
@@ -46,6 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
         max_examples=max(1, round(100 * config.option.examples)),
     )
     settings.load_profile("hatfn")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(Durations())
 
 
 def pytest_report_header(config: pytest.Config) -> str:

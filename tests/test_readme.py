@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import torch
+from suites import SUITES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -40,3 +41,10 @@ def test_the_map_names_every_file_once() -> None:
 def test_links_lead_to_files() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_every_test_file_is_of_one_suite() -> None:
+    listed = sorted(stem for suite in SUITES.values() for stem in suite.files)
+    assert listed == sorted(
+        path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")
+    )
