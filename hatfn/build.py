@@ -146,6 +146,7 @@ def build(
         ("gate", gate, "of s * e, such as torch.sigmoid"),
     ):
         check_callable("build", name, function, right)
+    check_kind("build", "grad_checkpointing", grad_checkpointing, bool, "True or False")
     check_kind("build", "ranks", ranks, Ranks, "hatfn.ranks.joined()")
     pure = check_optimizer(optimizer)
     factor = s_max if compensation in ("s_max", None) else compensation
