@@ -25,6 +25,15 @@ def test_gate_is_the_sigmoid_and_monotone_in_the_embedding(e: list[float], s: fl
     assert (gates.diff() >= 0).all()
 
 
+def test_a_scale_is_at_least_zero() -> None:
+    e = torch.tensor([-3.0, 0.0, 5.0])
+    assert torch.equal(hatfn.gate(e, 0), torch.full((3,), 0.5))
+    assert not torch.equal(hatfn.gate(e, 0.5), hatfn.gate(e, 0))
+    for scale in (-0.5, -400.0):
+        with pytest.raises(ValueError, match="below it masks invert"):
+            hatfn.gate(e, scale)
+
+
 @given(e=st.lists(st.floats(-6, 6), min_size=1, max_size=8))
 def test_flush_keeps_gradients_and_drops_only_what_is_tiny(e: list[float]) -> None:
     leaf = torch.tensor(e, dtype=torch.float32, requires_grad=True)
@@ -34,6 +43,8 @@ def test_flush_keeps_gradients_and_drops_only_what_is_tiny(e: list[float]) -> No
     assert torch.equal(flushed, torch.where(small, 0, gates))
     plain, ours = (torch.autograd.grad(g.sum(), leaf, retain_graph=True)[0] for g in (gates, flushed))
     assert torch.equal(plain, ours)
+    limit = torch.tensor([torch.finfo(torch.float32).eps ** 2])
+    assert torch.equal(flush(limit), limit), "what is not below it stays"
 
 
 @given(s_max=st.floats(1.5, 1000), progress=st.floats(0, 1))
