@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import given
 from hypothesis.extra import numpy as nps
@@ -37,6 +38,25 @@ def test_protect_lets_nothing_through(gradient: Tensor, held: Tensor) -> None:
 @given(gradient=arrays(FLOATS), p=arrays(st.floats(0, 1, width=32)))
 def test_soft_protection_is_a_factor(gradient: Tensor, p: Tensor) -> None:
     torch.testing.assert_close(hatfn.protect({"w": gradient}, {"w": p})["w"], gradient * (1 - p))
+
+
+def test_what_is_held_for_good_drops_what_is_not_finite() -> None:
+    gradient = torch.tensor([torch.nan, torch.inf, 1.0])
+    for held in (torch.ones(3), torch.ones(3, dtype=torch.bool)):
+        assert torch.equal(hatfn.protect({"w": gradient}, {"w": held})["w"], torch.zeros(3))
+
+
+def test_numbers_above_zero_are_taken_and_no_others() -> None:
+    units = {"a": torch.tensor([-2.0, 0.25, 2.0])}
+    assert hatfn.clamp_embeddings(units, 0.5)["a"].tolist() == [-0.5, 0.25, 0.5]
+    assert hatfn.compensate(units, units, 0.5, 0.5)["a"].isfinite().all()
+    for wrong in (0.0, -0.5):
+        with pytest.raises(ValueError, match="limit"):
+            hatfn.clamp_embeddings(units, wrong)
+        with pytest.raises(ValueError, match="scale"):
+            hatfn.compensate(units, units, wrong, 400.0)
+        with pytest.raises(ValueError, match="s_max"):
+            hatfn.compensate(units, units, 1.0, wrong)
 
 
 @given(g=arrays(FLOATS), e=arrays(st.floats(-6, 6, width=32)), s=st.floats(0.01, 400), factor=FLOATS)
@@ -113,6 +133,10 @@ def test_drop_is_where(value: Tensor, off: Tensor, dtype: str) -> None:
     assert torch.equal(row.nan_to_num(7.0), torch.where(off[0], 0, value).nan_to_num(7.0))
     (slope,) = torch.autograd.grad(drop(off, followed).sum(), followed)
     assert torch.equal(slope != 0, ~off)
+
+
+def test_what_has_no_floating_numbers_is_finite() -> None:
+    assert transforms.finite({"count": torch.tensor(3)})
 
 
 @given(leaf=arrays(ANY))
