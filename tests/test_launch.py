@@ -71,7 +71,7 @@ def lose_one(process: subprocess.Popen, folder: Path, after: int) -> str:
 def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     said = finish(2, *QUICK, "--batch-size", "16", "--optimizer", "sgd", "--out", str(two))
-    assert said.count(f"results in {two}") == 1, "the second process is quiet"
+    assert said.count("results in") == 1, "the second process is quiet"
     finish(1, *QUICK, "--batch-size", "32", "--optimizer", "sgd", "--out", str(one))
     for name in ("accuracy_matrix", "class_incremental_matrix", "drift"):
         assert result(two)[name] == result(one)[name]
