@@ -274,6 +274,17 @@ def test_nothing_to_forget_warns() -> None:
     assert not new.learned.any()
 
 
+def test_a_task_that_was_closed_untrained_or_only_opened_is_forgotten_too() -> None:
+    """Its values are the initial ones; its mask or its being open is not."""
+    hat = learner(MLP(5, 3, width=16), torch.zeros(1, 5))
+    start = hat.init(0)
+    for state in (hat.consolidate(start, 1), hat.begin(start, 1)):
+        new, report = hat.forget(state, 1)
+        assert report.tasks == (1,)
+        assert not (new.learned | new.active).any()
+        assert not any(mask.any() for mask in new.masks.values())
+
+
 def test_growing_one_at_a_time_without_classes() -> None:
     """num_tasks need not be known: a learner of one task becomes one of twenty."""
     x, y = torch.randn(8, 5), torch.randn(8, 3)
