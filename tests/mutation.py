@@ -185,6 +185,7 @@ def main(
     if sample is not None and sample < len(rules):
         kept = set(random.Random(seed).sample(rules, sample))
         chosen = [m for m in chosen if m in kept or TARGETS[m.path] is not RULES]
+    random.Random(seed).shuffle(chosen)  # a run that is cut off has tried a fair sample
     with tempfile.TemporaryDirectory() as base:
         folders: SimpleQueue[str] = SimpleQueue()
         for index in range(processes):
