@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import optree
@@ -81,6 +82,15 @@ class Ranks(NamedTuple):
         with _answered():
             dist.all_gather_object(things, thing)
         return things
+
+    def share(self, whole: Any) -> Any:
+        """What this process does of a list, or of a tensor's rows: every so-many-eth, from its own."""
+        return whole[self.rank :: self.size]
+
+    def collect(self, own: list[Any]) -> list[Any]:
+        """The list of which each process has a :meth:`share`, in order again; of no None."""
+        rows = zip_longest(*self.gather(own))
+        return [one for row in rows for one in row if one is not None]
 
     def check_same(self, state: HATState, where: str) -> None:
         """That all processes hold the same state, to the bit.

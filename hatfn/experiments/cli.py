@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 
 import torch
 import tyro
@@ -156,9 +155,8 @@ def run_and_report(config: RunConfig, console: Console) -> list[Result]:
         else:
             folder = RunFolder(config, ranks)
             ranks.gather(None)  # the folder is there
-            done = [learn_and_log(share, console) for share in own[ranks.rank :: ranks.size]]
-            hands = ranks.gather([run.results for run in done])
-            results = [one for row in zip_longest(*hands, fillvalue=[]) for run in row for one in run]
+            done = [learn_and_log(share, console) for share in ranks.share(own)]
+            results = [one for each in ranks.collect([run.results for run in done]) for one in each]
             if ranks.rank == 0:
                 folder.conclude(range(config.seed, config.seed + config.seeds), results)
         show(results, console)

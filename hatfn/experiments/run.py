@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -261,7 +261,7 @@ def _epoch(
     def of_task(seed: int, row: int, part: Part) -> Iterator[Part]:
         order = torch.Generator().manual_seed(mixed(seed, row, epoch))
         for batch in batches(part, run.batch_size, order, count):
-            x, y = _share(run, *batch)
+            x, y = map(run.ranks.share, batch)
             yield Part(run.prepare(x), y.to(run.config.device))
 
     every = [
@@ -287,7 +287,7 @@ def _closing(run: Run, index: int, state: HATState, task: int, data: Part) -> HA
     hat, size = run.hat, run.config.batch_size
     some = Part(*(part[:CALIBRATION_IMAGES].split(size) for part in data))
     whole = [(x, y) for x, y in zip(*some, strict=True) if len(x) > 1]
-    batches = [(run.prepare(x), y.to(run.config.device)) for x, y in _share(run, whole)[0]]
+    batches = [(run.prepare(x), y.to(run.config.device)) for x, y in run.ranks.share(whole)]
     kept, seen, taken = state, readiness(hat, state, batches, task), False
     if state.task_buffers and run.config.recalibrate != "never":
         new = hat.recalibrate(state, [x for x, _ in batches], task)
@@ -297,17 +297,6 @@ def _closing(run: Run, index: int, state: HATState, task: int, data: Part) -> HA
     undecided = sum(int(units.sum()) for units in seen.undecided.values())
     run.results[index].closings.append(Closing(undecided, seen.gap.item(), taken))
     return kept
-
-
-def _share(run: Run, *parts: Any) -> list[Any]:
-    """What this process does of what all have to: every so-many-eth of each part."""
-    return [part[run.ranks.rank :: run.ranks.size] for part in parts]
-
-
-def _dealt(hands: list[list[Tensor]]) -> Iterator[Tensor]:
-    """What :func:`_share` dealt to the processes, in order again."""
-    for row in zip_longest(*hands):
-        yield from (one for one in row if one is not None)
 
 
 def _together(tensors: Sequence[Tensor]) -> Tensor:
@@ -331,7 +320,7 @@ def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
     moved = 0.0
     for task in range(after + 1):
         own = [hat.forward(state, x, task).cpu() for x, _ in _loader(run, index, task)]
-        logits = torch.cat(list(_dealt(run.ranks.gather(own))))
+        logits = torch.cat(run.ranks.collect(own))
         result.accuracy_matrix[after, task] = accuracy(logits, _data(run, index, task).y)
         moved = max(moved, drift(learned.setdefault(task, logits), logits))
     result.drift.append(moved)
@@ -387,6 +376,6 @@ def _data(run: Run, index: int, task: int) -> Part:
 
 def _loader(run: Run, index: int, task: int) -> Iterator[tuple[Tensor, Tensor]]:
     data = _data(run, index, task)
-    shares = _share(run, data.x.split(EVALUATION_BATCH), data.y.split(EVALUATION_BATCH))
-    for x, y in zip(*shares, strict=True):
+    pairs = zip(data.x.split(EVALUATION_BATCH), data.y.split(EVALUATION_BATCH), strict=True)
+    for x, y in run.ranks.share(list(pairs)):
         yield run.prepare(x), y
