@@ -16,7 +16,19 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hatfn.checks import explained
-from hatfn.modules import GATE, keeping, measuring, recompute, recomputes, skeleton, twin
+from hatfn.kinds import read
+from hatfn.modules import (
+    BACK,
+    COLUMNS,
+    GATE,
+    keeping,
+    measuring,
+    recompute,
+    recomputes,
+    skeleton,
+    twin,
+)
+from hatfn.skipping import Skippable, find_skippable, skipped
 from hatfn.state import HATState, take
 from hatfn.wiring import Units, Wiring
 
@@ -36,6 +48,7 @@ class Network(NamedTuple):
         calibrate: the same in eval mode, but batch norms take the statistics of each batch.
         wiring: which units gate which parameters.
         outputs: {path of a layer: units that can gate what it returns in the place of its parameters}.
+        skippable: {path of a layer: where units lie along its weight}, in eval mode.
         initial: {name: tensor}, the module's own parameters and buffers.
         constants: {name: tensor}, the buffers that training does not change.
         classes: classes of each task; None: the module's output as it is.
@@ -51,6 +64,7 @@ class Network(NamedTuple):
     calibrate: nn.Module
     wiring: Wiring
     outputs: dict[str, Units]
+    skippable: dict[str, Skippable]
     initial: dict[str, Tensor]
     constants: dict[str, Tensor]
     classes: tuple[int, ...] | None
@@ -75,14 +89,16 @@ def make_network(
     device = next((tensor.device for tensor in initial.values()), torch.device("cpu"))
     own = tuple(name for head in wiring.heads for name in head if name is not None)
     train = skeleton(module, True, wiring.outputs)
+    skippable = find_skippable(module, wiring, device)
     if grad_checkpointing:
         recompute(train)
     return Network(
         train,
-        skeleton(module, False, wiring.outputs),
+        skeleton(module, False, wiring.outputs, skippable),
         measuring(skeleton(module, False, wiring.outputs)),
         wiring.to(device),
         {path: units.to(device) for path, units in wiring.outputs.items()},
+        skippable,
         initial,
         {name: initial[name] for name in buffers if name not in wiring.buffers},
         None if classes is None else tuple(classes),
@@ -102,6 +118,7 @@ def call(
     gates: Mapping[str, Tensor] | None,
     x: Tensor,
     one_weight: bool = False,
+    skips: Mapping[str, Tensor] | None = None,
 ) -> tuple[Output, dict[str, Tensor]]:
     """The module's output under gates, and the running statistics that it leaves.
 
@@ -117,21 +134,18 @@ def call(
         gates: {group: (U,)}, soft or bool; None: no gates.
         x: (B, ...).
         one_weight: gate what layers return however large: under ``vmap`` many gates share one weight.
+        skips: for the network's ``evaluate`` under the same gates: what :func:`~hatfn.skipping.skipped`
+            gives for this task.
 
     Returns:
         output (B, ...), and the new running statistics.
     """
-    wiring = network.wiring
-    values, outputs = dict(params), {path: x.new_empty(0) for path in network.outputs}
+    wiring, skips = network.wiring, skips or {}
+    values, outputs = dict(params), dict[str, Tensor]()
     if gates is not None:
-        look, done = wiring.lookup(gates), set[str]()
-        real = next((v.dtype for v in params.values() if v.is_floating_point()), x.dtype)
-        factor = wiring.lookup({group: gate.to(real) for group, gate in gates.items()})
-        for path, rows in network.outputs.items():
-            layer = wiring.layers[path]
-            if one_weight or len(x) * layer.size <= sum(values[n].numel() for n in layer.params):
-                outputs[path] = look(rows)
-                done |= {*layer.params}
+        factor = wiring.lookup({group: gate.to(_real(params, x)) for group, gate in gates.items()})
+        outputs = _gated_outputs(network, params, gates, x, one_weight, skips)
+        done = {*skips, *(name for path in outputs for name in wiring.layers[path].params)}
         for name, role in wiring.params.items():
             out = role.out if role.gated and name not in done else None
             for units in (out, role.into if role.folded else None):
@@ -145,7 +159,11 @@ def call(
     # A module may write into the very tensors it is given: running statistics, an in-place ReLU.
     x, given = x.clone(), {**buffers, **network.constants}
     values |= {name: buffer.clone() for name, buffer in given.items()}
-    values |= {f"{path}.{GATE}": gate for path, gate in outputs.items()}
+    values |= {f"{path}.{GATE}": outputs.get(path, x.new_empty(0)) for path in network.outputs}
+    if module is network.evaluate:
+        every = x.new_empty(0, dtype=torch.int64)
+        values |= {f"{path}.{end}": every for path in network.skippable for end in (COLUMNS, BACK)}
+    values |= skips
     if network.recomputes and module is network.train:
         module = keeping(module, values)
     elif wiring.remembers:
@@ -165,6 +183,29 @@ def call(
     if network.precision is not None:
         output = optree.tree_map(_full, output)
     return output, {name: values[name] for name in buffers}
+
+
+def _real(params: Mapping[str, Tensor], x: Tensor) -> torch.dtype:
+    """The type of the numbers that gates multiply."""
+    return next((value.dtype for value in params.values() if value.is_floating_point()), x.dtype)
+
+
+def _gated_outputs(
+    network: Network,
+    params: Mapping[str, Tensor],
+    gates: Mapping[str, Tensor],
+    x: Tensor,
+    one_weight: bool,
+    skips: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """{path: gate} of the layers that are gated by what they return; arguments as in :func:`call`."""
+    look, chosen = network.wiring.lookup(gates), {}
+    for path, rows in network.outputs.items():
+        layer = network.wiring.layers[path]
+        fewer = len(x) * layer.size <= sum(params[name].numel() for name in layer.params)
+        if f"{path}.{BACK}" not in skips and (fewer or one_weight or layer.params[0] in skips):
+            chosen[path] = look(rows)
+    return chosen
 
 
 def _full(output: Any) -> Any:
@@ -189,8 +230,22 @@ def forward(
 ) -> Output:
     """One task's output in eval mode."""
     own = cut_heads(network, take(state.task_params, task), task)
-    buffers = take(state.task_buffers, task)
-    return call(network, network.evaluate, {**state.params, **own}, buffers, gates, x)[0]
+    buffers, params = take(state.task_buffers, task), {**state.params, **own}
+    skips = {}
+    if next(iter(gates.values()), x).dtype == torch.bool:
+        masks = {group: gate[None] for group, gate in gates.items()}
+        every = {**state.params, **{name: leaf[None] for name, leaf in own.items()}}
+        skips = take(_skipped(network, every, masks, x), 0)
+    return call(network, network.evaluate, params, buffers, gates, x, skips=skips)[0]
+
+
+def _skipped(
+    network: Network, params: Mapping[str, Tensor], masks: Mapping[str, Tensor], x: Tensor
+) -> dict[str, Tensor]:
+    """What layers are handed under the masks of some tasks; nothing where masks cannot be read."""
+    if not masks or read(next(iter(masks.values()))[0, 0]) is None:
+        return {}
+    return skipped(network.skippable, network.wiring, params, masks, len(x))
 
 
 def forward_plain(network: Network, state: HATState, x: Tensor) -> Output:
@@ -324,17 +379,20 @@ def predict(
         for tree in (state.task_params, state.task_buffers, state.masks)
     )
 
-    def one(own: dict[str, Tensor], buffers: dict[str, Tensor], masks: dict[str, Tensor]) -> Output:
+    skips = _skipped(network, {**state.params, **own}, masks, x)
+
+    def one(own: dict[str, Tensor], buffers: Any, masks: Any, skips: Any) -> Output:
         params = {**state.params, **own}
-        return call(network, network.evaluate, params, buffers, masks, x, one_weight=True)[0]
+        return call(network, network.evaluate, params, buffers, masks, x, True, skips)[0]
 
     with batchable(x.device):
         try:
-            outputs = torch.vmap(one, chunk_size=chunk_size)(own, buffers, masks)
+            outputs = torch.vmap(one, chunk_size=chunk_size)(own, buffers, masks, skips)
         except ValueError as error:
             if not any(words in str(error) for words in UNBATCHED):
                 raise
-            slices = ([take(tree, i) for tree in (own, buffers, masks)] for i in range(len(rows)))
+            trees = (own, buffers, masks, skips)
+            slices = ([take(tree, i) for tree in trees] for i in range(len(rows)))
             outputs = optree.tree_map(lambda *parts: torch.stack(parts), *(one(*s) for s in slices))
     if network.classes is None or len({*network.classes}) == 1:
         return outputs

@@ -65,13 +65,24 @@ GATE = "hatfn_gate"
 """The buffer of a skeleton's layer by which its output is gated; an empty one gates nothing."""
 
 
-def skeleton(module: nn.Module, training: bool, layers: Iterable[str] = ()) -> nn.Module:
+COLUMNS = "hatfn_columns"
+"""The buffer with the places of its input that a layer reads; an empty one reads all."""
+
+BACK = "hatfn_back"
+"""The buffer with the place of each of its outputs among those that a layer makes; empty: makes all."""
+
+
+def skeleton(
+    module: nn.Module, training: bool, layers: Iterable[str] = (), narrow: Iterable[str] = ()
+) -> nn.Module:
     """A twin without numbers: ``functional_call`` must supply every parameter and buffer.
 
     Args:
         module: any.
         training: train or eval mode.
         layers: paths of the layers that get one buffer more, ``GATE``, and gate what they return by it.
+        narrow: paths of the layers that get two more, ``COLUMNS`` and ``BACK``, by which one with a
+            smaller weight takes the same input and returns the same output.
     """
 
     def empty(tensor: Tensor) -> Tensor:
@@ -89,7 +100,16 @@ def skeleton(module: nn.Module, training: bool, layers: Iterable[str] = ()) -> n
         layer = hollow.get_submodule(path)
         layer.register_buffer(GATE, torch.empty(0, device="meta"))
         layer.register_forward_hook(_gated)
+    for path in narrow:
+        layer = hollow.get_submodule(path)
+        for name in (COLUMNS, BACK):
+            layer.register_buffer(name, torch.empty(0, dtype=torch.int64, device="meta"))
+        layer.register_forward_pre_hook(_narrowed)
+        layer.register_forward_hook(_widened, prepend=True)  # the user's hooks see what they always saw
     return hollow
+
+
+_OURS = (GATE, COLUMNS, BACK)
 
 
 def _gated(layer: nn.Module, _: object, output: Tensor) -> Tensor:
@@ -99,6 +119,25 @@ def _gated(layer: nn.Module, _: object, output: Tensor) -> Tensor:
     if gate.dtype == torch.bool:  # a product would make an overflow in a row that is off a nan
         return drop(~gate, output)
     return output * gate.to(output.dtype)
+
+
+def _narrowed(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+    columns = layer.get_buffer(COLUMNS)
+    return (_picked(layer, inputs[0], columns),) if columns.numel() else None
+
+
+def _widened(layer: nn.Module, _: object, output: Tensor) -> Tensor:
+    back = layer.get_buffer(BACK)
+    return _picked(layer, output, back) if back.numel() else output
+
+
+def _picked(layer: nn.Module, value: Tensor, index: Tensor) -> Tensor:
+    """Some entries along the axis that the layer's weight mixes: the last, or the one before space."""
+    weight: Tensor = layer._parameters["weight"]  # type: ignore[assignment]
+    if weight.dim() > 2:
+        return value.index_select(1 - weight.dim(), index)
+    # Along the last of two axes a CPU picks ten times as fast as along the last of three.
+    return value.flatten(0, -2).index_select(-1, index).reshape(*value.shape[:-1], len(index))
 
 
 RECOMPUTES = ("grad_checkpointing", "gradient_checkpointing")
@@ -164,7 +203,7 @@ def filled(hollow: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
 
     def real(tensor: Tensor) -> Tensor:
         name = names[id(tensor)]
-        if name.rpartition(".")[2] == GATE:
+        if name.rpartition(".")[2] in _OURS:
             return tensor
         value = values[name].detach().clone()
         return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
@@ -174,11 +213,12 @@ def filled(hollow: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
 
 def bare(module: nn.Module) -> nn.Module:
     """The module itself, rid of what :func:`skeleton` put on its layers; other hooks stay."""
+    ours = (_gated, _narrowed, _widened)
     for layer in module.modules():
-        if layer._buffers.pop(GATE, None) is not None:
-            hooks = layer._forward_hooks
-            for key in [key for key, hook in hooks.items() if hook is _gated]:
-                del hooks[key]
+        if [name for name in _OURS if layer._buffers.pop(name, None) is not None]:
+            for hooks in (layer._forward_hooks, layer._forward_pre_hooks):
+                for key in [key for key, hook in hooks.items() if hook in ours]:
+                    del hooks[key]
     return module
 
 

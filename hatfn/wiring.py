@@ -200,6 +200,31 @@ class Wiring:
         }
 
     @cached_property
+    def ends(self) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+        """The unit of each row and of each column of the weights of layers, (O,) and (I,) int64.
+
+        None where no gate reaches that side, where an entry has no unit of its own, and where weight
+        and bias disagree. Equal ones are one object. Heads are not among them.
+        """
+        known: list[Tensor] = []
+
+        def axis(units: Units | None, size: int) -> Tensor | None:
+            if units is None or units.index.numel() != size or bool((units.index == OPEN).all()):
+                return None
+            flat = units.index.flatten()
+            known.extend([] if any(torch.equal(flat, other) for other in known) else [flat])
+            return next(other for other in known if torch.equal(flat, other))
+
+        found = {}
+        for path, layer in self.layers.items():
+            roles = [self.params[name] for name in layer.params]
+            if roles[0].kind != "head":
+                outs = [axis(role.out, roles[0].shape[0]) for role in roles]
+                agree = all(out is outs[0] for out in outs) and len({role.gated for role in roles}) == 1
+                found[path] = (outs[0] if agree else None, axis(roles[0].into, roles[0].shape[1]))
+        return found
+
+    @cached_property
     def measures(self) -> Measures:
         """Shares that tell a good trace from one that is merely sound."""
         total = shared = weights = 0

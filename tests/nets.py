@@ -11,7 +11,8 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 import hatfn
-from hatfn.state import HATState
+from hatfn.slicing import numbers, run
+from hatfn.state import HATState, take
 
 
 def mlp(features: int = 5, classes: int = 3, width: int = 16) -> nn.Sequential:
@@ -104,6 +105,12 @@ def learn(
 def examples(count: int) -> settings:
     """So many examples of a law, times ``--examples``."""
     return settings(max_examples=max(1, count * settings.default.max_examples // 100))
+
+
+def masked(hat: hatfn.HAT, state: HATState, x: Tensor, task: int) -> Tensor:
+    """A learned task's output with every unit computed, those that are off under their gates."""
+    with torch.no_grad():
+        return run(hat.network, numbers(hat.network, state, task), x, gates=take(state.masks, task))
 
 
 def near(ours: Tensor, theirs: Tensor) -> bool:
