@@ -19,6 +19,7 @@ from hatfn.regularizer import sparsity
 from hatfn.replicas import Replicas, replicate
 from hatfn.state import HATState
 from hatfn.step import Info
+from hatfn.torch_optim import from_torch
 from hatfn.tracing import TraceError, trace
 from hatfn.transfer import similarity
 from hatfn.transforms import clamp_embeddings, compensate, protect
@@ -44,6 +45,7 @@ __all__ = [
     "compensate",
     "evaluate",
     "export",
+    "from_torch",
     "gate",
     "grow",
     "hard_gate",

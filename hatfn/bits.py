@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hatfn.kinds import read
+
+PIECE = 2**17
+"""Numbers that :func:`add` works on at a time."""
+
 _WIDTHS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -31,3 +36,42 @@ def drop(off: Tensor, value: Tensor) -> Tensor:
     if ones.shape != bits.shape:
         return (ones & bits).view(value.dtype)
     return ones.bitwise_and_(bits).view(value.dtype)  # new memory costs more than the operator
+
+
+def add(off: Tensor, old: Tensor, update: Tensor, rate: Tensor) -> Tensor:
+    """``old + rate * update``, and ``old`` where ``off``, whatever the update is.
+
+    Large tensors are gone through in pieces: what lies between the operators never leaves the cache.
+
+    Args:
+        off: bool.
+        old: floating numbers of the same shape.
+        update: likewise.
+        rate: broadcastable to them.
+
+    Example:
+        >>> off, update = torch.tensor([True, False]), torch.tensor([torch.nan, 2.0])
+        >>> add(off, torch.ones(2), update, rate=torch.tensor(0.5))
+        tensor([1., 2.])
+    """
+    rate, tensors = rate.to(update.dtype), (off, old, update)
+    if not _in_pieces(rate, *tensors):
+        return torch.addcmul(old, drop(off, update), rate)
+    new = torch.empty_like(old)
+    for to, *pieces in zip(*(t.view(-1).split(PIECE) for t in (new, *tensors)), strict=True):
+        flags, here, step = pieces
+        torch.addcmul(here, drop(flags, step), rate.view(()), out=to)
+    return new
+
+
+def _in_pieces(rate: Tensor, off: Tensor, old: Tensor, update: Tensor) -> bool:
+    """Whether it pays, and nobody differentiates through the tensors or batches them."""
+    every, same = (rate, off, old, update), (off, old, update)
+    return (
+        off.numel() > PIECE
+        and rate.numel() == 1
+        and old.dtype == update.dtype
+        and not any(tensor.requires_grad for tensor in every)
+        and all(t.shape == old.shape and t.is_contiguous() and t.device.type == "cpu" for t in same)
+        and all(read(tensor.view(-1)[0]) is not None for tensor in every)
+    )

@@ -28,10 +28,17 @@ class Optimizer(Protocol):
 
 
 class PureOptimizer(NamedTuple):
-    """An (init, update) pair that changes nothing it is given."""
+    """An (init, update) pair that changes nothing it is given.
+
+    Attributes:
+        init: from parameters to the optimiser's state.
+        update: from gradients and state to updates and state.
+        stacked: the same of trees that lead with replicas; None: ``vmap`` makes it from ``update``.
+    """
 
     init: Callable[[Any], Any]
     update: Callable[..., tuple[Any, Any]]
+    stacked: Callable[..., tuple[Any, Any]] | None = None
 
 
 def fresh_moments(optimizer: Optimizer, state: HATState) -> Any:
@@ -106,7 +113,7 @@ def check_optimizer(optimizer: Any) -> PureOptimizer:
             "build: the optimizer gave two answers to the same question, so it keeps state of its own "
             "(torchopt's sgd does with dampening). Expected a pure update: leave dampening at 0."
         )
-    return PureOptimizer(init, update)
+    return PureOptimizer(init, update, getattr(optimizer, "stacked", None))
 
 
 def check_carried(where: str, carried: Any, fresh: Any, count: int) -> Any:

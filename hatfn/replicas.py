@@ -14,7 +14,7 @@ from hatfn import checks
 from hatfn.forward import Output, batchable
 from hatfn.kinds import check_kind, check_learner, check_list
 from hatfn.learner import HAT
-from hatfn.optimizer import vectorized
+from hatfn.optimizer import Optimizer, PureOptimizer, vectorized
 from hatfn.settings import check_axis, check_replicated, check_scales, check_seeds
 from hatfn.state import HATState, Trainable, tree_map
 from hatfn.step import (
@@ -165,7 +165,7 @@ class Replicas(NamedTuple):
             labels = y.select(axis, k) if several and k < y.shape[axis] else y
             checks.check_labels(labels, self.hat.classes[row], "update")  # type: ignore[index]
         check_scales("update", scale, states.hyper["s_max"])
-        hat = self.hat._replace(optimizer=vectorized(self.hat.optimizer))
+        hat = self.hat._replace(optimizer=_stacked(self.hat.optimizer))
         before = read(hat, states, rows, axis=1)
         per_batch = None if shared else 0
         parts = split((x, y), hat.accumulate, axis + checks.several(task))
@@ -176,7 +176,6 @@ class Replicas(NamedTuple):
             return total_loss(hat, before, batches, rows, scale)
 
         every = _batched(forward, (0, per_batch, per_scale))
-        apart = _batched(partial(advance, hat, samples=1), (0, 0, 0, per_scale))
 
         def objective(own: Trainable, buffers: dict[str, Tensor], part: Any) -> tuple[Tensor, Seen]:
             # Replicas have nothing in common: the gradient of the sum is the gradient of each.
@@ -186,7 +185,7 @@ class Replicas(NamedTuple):
 
         with batchable(x.device):
             raw, seen = accumulated(objective, before, parts, nested=False, axis=1)
-            _, after, norm, ok = apart(before._replace(used={}), raw, seen._replace(logits=()), scale)
+            _, after, norm, ok = advance(hat, before, raw, seen, scale, samples=1, axes=1)
         new = write(states, rows, settled(ok, after, before), axis=1)
         return new, report(seen, norm, ok, task)
 
@@ -266,6 +265,23 @@ class Replicas(NamedTuple):
         first = states._replace(learned=states.learned.all(0), active=states.active.all(0))
         checks.check_state(where, first, self.hat.wiring, self.hat.tasks)
         return first
+
+
+def _stacked(optimizer: Optimizer) -> PureOptimizer:
+    """An optimiser of stacked trees: its own way to step them, or each replica's in one ``vmap``."""
+    own = getattr(optimizer, "stacked", None)
+    if own is not None:
+        return PureOptimizer(optimizer.init, own)
+    pure = vectorized(optimizer)
+
+    def one(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        return pure.update(gradients, state, params=params)
+
+    def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        every: tuple[Any, Any] = _batched(one, (0, 0, 0))(gradients, state, params)
+        return every
+
+    return PureOptimizer(pure.init, update)
 
 
 def _over(function: Callable[..., Any], states: HATState, *rest: Any, shared: bool = False) -> Any:

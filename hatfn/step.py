@@ -275,7 +275,13 @@ def gradient(
 
 
 def advance(
-    hat: HAT, before: Before, raw: Trainable, seen: Seen, scale: Scale, samples: int
+    hat: HAT,
+    before: Before,
+    raw: Trainable,
+    seen: Seen,
+    scale: Scale,
+    samples: int,
+    axes: int = 0,
 ) -> tuple[Seen, After, Tensor, Tensor]:
     """From a gradient to what may be written.
 
@@ -286,10 +292,11 @@ def advance(
         seen: what the forward pass left.
         scale: of the gates.
         samples: in this process's batch, by which gradients of several processes are weighted.
+        axes: 1 where every leaf leads with replicas, whose optimiser then is one of stacked trees.
 
     Returns:
         what the forward pass left, losses averaged over processes; what may be written; the norm of
-        the gradient, (); whether all of it is finite, () bool.
+        the gradient, (); whether all of it is finite, () bool. Both (S,) of S replicas.
     """
     own, protection, hyper = before.own, before.protection, before.hyper
     firm = protection
@@ -297,16 +304,15 @@ def advance(
         firm = {name: p == 1 for name, p in protection.items()}
     gradients = raw._replace(params=transforms.protect(raw.params, firm))
     if scale is not None and hat.compensated:
-        steeper = transforms.compensate(
-            raw.embeddings, own.embeddings, scale, hyper["s_max"], hyper["compensation"]
-        )
+        numbers = (scale, hyper["s_max"], hyper["compensation"])
+        steeper = transforms.compensate(raw.embeddings, own.embeddings, *map(_per_task, numbers))
         gradients = gradients._replace(embeddings=steeper)
-    sound = transforms.finite((seen.loss, seen.buffers)).to(seen.loss.dtype)
+    sound = transforms.finite((seen.loss, seen.buffers), axes).to(seen.loss.dtype)
     gradients, loss, penalty, sound = hat.ranks.mean(
         (gradients, seen.loss, seen.penalty, sound), samples
     )
     seen = seen._replace(loss=loss, penalty=penalty)
-    gradients, norm = transforms.clip_by_norm(gradients, hat.max_norm)
+    gradients, norm = transforms.clip_by_norm(gradients, hat.max_norm, axes)
     decayed = own if hat.decay_embeddings else own._replace(embeddings=_zeros(own.embeddings))
     steps, opt_state = _optimized(hat, gradients, before.opt_state, decayed)
     if scale is None:
@@ -319,8 +325,13 @@ def advance(
     new = new._replace(task_params=new.task_params | frozen, embeddings=clamped)
 
     # A step that one process must refuse is refused by all.
-    ok = transforms.finite((new, opt_state)) & (sound == 1) & before.open
+    ok = transforms.finite((new, opt_state), axes) & (sound == 1) & before.open
     return seen, After(new, seen.buffers, opt_state), norm, ok
+
+
+def _per_task(number: float | Tensor) -> float | Tensor:
+    """A number, or one for each replica, broadcastable to embeddings (S, K, U)."""
+    return number[:, None, None] if isinstance(number, Tensor) and number.dim() else number
 
 
 def _optimized(hat: HAT, gradients: Trainable, opt_state: Any, own: Trainable) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ import optree
 import torch
 from torch import Tensor
 
-from hatfn.bits import drop
+from hatfn.bits import add, drop
 from hatfn.kinds import check_alike, check_kind, check_real, read
 from hatfn.state import Trainable, Tree, over_groups, tree_map
 
@@ -79,24 +79,35 @@ def compensate(
     return over_groups(steepen, gradients, {group: embeddings[group] for group in gradients})
 
 
-def clip_by_norm(tree: Tree, max_norm: float | None) -> tuple[Tree, Tensor]:
+def clip_by_norm(tree: Tree, max_norm: float | None, axes: int = 0) -> tuple[Tree, Tensor]:
     """Scale the whole tree so that its 2-norm is at most ``max_norm``; also the norm it had.
 
     Args:
         tree: gradients, any structure.
         max_norm: > 0, or None not to clip.
+        axes: how many axes in front of every leaf count replicas, each of which has its own norm.
 
     Returns:
-        the tree, and its norm before, ().
+        the tree, and its norm before, () or as the replicas are counted.
     """
-    squares = [torch.linalg.vector_norm(leaf) for leaf in optree.tree_leaves(tree)]
-    norm = torch.linalg.vector_norm(torch.stack(squares))
+    norms = [torch.linalg.vector_norm(_flat(leaf, axes), dim=-1) for leaf in optree.tree_leaves(tree)]
+    norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     if max_norm is None:
         return tree, norm
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    if _known(factor) == 1.0:
+    if _agreed(factor) == 1.0:
         return tree, norm
-    return tree_map(lambda leaf: leaf * factor.to(leaf.dtype), tree), norm
+    return tree_map(lambda leaf: leaf * _before(leaf, factor).to(leaf.dtype), tree), norm
+
+
+def _flat(leaf: Tensor, axes: int) -> Tensor:
+    """All axes behind the first few as one."""
+    return leaf.unsqueeze(-1).flatten(axes)
+
+
+def _before(leaf: Tensor, number: Tensor) -> Tensor:
+    """A number, or one for each replica, broadcastable to a leaf that leads with the replicas."""
+    return number.reshape((*number.shape, *(1,) * (leaf.dim() - number.dim())))
 
 
 def apply_updates(
@@ -107,15 +118,20 @@ def apply_updates(
     Args:
         old: what is trained.
         updates: from the optimiser.
-        rate: (), a factor on the learning rate.
+        rate: (), a factor on the learning rate; one for each replica where leaves lead with them.
         protection: {name: tensor}, bool or in [0, 1], for the shared weights; 1 holds an entry.
     """
     held = {name: p if p.dtype == torch.bool else p == 1 for name, p in protection.items()}
-    loose = {name: drop(held[name], update) for name, update in updates.params.items()}
-    new: Trainable = tree_map(
-        lambda p, u: torch.addcmul(p, u, rate.to(u.dtype)), old, updates._replace(params=loose)
+    own: Trainable = tree_map(
+        lambda p, u: torch.addcmul(p, u, _before(p, rate).to(u.dtype)),
+        old._replace(params={}),
+        updates._replace(params={}),
     )
-    return new
+    params = {
+        name: add(held[name], value, updates.params[name], _before(value, rate))
+        for name, value in old.params.items()
+    }
+    return own._replace(params=params)
 
 
 def clamp_embeddings(embeddings: Mapping[str, Tensor], limit: float) -> dict[str, Tensor]:
@@ -129,25 +145,32 @@ def clamp_embeddings(embeddings: Mapping[str, Tensor], limit: float) -> dict[str
     return {group: e.clamp(-limit, limit) for group, e in embeddings.items()}
 
 
-def finite(tree: Tree) -> Tensor:
-    """() bool: whether every number of every floating leaf is finite.
+def finite(tree: Tree, axes: int = 0) -> Tensor:
+    """Whether every number of every floating leaf is finite, () bool; one for each replica.
 
     By their sum, which is read in one pass and is not finite if one of them is not; leaves whose
     numbers are finite but too large to add up count as not finite, too.
+
+    Args:
+        tree: any structure.
+        axes: how many axes in front of every leaf count replicas.
     """
     floating = [leaf for leaf in optree.tree_leaves(tree) if leaf.is_floating_point()]
     if not floating:
         return torch.tensor(True)
     wide = reduce(torch.promote_types, {leaf.dtype for leaf in floating}, torch.float32)
-    return torch.isfinite(torch.stack([leaf.sum(dtype=wide) for leaf in floating])).all()
+    sums = [_flat(leaf, axes).sum(-1, dtype=wide) for leaf in floating]
+    return torch.isfinite(torch.stack(sums)).all(0)
 
 
-def _known(number: Tensor) -> Any:
-    """A number that can be read for free, on a CPU and outside ``vmap``, else None.
+def _agreed(numbers: Tensor) -> Any:
+    """The value of some numbers that are all the same and can be read for free, else None.
 
-    It may save work, never change a result.
+    That is on a CPU and outside ``vmap``. It may save work, never change a result.
     """
-    return read(number) if number.device.type == "cpu" else None
+    known = read(numbers) if numbers.device.type == "cpu" else None
+    values = {*known} if isinstance(known, list) else {known}
+    return values.pop() if len(values) == 1 else None
 
 
 def choose(condition: Tensor, new: Tree, old: Tree) -> Tree:
@@ -160,13 +183,7 @@ def choose(condition: Tensor, new: Tree, old: Tree) -> Tree:
         new: tensors.
         old: of the same structure and shapes.
     """
-    known = _known(condition)
-    flags = known if isinstance(known, list) else [known]
-    if None not in flags and len(set(flags)) == 1:
-        return new if flags[0] else old
-
-    def pick(new: Tensor, old: Tensor) -> Tensor:
-        ones = (1,) * (new.dim() - condition.dim())
-        return torch.where(condition.reshape((*condition.shape, *ones)), new, old)
-
-    return tree_map(pick, new, old)
+    known = _agreed(condition)
+    if known is not None:
+        return new if known else old
+    return tree_map(lambda new, old: torch.where(_before(new, condition), new, old), new, old)

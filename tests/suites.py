@@ -18,12 +18,12 @@ class Suite(NamedTuple):
 
 SUITES = {
     "tracing": Suite(150, ("trace", "mutants", "labels", "layers", "wiring", "manual", "modules")),
-    "every architecture": Suite(150, ("architectures", "compact", "export")),
+    "every architecture": Suite(150, ("architectures", "compact", "export", "skipping")),
     "learning": Suite(
         240,
         (
             "learner", "forward", "gates", "transforms", "heads", "locks", "together", "networks", "precision",
-            "memory", "papers", "calibration", "capacity", "transfer", "lifecycle", "devices",
+            "memory", "torch_optim", "papers", "calibration", "capacity", "transfer", "lifecycle", "devices",
         ),
     ),
     "batched evaluation, replicas": Suite(60, ("evaluation", "inference", "replicas")),

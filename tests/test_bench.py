@@ -196,15 +196,16 @@ def test_the_command_writes_its_table(
         line for line in text.splitlines() if line.startswith("| mlp") or line.startswith("| seeds")
     ]
     ways = len(bench_cases.all_tasks(*prepared())) - 1
-    assert len(rows) == (3 + 1 + ways) + 2 + 3  # and the three states of the mlp
+    optimizers = len(bench_cases.OPTIMIZERS)
+    assert len(rows) == (optimizers + 1 + ways) + optimizers + optimizers  # steps, seeds, states
     for found in (
-        "| mlp | train step | adam | hat.update | plain torch | 2.00 (2.00 to 2.00) | <= 1000000000.00 | met |",
+        "| mlp | train step | torchopt.adam | hat.update | plain torch | 2.00 (2.00 to 2.00) | <= 1000000000.00 | met |",
         "| mlp | evaluate all tasks |  | predict | 3 plain passes | 3.00 (3.00 to 3.00) | <= 0.00 | missed |",
-        "| seeds | throughput of 2 seeds, width 8 | adam | hatfn.Replicas | one after another | 0.50 (0.50 to 0.50) | >= 0.00 | met |",
+        "| seeds | throughput of 2 seeds, width 8 | torchopt.adam | hatfn.Replicas | one after another | 0.50 (0.50 to 0.50) | >= 0.00 | met |",
     ):
         assert found in text
         assert all(part.strip() in printed for part in found.split("|"))
-    assert "Targets met: 5 of 6." in text
+    assert f"Targets met: {2 * optimizers} of {2 * optimizers + 1}." in text
 
 
 def constant(contenders: list[Contender], rounds: int):

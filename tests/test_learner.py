@@ -12,6 +12,7 @@ import torchopt
 from nets import ConvNet, Transformer, equal, learn, learner, mlp
 from torch import Tensor, nn
 
+from hatfn import from_torch
 from hatfn.networks import MLP
 from hatfn.testing import verify_no_forgetting
 from hatfn.wiring import Units
@@ -25,6 +26,10 @@ OPTIMIZERS = {
     "adam": lambda: torchopt.adam(1e-2),
     "adamw decay": lambda: torchopt.adamw(1e-2, weight_decay=1e-2),
     "rmsprop": lambda: torchopt.rmsprop(1e-2, momentum=0.9),
+    "torch's nadam decay": lambda: from_torch(torch.optim.NAdam, lr=1e-2, weight_decay=1e-2),
+    "torch's fused sgd decay": lambda: from_torch(
+        torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
+    ),
 }
 NETWORKS = {
     "mlp": (lambda: MLP(5, 3, width=16), lambda: torch.randn(12, 5)),

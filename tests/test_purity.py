@@ -33,6 +33,7 @@ CALLS = {
         {"head": "head", "verify": False},
     ),
     "build": (hatfn.build, (MODULE, HAT.wiring, [3, 2]), {"optimizer": torchopt.adam(1e-3)}),
+    "from_torch": (hatfn.from_torch, (torch.optim.Adam,), {"lr": 1e-3}),
     "gate": (hatfn.gate, (UNITS["fc"], 3.0), {}),
     "hard_gate": (hatfn.hard_gate, (UNITS["fc"],), {}),
     "sparsity": (sparsity, (GATES, {"fc": torch.rand(6) > 0.5}), {}),

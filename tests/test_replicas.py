@@ -31,6 +31,7 @@ OPTIMIZERS: dict[str, Callable[[], hatfn.optimizer.Optimizer]] = {
     "adam": lambda: torchopt.adam(1e-2),
     "adamw": lambda: torchopt.adamw(1e-2, weight_decay=1e-2),
     "rmsprop": lambda: torchopt.rmsprop(1e-2, momentum=0.9),
+    "torch's adamw": lambda: hatfn.from_torch(torch.optim.AdamW, lr=1e-2, fused=True),
 }
 SEEDS = [3, 0, 7]
 

@@ -40,7 +40,9 @@ class Wrong(NamedTuple):
 
     def call(self) -> object:
         function, right = RIGHT[self.function]
-        argument = self.value if self.parameter == "hyper" else {self.parameter: self.value}
+        argument = (
+            self.value if self.parameter in ("hyper", "settings") else {self.parameter: self.value}
+        )
         return function(**right | self.given | argument)
 
 
@@ -97,6 +99,7 @@ RIGHT: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "manual_wiring": (
         hatfn.manual_wiring, {"module": MODULE, "x": X, "layers": {"hidden.0": ("a", None)}, "head": "head"}),
     "build": (hatfn.build, {"module": MODULE, "wiring": WIRING, "classes": [3, 2], "optimizer": ADAM}),
+    "from_torch": (hatfn.from_torch, {"kind": torch.optim.Adam, "lr": 1e-3}),
     "replicate": (hatfn.replicate, {"hat": HAT, "seeds": [0, 1]}),
     "adopt": (hatfn.adopt, {"hat": HAT, "module": MODULE}),
     "gate": (hatfn.gate, {"embedding": X, "scale": 5.0}),

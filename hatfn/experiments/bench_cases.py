@@ -21,6 +21,7 @@ from hatfn.optimizer import Optimizer
 from hatfn.replicas import Replicas, stack
 from hatfn.seeds import seeded
 from hatfn.state import HATState
+from hatfn.torch_optim import from_torch
 from hatfn.tracing import trace
 from hatfn.wiring import Wiring
 
@@ -74,17 +75,19 @@ class Comparison(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """The same optimiser, by torchopt and by torch.
+    """The same optimiser, for a learner and for plain torch.
 
     Attributes:
-        pure: a torchopt pair.
+        pure: a pair of functions.
         plain: from parameters to an optimiser of torch.
-        vmaps: whether the pair can be batched.
     """
 
     pure: Callable[[], Optimizer]
     plain: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
-    vmaps: bool = True
+
+
+def _sgd(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.01, momentum=0.9)
 
 
 def _adam(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
@@ -92,16 +95,14 @@ def _adam(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 OPTIMIZERS = {
-    "sgd, momentum 0.9": Pair(
-        lambda: torchopt.sgd(0.01, momentum=0.9),
-        lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9),
+    "torchopt.sgd, momentum 0.9": Pair(lambda: torchopt.sgd(0.01, momentum=0.9), _sgd),
+    "torch.optim.SGD, momentum 0.9, fused": Pair(
+        lambda: from_torch(torch.optim.SGD, lr=0.01, momentum=0.9, fused=True), _sgd
     ),
-    "adam": Pair(lambda: torchopt.adam(1e-3), _adam),
-    "adam, use_accelerated_op": Pair(
-        lambda: torchopt.adam(1e-3, use_accelerated_op=True), _adam, vmaps=False
-    ),
+    "torchopt.adam": Pair(lambda: torchopt.adam(1e-3), _adam),
+    "torch.optim.Adam, fused": Pair(lambda: from_torch(torch.optim.Adam, lr=1e-3, fused=True), _adam),
 }
-"""The optimisers of the training steps, by the name that the table gives them."""
+"""Those of the training steps, by the name that the table gives the learner's."""
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,6 @@ class Seeds:
                 module = MLP(self.features, 2, width).to(device)
             wiring = trace(module, data[0][0][0, :1])
             for name, pair in OPTIMIZERS.items():
-                if not pair.vmaps:
-                    continue
                 hat = build(module, wiring, [2] * 5, pair.pure())
                 replicas = [hat.begin(hat.init(seed, fresh=True), 0) for seed in range(self.replicas)]
                 contenders = [one_by_one(hat, replicas, data), batched(hat, replicas, data)]
