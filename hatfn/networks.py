@@ -1,8 +1,9 @@
 """Networks of the papers, registered with timm: ``timm.create_model("resnet18s")`` after this import.
 
 The ``s`` of resnet18s and resnet34s stands for small images: a 3x3 stem of stride 1 and no pooling
-behind it, for 32x32 pixels. The one with bottlenecks is resnet50_small, because timm has given the name
-resnet50s to another network. ``MLP`` and ``AlexNet`` are the networks of Serrà et al. 2018.
+behind it, for 32x32 pixels. Residual branches start at full scale, not at timm's zero. The one with
+bottlenecks is resnet50_small, because timm has given the name resnet50s to another network. ``MLP``
+and ``AlexNet`` are the networks of Serrà et al. 2018.
 """
 
 from __future__ import annotations
@@ -127,6 +128,8 @@ default_cfgs = generate_default_cfgs(dict.fromkeys(_NAMES, _SMALL))
 
 
 def _resnet(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    # Every task begins with norms as they are here, and scales of zero would have to grow in each anew.
+    kwargs.setdefault("zero_init_last", False)
     return build_model_with_cfg(SmallImageResNet, name, pretrained, **kwargs)
 
 

@@ -25,6 +25,14 @@ def test_the_stem_keeps_the_size_of_small_images(name: str) -> None:
     assert module.get_classifier() is module.fc
 
 
+def test_residual_branches_are_not_born_off() -> None:
+    blocks = [m for m in timm.create_model("resnet18s").modules() if hasattr(m, "bn2")]
+    assert len(blocks) == 8
+    assert all((block.bn2.weight == 1).all() for block in blocks)
+    zero = timm.create_model("resnet18s", zero_init_last=True)
+    assert not zero.layer1[0].bn2.weight.any(), "timm's own, for who wants it"
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "resnet18s.safetensors"
