@@ -172,8 +172,14 @@ class ReproduceConfig:
     """How many runs to train side by side, each with one thread."""
     examples: Path = Path("examples")
     """The folder of hatfn's example scripts, some of which are chapters."""
-    out: Path = Path("examples/results.md")
-    """Where to write the page; figures go beside it."""
+    out: Path | None = None
+    """Where to write the page; figures go beside it. None: examples/results.md, in the quick form
+    runs/quick/results.md. Of a page that is there, only the chapters that are made are replaced."""
+
+    @property
+    def page(self) -> Path:
+        """Where the page goes."""
+        return self.out or Path("runs/quick/results.md" if self.quick else "examples/results.md")
 
 
 @dataclass(frozen=True)
