@@ -17,12 +17,21 @@ import hatfn
 from hatfn import checkpoint, metrics
 from hatfn.experiments import atlas, cli
 from hatfn.experiments.config import RunConfig
-from hatfn.experiments.run import NonFiniteStepError, learn, start
+from hatfn.experiments.result import Learned
+from hatfn.experiments.run import (
+    CALIBRATION_IMAGES,
+    NonFiniteStepError,
+    Place,
+    learn,
+    representative,
+    start,
+)
 from hatfn.experiments.setup import batches, training_part
 from hatfn.experiments.streams import Part, make_stream
 from hatfn.wiring import Measures
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
+ANNEALS = ("none", "linear")
 QUICK = {"width": 64, "epochs": 3, "tasks": 2}
 
 
@@ -281,3 +290,16 @@ def test_the_command_shows_mean_and_deviation(tmp_path: Path, capsys: pytest.Cap
 def test_settings_that_no_run_can_have(name: str, value: Any, match: str) -> None:
     with pytest.raises(ValueError, match=rf"run: {name}={value!r}.*{match}"):
         start(RunConfig(**{name: value}))
+
+
+def test_a_task_is_closed_on_batches_of_all_its_classes() -> None:
+    """Although its images come class after class, as from generators and folders."""
+    y = torch.arange(5).repeat_interleave(200)
+    some = representative(Part(torch.arange(1000), y), 32, seed=0)
+    rows = torch.cat([x for x, _ in some])
+    assert len(rows) == len(rows.unique()) == CALIBRATION_IMAGES
+    for x, labels in some:
+        assert torch.equal(labels, y[x])
+        assert len(labels.unique()) == 5
+    odd = representative(Part(torch.arange(33), torch.zeros(33)), 32, seed=0)
+    assert [len(x) for x, _ in odd] == [32], "one image has no variance"

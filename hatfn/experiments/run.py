@@ -32,8 +32,9 @@ from hatfn.replicas import Replicas, replica, replicate, stack
 from hatfn.seeds import mixed, seeded
 from hatfn.state import HATState
 
-CALIBRATION_IMAGES = 2048
-"""Training images by which a task's end is judged, at most."""
+CALIBRATION_IMAGES = 512
+"""Training images by which a task's end is judged, at most. Each passes up to five times, which is more
+work than a step of training on it."""
 
 EVALUATION_BATCH = 256
 """Images per forward pass when measuring. Fixed: another batch size changes the bits of logits."""
@@ -284,9 +285,8 @@ def _closing(run: Run, index: int, state: HATState, task: int, data: Part) -> HA
         task: which.
         data: its training images, of which as many are used as tell enough.
     """
-    hat, size = run.hat, run.config.batch_size
-    some = Part(*(part[:CALIBRATION_IMAGES].split(size) for part in data))
-    whole = [(x, y) for x, y in zip(*some, strict=True) if len(x) > 1]
+    hat = run.hat
+    whole = representative(data, run.config.batch_size, mixed(run.seeds[index], task))
     batches = [(run.prepare(x), y.to(run.config.device)) for x, y in run.ranks.share(whole)]
     kept, seen, taken = state, readiness(hat, state, batches, task), False
     if state.task_buffers and run.config.recalibrate != "never":
@@ -297,6 +297,22 @@ def _closing(run: Run, index: int, state: HATState, task: int, data: Part) -> HA
     undecided = sum(int(units.sum()) for units in seen.undecided.values())
     run.results[index].closings.append(Closing(undecided, seen.gap.item(), taken))
     return kept
+
+
+def representative(data: Part, size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches by which a task's end is judged.
+
+    In random order: files and generators give class after class, and in a batch of one class a batch
+    norm sees less variance than among all.
+
+    Args:
+        data: of the task.
+        size: images per batch, at most, and at least two.
+        seed: of the choice.
+    """
+    order = torch.randperm(len(data.y), generator=torch.Generator().manual_seed(seed))
+    rows = order[:CALIBRATION_IMAGES].split(size)
+    return [(data.x[some], data.y[some]) for some in rows if len(some) > 1]
 
 
 def _together(tensors: Sequence[Tensor]) -> Tensor:
