@@ -100,6 +100,67 @@ def test_finetuning_forgets() -> None:
     assert run.result.forgetting > 0.05
 
 
+def test_the_learning_rate_falls_over_a_task() -> None:
+    kept, falling = (
+        [run.state for event in learn(run) if hasattr(event, "loss")]
+        for run in (
+            start(RunConfig(**QUICK | {"epochs": 1, "seeds": 2}, anneal=how)) for how in ANNEALS
+        )
+    )
+    half = len(falling) // 2  # two tasks of equally many steps, or nearly
+    factors = [state.hyper["lr"] for state in falling]
+    assert all(factor.shape == (2,) for factor in factors)
+    assert factors[0].tolist() == factors[half].tolist() == [1, 1]
+    assert factors[half - 1].tolist() == pytest.approx([1 / half] * 2)
+    last = "hidden.1.weight"
+    assert torch.equal(kept[0].params[last], falling[0].params[last])
+    moved = [
+        (states[half - 1].params[last] - states[half - 2].params[last]).norm()
+        for states in (kept, falling)
+    ]
+    assert 0 < moved[1] < 0.2 * moved[0]
+
+
+def test_tasks_may_be_inferred_at_the_end_alone() -> None:
+    always, _ = finished(epochs=1, seeds=2)
+    end, events = finished(epochs=1, seeds=2, infer="end")
+    for one, other in zip(end.results, always.results, strict=True):
+        assert np.isnan(one.class_incremental[0]).all()
+        assert np.array_equal(one.class_incremental[1], other.class_incremental[1])
+        assert np.array_equal(one.accuracy_matrix, other.accuracy_matrix, equal_nan=True)
+    first, last = [event for event in events if isinstance(event, Learned)]
+    assert (first.class_incremental, first.task_inference) == ([], [])
+    assert last.class_incremental == end.result.class_incremental[1].tolist()
+
+
+def test_isolated_networks_know_nothing_of_each_other() -> None:
+    both, _ = finished(method="isolated", epochs=1)
+    alone = start(both.config)
+    alone.place = Place(1, 0, 0)  # the second task, without the first
+    for event in learn(alone):
+        if event.step == event.steps:  # trained; the first task cannot be measured
+            break
+    for index, same in ((0, False), (1, True)):
+        for name in ("hidden.0.weight", "hidden.1.bias", "head.weight"):
+            own, other = (run.state.task_params[name][index] for run in (both, alone))
+            assert torch.equal(own, other) == same
+
+
+def test_frozen_features_are_those_of_the_first_task() -> None:
+    run = start(RunConfig(**QUICK | {"epochs": 1}, method="frozen"))
+    seen = [run.state]
+    for event in learn(run):
+        if isinstance(event, Learned):
+            seen.append(run.state)
+    for name in run.state.params:
+        before, first, last = (state.params[name] for state in seen)
+        assert not torch.equal(before, first)
+        assert torch.equal(first, last)
+    heads = [state.task_params["head.weight"][1] for state in seen]
+    assert torch.equal(*heads[:2])
+    assert not torch.equal(*heads[1:])
+
+
 def test_runs_repeat_to_the_bit_and_leave_the_global_seed_alone() -> None:
     before = torch.get_rng_state()
     first, again = finished(dropout=0.2)[0], finished(dropout=0.2)[0]

@@ -224,6 +224,9 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
         for position, (x, y) in rest:
             progress = position / per_epoch if config.period == "epoch" else step / steps
             scale = schedule(progress)
+            if config.anneal == "linear":
+                falling = torch.full_like(run.state.hyper["lr"], 1 - step / steps)
+                run.state = run.state._replace(hyper=run.state.hyper | {"lr": falling})
             with seeded(config.device, mixed(config.seed, rows[-1], epoch, position, run.ranks.rank)):
                 run.state, info = learner.update(run.state, (x, y), task, scale)
             if not info.ok.all():
@@ -340,9 +343,12 @@ def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
         result.accuracy_matrix[after, task] = accuracy(logits, _data(run, index, task).y)
         moved = max(moved, drift(learned.setdefault(task, logits), logits))
     result.drift.append(moved)
-    loaders = [_loader(run, index, task) for task in range(len(run.stream))]
-    row = evaluate(hat, state, loaders, chunk_size=1)  # no more memory than one task takes
-    result.class_incremental[after], result.task_inference = row.class_incremental, row.task_inference
+    inferred: list[list[float]] = [[], []]
+    if run.config.infer == "always" or after == len(run.stream) - 1:
+        loaders = [_loader(run, index, task) for task in range(len(run.stream))]
+        row = evaluate(hat, state, loaders, chunk_size=1)  # no more memory than one task takes
+        result.class_incremental[after], result.task_inference = row[1:]
+        inferred = [shares[: after + 1].tolist() for shares in row[1:]]
     result.usage = usage(state, hat.wiring)
     result.memory = memory(state)
     result.free_units.append({str(k): float(v) for k, v in result.usage["free"].items()})
@@ -351,8 +357,7 @@ def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
         after,
         run.stream[after].name,
         result.accuracy_matrix[after, : after + 1].tolist(),
-        row.class_incremental[: after + 1].tolist(),
-        row.task_inference[: after + 1].tolist(),
+        *inferred,
         moved,
         result.free_units[-1],
         result.free_weights[-1],
