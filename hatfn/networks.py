@@ -105,14 +105,21 @@ class AlexNet(nn.Module):
 
 
 class SmallImageResNet(ResNet):
-    """timm's ResNet with a stem for 32x32 images."""
+    """timm's ResNet with a stem for 32x32 images, and residual branches that start at full scale.
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    Every task begins with norms as they are here: scales of zero would have to grow in each one anew.
+    """
+
+    def __init__(self, zero_init_last: bool = False, **kwargs: Any) -> None:
+        super().__init__(zero_init_last=zero_init_last, **kwargs)
         stem = nn.Conv2d(kwargs.get("in_chans", 3), 64, 3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         self.add_module("conv1", stem)
         self.add_module("maxpool", nn.Identity())
+
+    def init_weights(self, zero_init_last: bool = False) -> None:
+        """Draw them anew."""
+        super().init_weights(zero_init_last)
 
 
 _SMALL = {
@@ -128,8 +135,6 @@ default_cfgs = generate_default_cfgs(dict.fromkeys(_NAMES, _SMALL))
 
 
 def _resnet(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    # Every task begins with norms as they are here, and scales of zero would have to grow in each anew.
-    kwargs.setdefault("zero_init_last", False)
     return build_model_with_cfg(SmallImageResNet, name, pretrained, **kwargs)
 
 
