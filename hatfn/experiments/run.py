@@ -343,12 +343,12 @@ def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
         result.accuracy_matrix[after, task] = accuracy(logits, _data(run, index, task).y)
         moved = max(moved, drift(learned.setdefault(task, logits), logits))
     result.drift.append(moved)
-    inferred: list[list[float]] = [[], []]
+    inferred: tuple[list[float], list[float]] = ([], [])
     if run.config.infer == "always" or after == len(run.stream) - 1:
         loaders = [_loader(run, index, task) for task in range(len(run.stream))]
         row = evaluate(hat, state, loaders, chunk_size=1)  # no more memory than one task takes
         result.class_incremental[after], result.task_inference = row[1:]
-        inferred = [shares[: after + 1].tolist() for shares in row[1:]]
+        inferred = (row[1][: after + 1].tolist(), row[2][: after + 1].tolist())
     result.usage = usage(state, hat.wiring)
     result.memory = memory(state)
     result.free_units.append({str(k): float(v) for k, v in result.usage["free"].items()})
