@@ -32,14 +32,21 @@ RESNET = RunConfig(model="resnet18s", image_size=32, period="task", sparsity=0.1
 RUNS: dict[Stream, RunConfig] = {
     "digits": RunConfig(stream="split-digits"),
     "dsprites": replace(
-        RESNET, stream="split-dsprites", tasks=10, epochs=8, batch_size=16, precision="bfloat16"
+        RESNET, stream="split-dsprites", tasks=10, epochs=3, batch_size=16, anneal="linear", infer="end"
     ),
     "cifar10": replace(RESNET, stream="split-cifar10", tasks=5, epochs=20, batch_size=128),
 }
 NOTE = """Accuracy on test images, and the share whose task is inferred right. Both accuracies of a task
 are of the end; with the task given, it is what it was when the task was learned, for no logit moved.
+Chance is 0.5 for two digits and 0.2 for five shapes; with the task inferred it is 0.1 and 0.02.
 
-![accuracy after every task, with the task given and inferred](figures/continual_learning.png)
+Published, on Split CIFAR-10 with resnet18s (Duan 2023, notebook, one run of 5 epochs), of tasks 0 to
+4: task given 0.9015 0.8290 0.8985 0.9535 0.9450, mean 0.9055; task inferred 0.4085 0.0875 0.3115
+0.6635 0.4675, mean 0.3877. CIFAR-10 is not here; `--streams cifar10 --data-dir ...` makes the table
+that compares. What both have in common: with the task given nothing is lost, and with the task
+inferred most is, for no task has seen the images of another.
+
+![accuracy after every task, and in the end](figures/continual_learning.png)
 """
 
 
@@ -62,11 +69,15 @@ def table(stream: Stream, config: RunConfig, result: Result) -> str:
     )
 
 
-def draw(axes: Axes, matrix: np.ndarray, title: str) -> None:
-    """Accuracy, a row after each task."""
-    drawn = axes.imshow(matrix, vmin=0, vmax=1)
-    axes.set(title=title, xlabel="accuracy on task", ylabel="after task")
-    axes.figure.colorbar(drawn, ax=axes)
+def draw(matrix: Axes, end: Axes, stream: Stream, result: Result) -> None:
+    """Accuracy, a row after each task; and in the end."""
+    drawn = matrix.imshow(result.accuracy_matrix, vmin=0, vmax=1)
+    matrix.set(title=f"{stream}, task given", xlabel="accuracy on task", ylabel="after task")
+    matrix.figure.colorbar(drawn, ax=matrix)
+    end.plot(result.accuracy_matrix[-1], "o-", label="task given")
+    end.plot(result.class_incremental[-1], "s--", label="task inferred")
+    end.set(title=f"{stream}, at the end", xlabel="task", ylabel="accuracy", ylim=(0, 1.02))
+    end.legend()
 
 
 def main(
@@ -90,15 +101,14 @@ def main(
     figure = Figure(figsize=(10, 4 * len(streams)), layout="constrained")
     panels = figure.subplots(len(streams), 2, squeeze=False)
     text = ["# Learning tasks one after another"]
-    for stream, (given, inferred) in zip(streams, panels, strict=True):
+    for stream, row in zip(streams, panels, strict=True):
         config = replace(RUNS[stream], data_dir=data_dir, device=device)
         config = replace(config, epochs=epochs or config.epochs, tasks=tasks or config.tasks)
         run = start(config)
         for seen in learn(run):
             if isinstance(seen, Learned):
                 print(f"{stream}, task {seen.task}: accuracy {seen.accuracies}, drift {seen.drift}")
-        draw(given, run.result.accuracy_matrix, f"{stream}, task given")
-        draw(inferred, run.result.class_incremental, f"{stream}, task inferred")
+        draw(*row, stream, run.result)
         text.append(table(stream, config, run.result))
     (folder / "figures").mkdir(exist_ok=True)
     figure.savefig(folder / "figures" / "continual_learning.png", dpi=120)

@@ -1,8 +1,9 @@
 """Networks of the papers, registered with timm: ``timm.create_model("resnet18s")`` after this import.
 
 The ``s`` of resnet18s and resnet34s stands for small images: a 3x3 stem of stride 1 and no pooling
-behind it, for 32x32 pixels. The one with bottlenecks is resnet50_small, because timm has given the name
-resnet50s to another network. ``MLP`` and ``AlexNet`` are the networks of Serrà et al. 2018.
+behind it, for 32x32 pixels. Residual branches start at full scale, not at timm's zero. The one with
+bottlenecks is resnet50_small, because timm has given the name resnet50s to another network. ``MLP``
+and ``AlexNet`` are the networks of Serrà et al. 2018.
 """
 
 from __future__ import annotations
@@ -104,14 +105,21 @@ class AlexNet(nn.Module):
 
 
 class SmallImageResNet(ResNet):
-    """timm's ResNet with a stem for 32x32 images."""
+    """timm's ResNet with a stem for 32x32 images, and residual branches that start at full scale.
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    Every task begins with norms as they are here: scales of zero would have to grow in each one anew.
+    """
+
+    def __init__(self, zero_init_last: bool = False, **kwargs: Any) -> None:
+        super().__init__(zero_init_last=zero_init_last, **kwargs)
         stem = nn.Conv2d(kwargs.get("in_chans", 3), 64, 3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         self.add_module("conv1", stem)
         self.add_module("maxpool", nn.Identity())
+
+    def init_weights(self, zero_init_last: bool = False) -> None:
+        """Draw them anew."""
+        super().init_weights(zero_init_last)
 
 
 _SMALL = {

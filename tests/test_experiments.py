@@ -17,12 +17,21 @@ import hatfn
 from hatfn import checkpoint, metrics
 from hatfn.experiments import atlas, cli
 from hatfn.experiments.config import RunConfig
-from hatfn.experiments.run import NonFiniteStepError, learn, start
+from hatfn.experiments.result import Learned
+from hatfn.experiments.run import (
+    CALIBRATION_IMAGES,
+    NonFiniteStepError,
+    Place,
+    learn,
+    representative,
+    start,
+)
 from hatfn.experiments.setup import batches, training_part
 from hatfn.experiments.streams import Part, make_stream
 from hatfn.wiring import Measures
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
+ANNEALS = ("none", "linear")
 QUICK = {"width": 64, "epochs": 3, "tasks": 2}
 
 
@@ -89,6 +98,67 @@ def test_finetuning_forgets() -> None:
     run, _ = finished(stream="permuted-digits", method="finetune", tasks=4, epochs=5)
     assert run.result.max_drift > 0.1
     assert run.result.forgetting > 0.05
+
+
+def test_the_learning_rate_falls_over_a_task() -> None:
+    kept, falling = (
+        [run.state for event in learn(run) if hasattr(event, "loss")]
+        for run in (
+            start(RunConfig(**QUICK | {"epochs": 1, "seeds": 2}, anneal=how)) for how in ANNEALS
+        )
+    )
+    half = len(falling) // 2  # two tasks of equally many steps, or nearly
+    factors = [state.hyper["lr"] for state in falling]
+    assert all(factor.shape == (2,) for factor in factors)
+    assert factors[0].tolist() == factors[half].tolist() == [1, 1]
+    assert factors[half - 1].tolist() == pytest.approx([1 / half] * 2)
+    last = "hidden.1.weight"
+    assert torch.equal(kept[0].params[last], falling[0].params[last])
+    moved = [
+        (states[half - 1].params[last] - states[half - 2].params[last]).norm()
+        for states in (kept, falling)
+    ]
+    assert 0 < moved[1] < 0.2 * moved[0]
+
+
+def test_tasks_may_be_inferred_at_the_end_alone() -> None:
+    always, _ = finished(epochs=1, seeds=2)
+    end, events = finished(epochs=1, seeds=2, infer="end")
+    for one, other in zip(end.results, always.results, strict=True):
+        assert np.isnan(one.class_incremental[0]).all()
+        assert np.array_equal(one.class_incremental[1], other.class_incremental[1])
+        assert np.array_equal(one.accuracy_matrix, other.accuracy_matrix, equal_nan=True)
+    first, last = [event for event in events if isinstance(event, Learned)]
+    assert (first.class_incremental, first.task_inference) == ([], [])
+    assert last.class_incremental == end.result.class_incremental[1].tolist()
+
+
+def test_isolated_networks_know_nothing_of_each_other() -> None:
+    both, _ = finished(method="isolated", epochs=1)
+    alone = start(both.config)
+    alone.place = Place(1, 0, 0)  # the second task, without the first
+    for event in learn(alone):
+        if event.step == event.steps:  # trained; the first task cannot be measured
+            break
+    for index, same in ((0, False), (1, True)):
+        for name in ("hidden.0.weight", "hidden.1.bias", "head.weight"):
+            own, other = (run.state.task_params[name][index] for run in (both, alone))
+            assert torch.equal(own, other) == same
+
+
+def test_frozen_features_are_those_of_the_first_task() -> None:
+    run = start(RunConfig(**QUICK | {"epochs": 1}, method="frozen"))
+    seen = [run.state]
+    for event in learn(run):
+        if isinstance(event, Learned):
+            seen.append(run.state)
+    for name in run.state.params:
+        before, first, last = (state.params[name] for state in seen)
+        assert not torch.equal(before, first)
+        assert torch.equal(first, last)
+    heads = [state.task_params["head.weight"][1] for state in seen]
+    assert torch.equal(*heads[:2])
+    assert not torch.equal(*heads[1:])
 
 
 def test_runs_repeat_to_the_bit_and_leave_the_global_seed_alone() -> None:
@@ -281,3 +351,16 @@ def test_the_command_shows_mean_and_deviation(tmp_path: Path, capsys: pytest.Cap
 def test_settings_that_no_run_can_have(name: str, value: Any, match: str) -> None:
     with pytest.raises(ValueError, match=rf"run: {name}={value!r}.*{match}"):
         start(RunConfig(**{name: value}))
+
+
+def test_a_task_is_closed_on_batches_of_all_its_classes() -> None:
+    """Although its images come class after class, as from generators and folders."""
+    y = torch.arange(5).repeat_interleave(200)
+    some = representative(Part(torch.arange(1000), y), 32, seed=0)
+    rows = torch.cat([x for x, _ in some])
+    assert len(rows) == len(rows.unique()) == CALIBRATION_IMAGES
+    for x, labels in some:
+        assert torch.equal(labels, y[x])
+        assert len(labels.unique()) == 5
+    odd = representative(Part(torch.arange(33), torch.zeros(33)), 32, seed=0)
+    assert [len(x) for x, _ in odd] == [32], "one image has no variance"

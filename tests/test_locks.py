@@ -11,7 +11,7 @@ from torch import Tensor
 import hatfn
 from hatfn import locks
 from hatfn.locks import LOCKS, Lock, Locked, exact_protection
-from hatfn.networks import MLP
+from hatfn.networks import MLP, AlexNet
 from hatfn.replicas import replica
 from hatfn.state import binary_gates
 
@@ -68,6 +68,25 @@ def test_a_whole_share_is_the_exact_rule() -> None:
     both = [learner(module, X, protection=rule) for rule in (locks.magnitude(1.0), "exact")]
     states = [learn(hat, learn(hat, hat.init(0), X, 2), X, 1) for hat in both]
     assert equal(*states)
+
+
+def test_the_papers_lock_on_its_convolutional_network() -> None:
+    """Five gated layers; of a kernel all places are held alike, and fc1 reads maps that are flattened."""
+    x = torch.randn(1, 3, 32, 32)
+    hat = learner(AlexNet(3, width=0.05), x, protection="paper", s_max=4.0)
+    assert [*hat.wiring.groups] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
+    state = hat.begin(hat.consolidate(hat.consolidate(hat.init(0), 0), 1), 2)
+    used = {g: torch.sigmoid(4.0 * e[:2]).amax(0) for g, e in state.embeddings.items()}
+    for name, before in {"conv2": "conv1", "conv3": "conv2", "fc1": "conv3", "fc2": "fc1"}.items():
+        weight, post, pre = state.params[f"{name}.weight"], used[name], used[before]
+        if name == "fc1":  # as the paper's code has it: a channel's gate for each of its 2 x 2 places
+            pre = pre.view(-1, 1, 1).expand(-1, 2, 2).reshape(-1)
+        smaller = torch.minimum(post[:, None], pre[None])
+        wanted = smaller.reshape(*smaller.shape, *[1] * (weight.dim() - 2)).expand(weight.shape)
+        torch.testing.assert_close(state.protection[f"{name}.weight"], wanted)
+        torch.testing.assert_close(state.protection[f"{name}.bias"], post)
+    first = used["conv1"].view(-1, 1, 1, 1).expand(state.params["conv1.weight"].shape)
+    torch.testing.assert_close(state.protection["conv1.weight"], first)
 
 
 def drifts(protection: object, **settings: object) -> float:

@@ -25,6 +25,16 @@ def test_the_stem_keeps_the_size_of_small_images(name: str) -> None:
     assert module.get_classifier() is module.fc
 
 
+def test_residual_branches_are_not_born_off() -> None:
+    module = timm.create_model("resnet18s")
+    hat = hatfn.build(module, hatfn.trace(module, torch.zeros(1, 3, 32, 32)), [2], torchopt.sgd(0.1))
+    last = [f"layer{stage}.{block}.bn2.weight" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    for state in (hat.init(0), hat.init(0, fresh=True)):  # a fresh start draws as the module draws
+        assert all((state.task_params[name] == 1).all() for name in last)
+    zero = timm.create_model("resnet18s", zero_init_last=True)
+    assert not zero.layer1[0].bn2.weight.any(), "timm's own, for who wants it"
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "resnet18s.safetensors"

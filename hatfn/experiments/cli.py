@@ -134,12 +134,12 @@ def bench_and_report(config: BenchConfig, console: Console) -> bench.Bench:
 
 def reproduce_and_report(config: ReproduceConfig, console: Console) -> None:
     """Make the page of results, a chapter at a time."""
-    done: dict[str, str] = {}
+    done = reproduce.kept(config)
     for name, text in reproduce.reproduce(config):
         done[name] = text
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-        config.out.write_text(reproduce.page(done, config))
-    console.print(f"results in {config.out}")
+        config.page.write_text(reproduce.page(done, config))
+    console.print(f"results in {config.page}")
 
 
 def run_and_report(config: RunConfig, console: Console) -> list[Result]:

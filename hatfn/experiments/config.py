@@ -65,6 +65,8 @@ class RunConfig:
     """The optimiser of weights and embeddings."""
     lr: float = 3e-3
     """Learning rate."""
+    anneal: Literal["none", "linear"] = "none"
+    """How the learning rate falls over each task; linear: to zero, which short trainings need."""
     momentum: float = 0.0
     """Momentum of sgd and rmsprop."""
     weight_decay: float = 0.0
@@ -101,6 +103,9 @@ class RunConfig:
     """Gradients are scaled down to this norm; None: not."""
     evaluate_on: Literal["test", "validation"] = "test"
     """"test" trains on all other images; "validation" leaves the test images out of everything."""
+    infer: Literal["always", "end"] = "always"
+    """After which tasks to measure accuracy with the task inferred: each, or the last alone. Images
+    pass through every learned task: after each of ten, that is four times the work."""
     seed: int = 0
     """Of the weights, embeddings, permutations and the order of the batches."""
     seeds: int = 1
@@ -172,8 +177,14 @@ class ReproduceConfig:
     """How many runs to train side by side, each with one thread."""
     examples: Path = Path("examples")
     """The folder of hatfn's example scripts, some of which are chapters."""
-    out: Path = Path("examples/results.md")
-    """Where to write the page; figures go beside it."""
+    out: Path | None = None
+    """Where to write the page; figures go beside it. None: examples/results.md, in the quick form
+    runs/quick/results.md. Of a page that is there, only the chapters that are made are replaced."""
+
+    @property
+    def page(self) -> Path:
+        """Where the page goes."""
+        return self.out or Path("runs/quick/results.md" if self.quick else "examples/results.md")
 
 
 @dataclass(frozen=True)

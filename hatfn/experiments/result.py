@@ -29,7 +29,7 @@ class Closing(NamedTuple):
 class Learned(NamedTuple):
     """What was measured once a task was learned, as it is shown and logged.
 
-    The last three are those of :class:`Closing`.
+    The last three are those of :class:`Closing`. What is not measured with the task inferred is empty.
     """
 
     task: int
@@ -52,7 +52,8 @@ class Result:
     Attributes:
         names: of the tasks.
         accuracy_matrix: row i: after task i; column j: accuracy on task j, NaN for j > i.
-        class_incremental: the same with the task inferred among those learned so far.
+        class_incremental: the same with the task inferred among those learned so far; NaN in rows where
+            that was not measured.
         task_inference: after the last task, on each task the share whose task is inferred.
         drift: after each task, the largest change of any logit of any earlier task since it was
             learned.

@@ -32,8 +32,9 @@ from hatfn.replicas import Replicas, replica, replicate, stack
 from hatfn.seeds import mixed, seeded
 from hatfn.state import HATState
 
-CALIBRATION_IMAGES = 2048
-"""Training images by which a task's end is judged, at most."""
+CALIBRATION_IMAGES = 512
+"""Training images by which a task's end is judged, at most. Each passes up to five times, which is more
+work than a step of training on it."""
 
 EVALUATION_BATCH = 256
 """Images per forward pass when measuring. Fixed: another batch size changes the bits of logits."""
@@ -223,6 +224,9 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
         for position, (x, y) in rest:
             progress = position / per_epoch if config.period == "epoch" else step / steps
             scale = schedule(progress)
+            if config.anneal == "linear":
+                falling = torch.full_like(run.state.hyper["lr"], 1 - step / steps)
+                run.state = run.state._replace(hyper=run.state.hyper | {"lr": falling})
             with seeded(config.device, mixed(config.seed, rows[-1], epoch, position, run.ranks.rank)):
                 run.state, info = learner.update(run.state, (x, y), task, scale)
             if not info.ok.all():
@@ -284,9 +288,8 @@ def _closing(run: Run, index: int, state: HATState, task: int, data: Part) -> HA
         task: which.
         data: its training images, of which as many are used as tell enough.
     """
-    hat, size = run.hat, run.config.batch_size
-    some = Part(*(part[:CALIBRATION_IMAGES].split(size) for part in data))
-    whole = [(x, y) for x, y in zip(*some, strict=True) if len(x) > 1]
+    hat = run.hat
+    whole = representative(data, run.config.batch_size, mixed(run.seeds[index], task))
     batches = [(run.prepare(x), y.to(run.config.device)) for x, y in run.ranks.share(whole)]
     kept, seen, taken = state, readiness(hat, state, batches, task), False
     if state.task_buffers and run.config.recalibrate != "never":
@@ -297,6 +300,22 @@ def _closing(run: Run, index: int, state: HATState, task: int, data: Part) -> HA
     undecided = sum(int(units.sum()) for units in seen.undecided.values())
     run.results[index].closings.append(Closing(undecided, seen.gap.item(), taken))
     return kept
+
+
+def representative(data: Part, size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Batches by which a task's end is judged.
+
+    In random order: files and generators give class after class, and in a batch of one class a batch
+    norm sees less variance than among all.
+
+    Args:
+        data: of the task.
+        size: images per batch, at most, and at least two.
+        seed: of the choice.
+    """
+    order = torch.randperm(len(data.y), generator=torch.Generator().manual_seed(seed))
+    rows = order[:CALIBRATION_IMAGES].split(size)
+    return [(data.x[some], data.y[some]) for some in rows if len(some) > 1]
 
 
 def _together(tensors: Sequence[Tensor]) -> Tensor:
@@ -324,9 +343,12 @@ def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
         result.accuracy_matrix[after, task] = accuracy(logits, _data(run, index, task).y)
         moved = max(moved, drift(learned.setdefault(task, logits), logits))
     result.drift.append(moved)
-    loaders = [_loader(run, index, task) for task in range(len(run.stream))]
-    row = evaluate(hat, state, loaders, chunk_size=1)  # no more memory than one task takes
-    result.class_incremental[after], result.task_inference = row.class_incremental, row.task_inference
+    inferred: tuple[list[float], list[float]] = ([], [])
+    if run.config.infer == "always" or after == len(run.stream) - 1:
+        loaders = [_loader(run, index, task) for task in range(len(run.stream))]
+        row = evaluate(hat, state, loaders, chunk_size=1)  # no more memory than one task takes
+        result.class_incremental[after], result.task_inference = row[1:]
+        inferred = (row[1][: after + 1].tolist(), row[2][: after + 1].tolist())
     result.usage = usage(state, hat.wiring)
     result.memory = memory(state)
     result.free_units.append({str(k): float(v) for k, v in result.usage["free"].items()})
@@ -335,8 +357,7 @@ def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
         after,
         run.stream[after].name,
         result.accuracy_matrix[after, : after + 1].tolist(),
-        row.class_incremental[: after + 1].tolist(),
-        row.task_inference[: after + 1].tolist(),
+        *inferred,
         moved,
         result.free_units[-1],
         result.free_weights[-1],
