@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import timm
 import torch
@@ -61,12 +62,13 @@ def _resize(x: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
 def make_optimizer(config: RunConfig) -> Optimizer:
     """torch's optimiser of that name, by its fastest kernels."""
     momentum = {"momentum": config.momentum}
-    kind, own = {
+    makers: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
         "sgd": (torch.optim.SGD, {**momentum, "fused": True}),
         "adam": (torch.optim.Adam, {"fused": True}),
         "adamw": (torch.optim.AdamW, {"fused": True}),
         "rmsprop": (torch.optim.RMSprop, momentum),
-    }[config.optimizer]
+    }
+    kind, own = makers[config.optimizer]
     return from_torch(kind, lr=config.lr, weight_decay=config.weight_decay, **own)
 
 
