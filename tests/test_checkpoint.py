@@ -6,15 +6,20 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import optree
 import pytest
+import timm
 import torch
 import torchopt
 from nets import ConvNet, equal, learn, learner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 import hatfn
 from hatfn import checkpoint, container
@@ -103,6 +108,83 @@ def test_of_another_learner_is_refused(saved, tmp_path: Path) -> None:
         hatfn.load(tmp_path / "other", other)
 
 
+def feedforward(act: nn.Module) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(5, 16), act, nn.Dropout(0.5), nn.Linear(16, 16), act, nn.Linear(16, 3)
+    )
+
+
+def convolved(**how: Any) -> nn.Module:
+    module = ConvNet()
+    module.conv2 = nn.Conv2d(8, 8, 3, **how)
+    return module
+
+
+class Scaled(nn.Module):
+    """What it multiplies by is neither a parameter nor a buffer."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor, self.head = torch.full((5,), factor), nn.Linear(16, 3)
+        self.body, self.norm = nn.Linear(5, 16), nn.LayerNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.body(x * self.factor))))
+
+
+def attention(heads: int) -> nn.Module:
+    return timm.create_model("test_vit", img_size=32, num_classes=3, num_heads=heads)
+
+
+OTHERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "activation": (lambda: feedforward(nn.ReLU()), lambda: feedforward(nn.Tanh()), (8, 5), "5"),
+    "dilation": (
+        partial(convolved, padding=1),
+        partial(convolved, padding=2, dilation=2),
+        X.shape,
+        "head",
+    ),
+    "heads": (lambda: attention(2), lambda: attention(1), (2, 3, 32, 32), "head"),
+    "a constant": (lambda: Scaled(1.0), lambda: Scaled(2.0), (8, 5), "head"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_of_a_module_that_computes_something_else_is_refused(name: str, tmp_path: Path) -> None:
+    """Though its parameters have the same names and shapes, and the same units feed them."""
+    make, another, shape, head = OTHERS[name]
+    x = torch.randn(shape)
+    hat, other = (learner(module(), x, head) for module in (make, another))
+    assert hat.wiring == other.wiring
+    state = learn(hat, hat.init(0), x, 0, steps=1)
+    hatfn.save(tmp_path / "s", state, hat)
+    logits = hat.forward(state, x, 0)
+    assert not torch.allclose(other.forward(state, x, 0), logits), "what would come of it"
+    for reader in (other, other.wiring):
+        with pytest.raises(hatfn.CheckpointError, match="that computes something else"):
+            hatfn.load(tmp_path / "s", reader)
+    again = learner(make(), x, head)
+    assert torch.equal(again.forward(hatfn.load(tmp_path / "s", again), x, 0), logits)
+
+
+def test_what_is_not_served_may_differ(tmp_path: Path) -> None:
+    """Another rate of dropout, another size of input; a wiring by hand says nothing of computing."""
+    x = torch.randn(8, 5)
+    hat = learner(feedforward(nn.ReLU()), x, "5")
+    state = hat.init(0)
+    hatfn.save(tmp_path / "s", state, hat)
+    calm = feedforward(nn.ReLU())
+    calm[2].p = 0.1
+    other = learner(feedforward(nn.Tanh()), x, "5").network
+    for wiring in (
+        hatfn.trace(calm, x[:1], head="5"),
+        hatfn.trace(nn.Sequential(*feedforward(nn.ReLU())).train(), x.repeat(3, 1), head="5"),
+        replace(other.wiring, computed=None),
+        replace(other.wiring, computed=other.wiring.computed._replace(under="torch 3.0")),
+    ):
+        assert equal(hatfn.load(tmp_path / "s", wiring), state._replace(opt_state=()))
+
+
 def test_the_header_says_whose_it_is(saved) -> None:
     hat, _, path = saved
     header = container.read_header(path)
@@ -112,12 +194,38 @@ def test_the_header_says_whose_it_is(saved) -> None:
         assert file.metadata()["hatfn"]
 
 
-def test_a_file_knows_no_device(saved) -> None:
-    """A state saved on CUDA is the same file; it is loaded to where the learner is."""
-    hat, _, path = saved
-    assert b"cuda" not in path.read_bytes()
-    assert b"cpu" not in path.read_bytes()
-    assert all(leaf.device.type == "cpu" for leaf in hatfn.load(path, hat).params.values())
+class Away(Tensor):
+    """A tensor on CUDA, as far as one can be had without: its numbers come by a copy to the CPU only."""
+
+    def __new__(cls, here: Tensor) -> Away:
+        return Tensor._make_wrapper_subclass(
+            cls, here.shape, strides=here.stride(), dtype=here.dtype, device="cuda"
+        )
+
+    def __init__(self, here: Tensor) -> None:
+        self.here = here
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Tensor:
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].here)
+        if function is torch.ops.aten._to_copy.default and kwargs["device"] == torch.device("cpu"):
+            return args[0].here.clone()
+        raise RuntimeError(f"{function} on CUDA, which is not there")
+
+
+def test_a_state_on_cuda_is_loaded_where_the_learner_is(saved, tmp_path: Path) -> None:
+    hat, state, path = saved
+    away: hatfn.HATState = optree.tree_map(Away, state)
+    assert {leaf.device.type for leaf in optree.tree_leaves(away)} == {"cuda"}
+    hatfn.save(tmp_path / "away", away, hat, {"note": "one task"})
+    assert b"cuda" not in (tmp_path / "away").read_bytes(), "a file knows of no device"
+    loaded = hatfn.load(tmp_path / "away", hat)
+    assert equal(loaded, state)
+    assert {leaf.device.type for leaf in optree.tree_leaves(loaded)} == {"cpu"}
+    far = optree.tree_map(lambda leaf: leaf.to("meta"), state)
+    found = optree.tree_leaves(checkpoint.restored(path, container.read(path)[1], far))
+    assert {leaf.device.type for leaf in found} == {"meta"}, "and the other way round"
 
 
 @pytest.mark.parametrize(
