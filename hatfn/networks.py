@@ -15,7 +15,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-__all__ = ["MLP", "AlexNet", "SmallImageResNet", "resnet18s", "resnet34s", "resnet50_small"]
+__all__ = ["MLP", "AlexNet", "resnet18s", "resnet34s", "resnet50_small", "small_image_resnet"]
 
 
 class MLP(nn.Module):
@@ -103,15 +103,14 @@ class AlexNet(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
 
-class SmallImageResNet(ResNet):
-    """timm's ResNet with a stem for 32x32 images."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        stem = nn.Conv2d(kwargs.get("in_chans", 3), 64, 3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-        self.add_module("conv1", stem)
-        self.add_module("maxpool", nn.Identity())
+def small_image_resnet(**kwargs: Any) -> ResNet:
+    """timm's ResNet with a stem for 32x32 images; its class is timm's, which is all that it needs."""
+    module = ResNet(**kwargs)
+    stem = nn.Conv2d(kwargs.get("in_chans", 3), 64, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    module.add_module("conv1", stem)
+    module.add_module("maxpool", nn.Identity())
+    return module
 
 
 _SMALL = {
@@ -127,7 +126,7 @@ default_cfgs = generate_default_cfgs(dict.fromkeys(_NAMES, _SMALL))
 
 
 def _resnet(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    return build_model_with_cfg(SmallImageResNet, name, pretrained, **kwargs)
+    return build_model_with_cfg(small_image_resnet, name, pretrained, **kwargs)
 
 
 @register_model
