@@ -300,7 +300,7 @@ def test_nothing_to_forget_warns() -> None:
     x = torch.randn(8, 5)
     hat = learner(MLP(5, 3, width=64), x)
     state = hat.init(0)
-    with pytest.warns(hatfn.HATWarning, match="forget: nothing to forget: task 1 was"):
+    with pytest.warns(hatfn.HATWarning, match="forget: nothing to forget: task 1 was never trained"):
         same, report = hat.forget(state, 1)
     assert same is state
     assert report.counts["forgotten"].sum() == 0
@@ -308,6 +308,8 @@ def test_nothing_to_forget_warns() -> None:
     with pytest.warns(hatfn.HATWarning, match="prune: nothing to forget: no other task"):
         same, _ = hat.prune(state, 0)
     assert same is state
+    with pytest.warns(hatfn.HATWarning, match="forget: nothing to forget: no task was given"):
+        assert hat.forget(state, [])[0] is state
     with pytest.warns(hatfn.HATWarning, match="task 1, 2 was"):
         new, report = hat.forget(state, [0, 1, 2])
     assert report.tasks == (0,)
