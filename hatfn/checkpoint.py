@@ -80,7 +80,8 @@ def load(path: str | Path, hat: HAT | Wiring) -> HATState:
     Raises:
         TypeError: something else than a learner or a wiring.
         CheckpointError: no such file, not a state, damaged, of another format, or of a learner with
-            another wiring, other classes or other settings.
+            another wiring, other classes or other settings; of a module that computes something else,
+            which can be told where PyTorch's version and the shape of the traced input are the same.
 
     Warns:
         HATWarning: the file holds no moments of the learner's optimiser, so that they start anew.
@@ -111,15 +112,17 @@ def read_meta(path: str | Path) -> dict[str, Any]:
 
 def owner(kind: str, hat: HAT | Wiring, where: str) -> dict[str, Any]:
     """What a header says of the learner that a file belongs to; a wiring alone has no classes."""
-    if isinstance(hat, Wiring):
-        return {"kind": kind, "wiring": hat.fingerprint}
-    if not isinstance(hat, HAT):
+    if not isinstance(hat, HAT | Wiring):
         raise TypeError(
             f"{where}: hat is a {type(hat).__name__}. Expected the learner that build() made, or its "
             f"wiring."
         )
-    classes = None if hat.classes is None else list(hat.classes)
-    return {"kind": kind, "wiring": hat.wiring.fingerprint, "classes": classes}
+    wiring = hat if isinstance(hat, Wiring) else hat.wiring
+    computed = None if wiring.computed is None else list(wiring.computed)
+    known = {"kind": kind, "wiring": wiring.fingerprint, "computed": computed}
+    if isinstance(hat, Wiring):
+        return known
+    return known | {"classes": None if hat.classes is None else list(hat.classes)}
 
 
 def check_owner(path: Path, header: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -133,11 +136,24 @@ def check_owner(path: Path, header: Mapping[str, Any], expected: Mapping[str, An
             f"load: {path} belongs to another wiring ({str(header.get('wiring'))[:12]}...) than the "
             f"given one ({expected['wiring'][:12]}...). Trace the module that it was saved for."
         )
+    if _computes_otherwise(header.get("computed"), expected["computed"]):
+        raise CheckpointError(
+            f"load: {path} belongs to a module with the same parameters that computes something else "
+            f"(by another activation, stride or number of heads, say). Build the learner of the module "
+            f"that it was saved for."
+        )
     if {"classes"} <= header.keys() & expected.keys() and header["classes"] != expected["classes"]:
         raise CheckpointError(
             f"load: {path} belongs to a learner with classes={header['classes']}, the given one has "
             f"{expected['classes']}. Build it with the classes of the file."
         )
+
+
+def _computes_otherwise(theirs: Any, ours: list[str] | None) -> bool:
+    """Whether two wirings' ``computed`` tell modules apart: what a file says may be anything."""
+    if ours is None or not isinstance(theirs, list) or len(theirs) != len(ours):
+        return False
+    return bool(theirs[1] == ours[1] and theirs[0] != ours[0])
 
 
 def flatten(state: HATState) -> dict[str, Tensor]:

@@ -364,11 +364,6 @@ def check_alive(where: str, task: int, masks: Mapping[str, Tensor]) -> None:
         )
 
 
-def warn_untouched(where: str, rows: Sequence[int]) -> None:
-    """Warn of tasks that hold nothing but initial values."""
-    which = f"task {', '.join(map(str, rows))} was" if rows else "no other task was ever"
-    warnings.warn(
-        f"{where}: nothing to forget: {which} trained, or it was forgotten already.",
-        HATWarning,
-        stacklevel=4,
-    )
+def warn_untouched(where: str, why: str) -> None:
+    """Warn that tasks hold nothing but initial values."""
+    warnings.warn(f"{where}: nothing to forget: {why}.", HATWarning, stacklevel=4)

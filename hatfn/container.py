@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -101,6 +102,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # renaming would put an end to it
+            raise FileExistsError(errno.EEXIST, "it is a device or a pipe")
         with scratch.open("xb") as file:
             file.write(data)
             file.flush()

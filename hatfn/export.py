@@ -38,12 +38,14 @@ def export(
 ) -> nn.Module:
     """One learned task as a plain module, its gates folded into the weights.
 
-    It gives what ``hat.forward`` gives for the task, under ``torch.no_grad()`` to the bit (with
-    gradients PyTorch takes other kernels of attention). It needs nothing of hatfn (but its class, if
-    that is one of :mod:`hatfn.networks`), and is saved, exported and trained on like any other. What
-    lies in the entries that the task's gates switch off plays no part: they are 0. Names are those of
-    the module that was traced, but: a head that hatfn put behind it gives a ``Sequential`` of ``body``
-    and ``head``; a gate on the input, a ``torch.fx.GraphModule`` of ``mask`` and ``body``.
+    It gives what ``hat.forward`` gives for the task, to the bit under ``torch.no_grad()`` and after
+    ``module.requires_grad_(False)`` (PyTorch takes other kernels of attention with gradients, and of
+    products where weights require them). It needs nothing of hatfn, and is saved, exported and trained
+    on like any other. What lies in the entries that the task's gates switch off plays no part: they are
+    0. Names are those of the module that was traced, but: a head that hatfn put behind it gives a
+    ``Sequential`` of ``body`` and ``head``; a gate on the input, a ``torch.fx.GraphModule`` of ``mask``
+    and ``body``. A network of :mod:`hatfn.networks`, whose class would have to come along, becomes such
+    a graph as well.
 
     Args:
         hat: the learner.
@@ -92,6 +94,7 @@ def export(
     with torch.no_grad():
         module = filled(network.evaluate, values)
         _name_sizes(module, network, values)
+        module = _without_hatfn(module)
         if network.added and network.classes is not None:
             weight, bias = (nn.Parameter(values[name].clone()) for name in network.heads)
             head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
@@ -169,6 +172,15 @@ def _follow(layer: nn.Module, name: str, before: int, after: int) -> None:
     """An attribute that was a size is the new one."""
     if vars(layer).get(name) == before != after:
         setattr(layer, name, after)
+
+
+def _without_hatfn(module: nn.Module) -> nn.Module:
+    """The module with graphs of PyTorch's own in the place of classes of hatfn's; names stay."""
+    if type(module).__module__.partition(".")[0] == "hatfn":
+        return fx.symbolic_trace(module)
+    for name, child in module.named_children():
+        setattr(module, name, _without_hatfn(child))
+    return module
 
 
 def _masked(module: nn.Module, mask: Tensor) -> nn.Module:

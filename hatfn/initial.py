@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -125,7 +126,10 @@ def _fresh_values(network: Network, seed: int) -> dict[str, Tensor]:
             if callable(reset := getattr(child, "reset_parameters", None)):
                 reset()
         if callable(weights := getattr(module, "init_weights", None)):
-            weights()
+            # Every task begins with norms as they are here: scales of zero, with which timm's ResNets
+            # start the last norm of each branch, would have to grow in each one anew.
+            told = {"zero_init_last"} & inspect.signature(weights).parameters.keys()
+            weights(**dict.fromkeys(told, False))
     drawn = dict((*module.named_parameters(), *module.named_buffers()))
     return {name: drawn[name].detach() for name in start}
 

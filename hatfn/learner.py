@@ -316,7 +316,7 @@ class HAT(NamedTuple):
             TypeError, ValueError: a task that does not exist, or that is both forgotten and locked.
 
         Warns:
-            HATWarning: a task with nothing to forget.
+            HATWarning: a task with nothing to forget, or no task at all.
         """
         return forget(self, state, task, locked, dry_run)
 

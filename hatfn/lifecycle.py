@@ -46,7 +46,10 @@ def forget(
     kept = checks.check_locked("forget", locked, rows, hat.tasks)
     new, report = _forget(hat, state, rows, kept, dry_run)
     if untouched := [row for row in rows if row not in report.tasks]:
-        checks.warn_untouched("forget", untouched)
+        which = ", ".join(map(str, untouched))
+        checks.warn_untouched("forget", f"task {which} was never trained, or was forgotten already")
+    if not rows:
+        checks.warn_untouched("forget", "no task was given")
     return new, report
 
 
@@ -57,7 +60,7 @@ def prune(hat: HAT, state: HATState, keep: Any, dry_run: bool) -> tuple[HATState
     rest = [task for task in range(hat.tasks) if task not in kept]
     new, report = _forget(hat, state, rest, kept, dry_run)
     if not report.tasks:  # of "every other task" it is no surprise that some were never trained
-        checks.warn_untouched("prune", [])
+        checks.warn_untouched("prune", "no other task was ever trained, or all were forgotten already")
     return new, report
 
 

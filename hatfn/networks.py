@@ -16,7 +16,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-__all__ = ["MLP", "AlexNet", "SmallImageResNet", "resnet18s", "resnet34s", "resnet50_small"]
+__all__ = ["MLP", "AlexNet", "resnet18s", "resnet34s", "resnet50_small", "small_image_resnet"]
 
 
 class MLP(nn.Module):
@@ -104,22 +104,18 @@ class AlexNet(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
 
-class SmallImageResNet(ResNet):
+def small_image_resnet(zero_init_last: bool = False, **kwargs: Any) -> ResNet:
     """timm's ResNet with a stem for 32x32 images, and residual branches that start at full scale.
 
-    Every task begins with norms as they are here: scales of zero would have to grow in each one anew.
+    Its class is timm's, which is all that it needs. Every task begins with norms as they are here:
+    scales of zero would have to grow in each one anew.
     """
-
-    def __init__(self, zero_init_last: bool = False, **kwargs: Any) -> None:
-        super().__init__(zero_init_last=zero_init_last, **kwargs)
-        stem = nn.Conv2d(kwargs.get("in_chans", 3), 64, 3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-        self.add_module("conv1", stem)
-        self.add_module("maxpool", nn.Identity())
-
-    def init_weights(self, zero_init_last: bool = False) -> None:
-        """Draw them anew."""
-        super().init_weights(zero_init_last)
+    module = ResNet(zero_init_last=zero_init_last, **kwargs)
+    stem = nn.Conv2d(kwargs.get("in_chans", 3), 64, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    module.add_module("conv1", stem)
+    module.add_module("maxpool", nn.Identity())
+    return module
 
 
 _SMALL = {
@@ -135,7 +131,7 @@ default_cfgs = generate_default_cfgs(dict.fromkeys(_NAMES, _SMALL))
 
 
 def _resnet(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    return build_model_with_cfg(SmallImageResNet, name, pretrained, **kwargs)
+    return build_model_with_cfg(small_image_resnet, name, pretrained, **kwargs)
 
 
 @register_model

@@ -87,6 +87,18 @@ class Layer(NamedTuple):
     size: int
 
 
+class Computed(NamedTuple):
+    """What a module computes, whatever its numbers: modules of equal wirings may differ in it.
+
+    Attributes:
+        digest: of its operators and their constants.
+        under: what changes the digest of one and the same module: PyTorch's version, the traced input.
+    """
+
+    digest: str
+    under: str
+
+
 class Measures(NamedTuple):
     """What makes a trace a good one; every field but the last is a share in [0, 1].
 
@@ -121,6 +133,7 @@ class Wiring:
         layers: the layers that only multiply and add, by their path.
         remembers: whether the module keeps in its attributes what it computed in eval mode.
         constants: buffers that never change and a digest of each; the trace relied on their numbers.
+        computed: what the module computes with its parameters; None: not known.
         fallbacks: operators that no rule covers and the place where each stands: their results are
             taken as ungated, and the parameters that feed them are per task.
     """
@@ -137,6 +150,7 @@ class Wiring:
     constants: tuple[tuple[str, str], ...] = ()
     fallbacks: tuple[str, ...] = ()
     output: Units | None = None
+    computed: Computed | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
@@ -159,7 +173,8 @@ class Wiring:
         """SHA-256 over everything that gates and protects: equal wirings, equal fingerprints.
 
         What does not decide what a state means is not looked at: layers, what feeds parameters that
-        are not shared, the output's units, and whether the module remembers.
+        are not shared, the output's units, and whether the module remembers. Nor is ``computed``, which
+        depends on PyTorch's version.
         """
 
         def seen(units: Units | None) -> str:

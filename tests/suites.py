@@ -30,7 +30,7 @@ SUITES = {
     "laws": Suite(130, ("laws_gates", "laws_lifecycle", "laws_steps", "machine", "strategies", "contracts")),
     "leaks": Suite(60, ("leaks", "certificate", "testing", "silent")),
     "wrong calls, purity": Suite(60, ("errors", "purity")),
-    "files and faults": Suite(160, ("checkpoint", "resume", "faults", "untrusted")),
+    "files and faults": Suite(160, ("checkpoint", "computed", "resume", "faults", "untrusted")),
     "processes": Suite(150, ("ranks", "launch")),
     "experiments": Suite(220, ("experiments", "streams", "reproduce", "examples", "bench", "scaling", "readme")),
 }  # fmt: skip

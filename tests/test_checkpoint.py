@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optree
 import pytest
 import torch
 import torchopt
 from nets import ConvNet, equal, learn, learner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import hatfn
 from hatfn import checkpoint, container
@@ -112,12 +114,38 @@ def test_the_header_says_whose_it_is(saved) -> None:
         assert file.metadata()["hatfn"]
 
 
-def test_a_file_knows_no_device(saved) -> None:
-    """A state saved on CUDA is the same file; it is loaded to where the learner is."""
-    hat, _, path = saved
-    assert b"cuda" not in path.read_bytes()
-    assert b"cpu" not in path.read_bytes()
-    assert all(leaf.device.type == "cpu" for leaf in hatfn.load(path, hat).params.values())
+class Away(Tensor):
+    """A tensor on CUDA, as far as one can be had without: its numbers come by a copy to the CPU only."""
+
+    def __new__(cls, here: Tensor) -> Away:
+        return Tensor._make_wrapper_subclass(
+            cls, here.shape, strides=here.stride(), dtype=here.dtype, device="cuda"
+        )
+
+    def __init__(self, here: Tensor) -> None:
+        self.here = here
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Tensor:
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].here)
+        if function is torch.ops.aten._to_copy.default and kwargs["device"] == torch.device("cpu"):
+            return args[0].here.clone()
+        raise RuntimeError(f"{function} on CUDA, which is not there")
+
+
+def test_a_state_on_cuda_is_loaded_where_the_learner_is(saved, tmp_path: Path) -> None:
+    hat, state, path = saved
+    away: hatfn.HATState = optree.tree_map(Away, state)
+    assert {leaf.device.type for leaf in optree.tree_leaves(away)} == {"cuda"}
+    hatfn.save(tmp_path / "away", away, hat, {"note": "one task"})
+    assert b"cuda" not in (tmp_path / "away").read_bytes(), "a file knows of no device"
+    loaded = hatfn.load(tmp_path / "away", hat)
+    assert equal(loaded, state)
+    assert {leaf.device.type for leaf in optree.tree_leaves(loaded)} == {"cpu"}
+    far = optree.tree_map(lambda leaf: leaf.to("meta"), state)
+    found = optree.tree_leaves(checkpoint.restored(path, container.read(path)[1], far))
+    assert {leaf.device.type for leaf in found} == {"meta"}, "and the other way round"
 
 
 @pytest.mark.parametrize(

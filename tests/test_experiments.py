@@ -94,6 +94,70 @@ def test_a_run_in_parts_that_checkpoints() -> None:
     assert min(losses) < losses[0]
 
 
+def closed(**settings: Any) -> tuple[Any, Any]:
+    """A network with batch norm after its first task, and what the run says of that."""
+    quick = {"model": "test_resnet", "image_size": 32, "epochs": 1, "batch_size": 128, "tasks": 5}
+    run = start(RunConfig(**quick | settings))
+    return run, next(event for event in learn(run) if isinstance(event, Learned))
+
+
+def served(run: Any) -> float:
+    """The first task's loss as it is served, on its training images."""
+    data = training_part(run.config, run.stream[0])
+    logits = run.hat.forward(run.state, run.prepare(data.x), 0)
+    return torch.nn.functional.cross_entropy(logits, data.y).item()
+
+
+def test_a_run_takes_the_statistics_that_serve_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says so; those that serve worse it does not take."""
+    never, always, measured = (closed(recalibrate=how) for how in ("never", "always", "measured"))
+    assert [event.recalibrated for _, event in (never, always, measured)] == [False, True, True]
+    assert served(always[0]) < served(never[0]) - 0.01
+    assert served(measured[0]) == served(always[0])
+
+    def worse(self: hatfn.HAT, state: hatfn.HATState, *_: Any) -> hatfn.HATState:
+        return state._replace(task_buffers={n: 0 * b for n, b in state.task_buffers.items()})
+
+    monkeypatch.setattr(hatfn.HAT, "recalibrate", worse)
+    run, event = closed()
+    assert not event.recalibrated
+    assert served(run) == served(never[0])
+
+
+def test_a_run_reports_what_serving_changes() -> None:
+    """By the statistics that it took, those of training being of no use here."""
+    run, event = closed()
+    data = training_part(run.config, run.stream[0])
+    whole = [(run.prepare(data.x), data.y)]
+    state = run.state._replace(learned=run.state.learned & False)
+    seen = hatfn.readiness(run.hat, state, whole, 0)
+    assert event.undecided == sum(int(units.sum()) for units in seen.undecided.values()) > 0
+    assert event.gap == pytest.approx(seen.gap.item(), abs=1e-4)
+    assert abs(event.gap) > 5e-3
+
+
+COLLAPSES = {
+    "the first takes everything": (
+        ["--init", "dense", "--sparsity", "0"],
+        "task 0 leaves fewer units than there are tasks to come (1) in hidden.0 (0 of 20 free), hidden.1",
+    ),
+    "switched off": (
+        ["--sparsity", "1e4", "--lr", "0.3"], "task 0 uses no unit of hidden.0, hidden.1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COLLAPSES)
+def test_a_run_that_collapses_says_so_and_names_the_group(name: str, tmp_path: Path, capsys) -> None:
+    settings, said = COLLAPSES[name]
+    quick = ["run", "--width", "20", "--epochs", "1", "--tasks", "2", "--out", str(tmp_path)]
+    cli.main([*quick, *settings])
+    assert said in " ".join(capsys.readouterr().out.split())
+    cli.main(quick)
+    assert " uses no unit" not in " ".join((other := capsys.readouterr().out).split())
+    assert " leaves fewer" not in " ".join(other.split())
+
+
 def test_finetuning_forgets() -> None:
     run, _ = finished(stream="permuted-digits", method="finetune", tasks=4, epochs=5)
     assert run.result.max_drift > 0.1

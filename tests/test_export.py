@@ -24,7 +24,7 @@ from timm.models.levit import Levit
 from torch import Tensor, nn
 
 import hatfn
-import hatfn.networks  # registers resnet18s
+from hatfn.networks import MLP, AlexNet  # and registers resnet18s
 from hatfn.state import HATState
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
@@ -48,6 +48,9 @@ VECTORS, IMAGES = (4, 5), (4, 3, 64, 64)
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
     # name: module, input, what trace is told
     "mlp": (mlp, VECTORS, {"head": "4"}),
+    "of ours": (partial(MLP, 5, 3, width=16, dropout=0.2), VECTORS, {}),
+    "of ours, inside": (lambda: nn.Sequential(AlexNet(8, width=0.1), nn.ReLU(), nn.Linear(8, 3)),
+                        (4, 3, 32, 32), {"head": "2"}),
     "conv net": (ConvNet, (4, 1, 6, 6), {}),
     "block": (Transformer, (4, 4, 5), {}),
     "encoder": (encoder, (4, 4, 5), {"head": "3"}),
@@ -89,13 +92,14 @@ def setting(name: str) -> tuple[hatfn.HAT, HATState, Tensor]:
 
 
 def called(module: nn.Module, x: Tensor) -> Tensor:
-    wanted = [param for param in module.parameters() if param.requires_grad]
+    """As it is served. Where gradients are asked for, or weights say that they require them, PyTorch
+    takes other kernels of attention and of products: equal to rounding."""
+    flags = [param.requires_grad for param in module.parameters()]
     with torch.no_grad():
-        # Where a weight wants a gradient PyTorch takes other kernels: equal to rounding.
         output = module.requires_grad_(False)(x)
-        for param in wanted:
-            param.requires_grad_()
-        return output
+    for param, flag in zip(module.parameters(), flags, strict=True):
+        param.requires_grad_(flag)
+    return output
 
 
 def tensors(module: nn.Module) -> list[Tensor]:
@@ -126,8 +130,8 @@ def test_an_exported_task_gives_the_logits_of_the_learner_to_the_bit(name: str) 
     assert all(type(param) is nn.Parameter and param.requires_grad for param in second.parameters())
     theirs = (state, hat.network.initial, hat.network.constants)
     assert not storages(tensors(second)) & storages(theirs)
-    # The scan would find a class of hatfn's, as it does where the module itself is one.
-    assert (b"hatfn" in pickled(second)) == (name == "resnet18s")
+    assert b"hatfn" not in pickled(second)
+    assert (b"hatfn" in pickled(NETS[name][0]())) == ("of ours" in name), "the scan would find it"
 
 
 @pytest.mark.parametrize("samples", [1, 500], ids=["gates on outputs", "gates on weights"])
@@ -180,7 +184,7 @@ except ImportError:
 
 
 def test_it_is_loaded_where_there_is_no_hatfn(tmp_path: Path) -> None:
-    names = ["mlp", "vit", "remembers", "input gate", "a head and an input gate"]
+    names = ["mlp", "of ours", "resnet18s", "vit", "remembers", "a head and an input gate"]
     for name in names:
         hat, state, x = setting(name)
         module = hatfn.export(hat, state, 1)
@@ -191,7 +195,15 @@ def test_it_is_loaded_where_there_is_no_hatfn(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    kinds = ["Sequential", "VisionTransformer", "Levit", "GraphModule", "GraphModule", "no hatfn"]
+    kinds = [
+        "Sequential",
+        "GraphModule",
+        "ResNet",
+        "VisionTransformer",
+        "Levit",
+        "GraphModule",
+        "no hatfn",
+    ]
     assert done.stdout.split("\n")[:-1] == kinds
 
 

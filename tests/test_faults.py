@@ -347,6 +347,17 @@ def test_a_state_is_not_saved_where_no_folder_is(tmp_path: Path) -> None:
         hatfn.save(tmp_path / "nowhere" / "s", OPEN, HAT)
 
 
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    """Nor is a device: a file of that name would break every other program's use of it."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(
+        FileExistsError, match=r"pipe could not be written \(it is a device or a pipe\)"
+    ):
+        hatfn.save(tmp_path / "pipe", OPEN, HAT)
+    assert (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 # Loaders.
 
 

@@ -106,6 +106,46 @@ def test_what_was_freed_can_be_learned_in_again(case) -> None:
     assert again.learned.all()
 
 
+def signs(first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Whether two numbers of four have the same sign; the others are zero."""
+    x = torch.zeros(count, 4)
+    x[:, first : first + 2] = torch.randn(count, 2)
+    return x, (x[:, first] * x[:, first + 1] > 0).long()
+
+
+def test_a_task_that_could_not_be_learned_is_learned_in_what_was_freed() -> None:
+    """Two tasks take all units and never look at two of the numbers, which the third is about."""
+    module = MLP(4, 2, width=32)
+    with torch.no_grad():
+        module.hidden[0].weight[:, 2:] = 0
+    optimizer = torchopt.adam(2e-2)
+    hat = learner(module, torch.zeros(1, 4), classes=[2] * 3, optimizer=optimizer, sparsity=0.0)
+
+    def taught(state: hatfn.HATState, task: int, units: range, first: int, steps: int) -> Any:
+        e = torch.where(torch.isin(torch.arange(32), torch.tensor(units)), 2.0, -2.0)
+        state = hat.begin(state, task)
+        row = torch.tensor([task])
+        state = state._replace(
+            embeddings={g: old.index_copy(0, row, e[None]) for g, old in state.embeddings.items()}
+        )
+        for _ in range(steps):
+            state, _ = hat.update(state, signs(first, 64), task, None)
+        return hat.consolidate(state, task)
+
+    def right(state: hatfn.HATState) -> float:
+        x, y = signs(2, 500)
+        return (hat.forward(state, x, 2).argmax(-1) == y).double().mean().item()
+
+    state = taught(taught(hat.init(0), 0, range(16), 0, 20), 1, range(16, 32), 0, 20)
+    assert not hatfn.usage(state, hat.wiring)["free"].any()
+    assert right(taught(state, 2, range(32), 2, 20)) < 0.6, "of the two numbers nothing is seen"
+    free, _ = hat.forget(state, 1)
+    again = taught(free, 2, range(32), 2, 100)
+    assert right(again) > 0.9
+    x, _ = signs(0, 8)
+    assert torch.equal(hat.forward(again, x, 0), hat.forward(state, x, 0))
+
+
 def test_prune_is_to_forget_all_others(case) -> None:
     hat, x, states = case
     state = states["three"]
@@ -260,7 +300,7 @@ def test_nothing_to_forget_warns() -> None:
     x = torch.randn(8, 5)
     hat = learner(MLP(5, 3, width=64), x)
     state = hat.init(0)
-    with pytest.warns(hatfn.HATWarning, match="forget: nothing to forget: task 1 was"):
+    with pytest.warns(hatfn.HATWarning, match="forget: nothing to forget: task 1 was never trained"):
         same, report = hat.forget(state, 1)
     assert same is state
     assert report.counts["forgotten"].sum() == 0
@@ -268,6 +308,8 @@ def test_nothing_to_forget_warns() -> None:
     with pytest.warns(hatfn.HATWarning, match="prune: nothing to forget: no other task"):
         same, _ = hat.prune(state, 0)
     assert same is state
+    with pytest.warns(hatfn.HATWarning, match="forget: nothing to forget: no task was given"):
+        assert hat.forget(state, [])[0] is state
     with pytest.warns(hatfn.HATWarning, match="task 1, 2 was"):
         new, report = hat.forget(state, [0, 1, 2])
     assert report.tasks == (0,)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hatfn.modules import changed_buffers, find_heads, first_names, remembers, twin
+from hatfn.tracing.computed import read_computed
 from hatfn.tracing.functional import functional
 from hatfn.tracing.interpret import interpret
 from hatfn.tracing.layers import find_layers
@@ -101,7 +102,8 @@ def trace(
         input_shape=x.shape[1:],
     )
     layers = find_layers(program, names)
-    return replace(wiring, layers=layers, remembers=remembers(module, x))
+    computed = read_computed(program, names, x)
+    return replace(wiring, layers=layers, remembers=remembers(module, x), computed=computed)
 
 
 def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
