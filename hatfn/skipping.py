@@ -91,7 +91,7 @@ def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> d
     for path, (out, into) in wiring.ends.items():
         child, layer = module.get_submodule(path), wiring.layers[path]
         plain = type(child).forward in _PLAIN and "forward" not in vars(child)
-        if plain and getattr(child, "groups", 1) == 1 and not out is into is None:
+        if plain and getattr(child, "groups", 1) == 1 and not (out is None and into is None):
             shape = wiring.params[layer.params[0]].shape
             places = layer.size // shape[0]
             found[path] = Skippable(
@@ -121,28 +121,28 @@ def skipped(
     Returns:
         {name: (T, ...)}: smaller weights and biases, and where a layer's input and output lie.
     """
-    found: dict[str, Tensor] = {}
-    ons: list[Tensor] = []
+    tasks = len(next(iter(masks.values()))) if masks else 0
+    # What no gate reaches is the same for all tasks, and in one vmap computed once.
+    works = {
+        path: samples * layer.places * layer.numbers * (1 if layer.into is None else tasks)
+        for path, layer in layers.items()
+    }
+    works = {path: work for path, work in works.items() if work >= SMALL}
+    if not works or not tasks:
+        return {}
+    flat = [masks[group] for group in wiring.groups]
+    on = torch.cat([*flat, torch.ones_like(flat[0][:, :1])], 1)  # OPEN is -1, the last, which is on
     sides: dict[int, _Side] = {}
 
     def side(units: Tensor | None) -> _Side | None:
         if units is None:
             return None
-        if not ons:
-            flat = [masks[group] for group in wiring.groups]
-            ons.append(torch.cat([*flat, torch.ones_like(flat[0][:, :1])], 1))  # OPEN is -1: the last
-        if id(units) not in sides:
-            sides[id(units)] = _live(ons[0][:, units])
-        return sides[id(units)]
+        return sides.get(id(units)) or sides.setdefault(id(units), _live(on[:, units]))
 
-    tasks = len(next(iter(masks.values()))) if masks else 0
-    for path, layer in layers.items():
-        # What no gate reaches is the same for all tasks, and in one vmap computed once.
-        places = samples * layer.places
-        dense = places * layer.numbers * (1 if layer.into is None else tasks)
-        if dense < SMALL or not tasks:
-            continue
-        rows, cols = _best(layer, side(layer.out), side(layer.into), places, tasks, dense)
+    found: dict[str, Tensor] = {}
+    for path, work in works.items():
+        layer = layers[path]
+        rows, cols = _best(layer, side(layer.out), side(layer.into), samples, tasks, work)
         if rows is None and cols is None:
             continue
         for name in layer.params:
@@ -166,18 +166,19 @@ def _live(on: Tensor) -> _Side:
 
 
 def _best(
-    layer: Skippable, out: _Side | None, into: _Side | None, places: int, tasks: int, dense: int
+    layer: Skippable, out: _Side | None, into: _Side | None, samples: int, tasks: int, work: int
 ) -> tuple[_Side | None, _Side | None]:
-    """The sides that are worth narrowing; (None, None) if none is."""
+    """The sides that are worth narrowing; (None, None) if none saves as much as it costs."""
+    places = samples * layer.places
 
     def cost(rows: _Side | None, cols: _Side | None) -> float:
         read = layer.numbers * (rows.share if rows else 1.0)
         moved = read + places * ((rows.size if rows else 0) + (cols.live if cols else 0))
         return tasks * (places * read * (cols.share if cols else 1.0) + WORTH * moved)
 
-    ways = [(out, into), (out, None), (None, into)]
-    cheapest = min((way for way in ways if any(way)), key=lambda way: cost(*way), default=(None, None))
-    return cheapest if any(cheapest) and cost(*cheapest) < dense else (None, None)
+    ways = [way for way in ((out, into), (out, None), (None, into)) if any(way)]
+    best = min(ways, key=lambda way: cost(*way))
+    return best if cost(*best) < work else (None, None)
 
 
 def _narrow(values: list[Tensor], rows: _Side | None, cols: _Side | None) -> Tensor:
