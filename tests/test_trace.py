@@ -5,26 +5,13 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from nets import ConvNet, Transformer, mlp
+from nets import ConvNet, Fn, Transformer, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hatfn
 from hatfn.networks import MLP, AlexNet
 from hatfn.testing import verify_wiring
-
-
-class Fn(nn.Module):
-    """A module of named layers and a function of them and x."""
-
-    def __init__(self, forward, **layers) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-        self.function = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 def image(channels: int = 2, size: int = 8) -> Tensor:
