@@ -193,10 +193,10 @@ def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Tensor:
 def addmm(t: Tracer, node: Node, bias: Value, x: Value, weight: Value, **_: Any) -> Tensor:
     """x W + b with the weight the other way round than in a linear layer."""
     product = matmul(t, node, x, weight)
-    if len(bias.shape) != 1:
+    unit = agree(product, (0,)).expand(1, product.shape[1]).reshape(-1)
+    if bias.shape != unit.shape:
         t.own(bias)
         return filled(product.shape, OPEN)
-    unit = agree(product, (0,)).expand(1, product.shape[1]).reshape(-1)
     biased = t.bind(bias, unit, filled(unit.shape, OPEN))
     return t.same(unit, biased).expand(product.shape)
 
