@@ -99,8 +99,7 @@ def _input(t: Tracer, node: Node, gated: bool) -> Value:
 
 
 def _constant(data: Tensor) -> Value:
-    label = torch.where(data.detach().cpu() == 0, ZERO, OPEN)
-    return Value(compress(label) if label.dim() else label, data=data)
+    return Value(filled(data.shape, OPEN if bool(data.any()) else ZERO), data=data)
 
 
 def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
