@@ -1,0 +1,272 @@
+"""What becomes of a parameter that is moved, combined, read twice or shown, and of the module as a whole."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from nets import Fn
+from test_rules_contraction import IMAGES, ROWS, TOKENS, chain, said
+from told import traced
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import hatfn
+from hatfn.wiring import digest
+
+A, C, W = nn.Linear(3, 4), nn.Linear(3, 4), torch.ones(2, 4)
+TOKEN = torch.ones(1, 1, 4)
+
+PARAMS = {
+    "moved and scaled": (ROWS, lambda m, x: F.linear(m.a(x), m.w.T * 0.5), {"w": torch.ones(4, 2)}, {"w": "w@1 < a@0", "y": "w"}),
+    "bent": (ROWS, lambda m, x: F.linear(m.a(x), m.w.tanh()), {"w": W}, {"w": "w < a", "y": "w"}),
+    "bent away from zero": (ROWS, lambda m, x: F.linear(m.a(x), m.w.exp()), {"w": W}, {"w": "task", "y": "."}),
+    "put together": (
+        ROWS, lambda m, x: F.linear(m.a(x), torch.cat([m.w, m.u])), {"w": torch.ones(1, 4), "u": W}, {"w": "u0 < a", "u": "u1 u2 < a", "y": "u"},
+    ),
+    "put together with zeros": (
+        ROWS, lambda m, x: F.linear(x, m.u, torch.cat([m.w, torch.zeros(2), m.v])), {"u": torch.ones(4, 3), "w": torch.ones(1), "v": torch.ones(1)},
+        {"u": "u", "w": "u0", "v": "u3", "y": "u"},
+    ),
+    "read in part": (
+        ROWS, lambda m, x: F.linear(m.a(x), m.w[:2]), {"w": torch.ones(3, 4)},
+        {"w": "task w0 w1 . < [[a0 a1 a2 a3] [a0 a1 a2 a3] [. . . .]]", "y": "w"},
+    ),
+    "read in parts, by different layers": (
+        ROWS, lambda m, x: F.linear(m.a(x), m.w[:1]) + F.linear(m.c(x), m.w[1:]), {"c": C, "w": W}, {"w": "w < [[a0 a1 a2 a3] [c0 c1 c2 c3]]"},
+    ),
+    "plus itself turned": (ROWS, lambda m, x: F.linear(m.a(x), m.w + m.w.T), {"w": torch.ones(4, 4)}, {"w": "task", "y": "."}),
+    "plus another": (ROWS, lambda m, x: F.linear(m.a(x), m.w + m.d), {"w": W, "d": W}, {"w": "task d", "d": "task d", "y": "d"}),
+    "over its norm": (ROWS, lambda m, x: F.linear(m.a(x), m.w / m.w.norm(dim=1, keepdim=True)), {"w": W}, {"w": "task w", "y": "w"}),
+    "summed up": (ROWS, lambda m, x: F.linear(m.a(x), m.w, m.u.sum(1)), {"w": W, "u": W}, {"w": "w < a", "u": "task", "y": "."}),
+    "of no known operator": (ROWS, lambda m, x: F.linear(m.a(x), m.w.cumsum(1)), {"w": W}, {"w": "task", "y": "."}),
+    "weighed by an activation": (ROWS, lambda m, x: F.linear(x, m.w * m.a(x)[:1, :3]), {"w": torch.ones(2, 3)}, {"w": "task", "y": "."}),
+    "as it is and turned": (
+        ROWS, lambda m, x: F.linear(F.linear(m.a(x), m.w), m.w.T), {"w": W}, {"w": "w", "y": "."},
+    ),
+    "twice on the same": (ROWS, lambda m, x: F.linear(m.a(x), m.w) + F.linear(m.a(x), m.w), {"w": W}, {"w": "w < a", "y": "w"}),
+    "twice on others": (ROWS, lambda m, x: F.linear(m.a(x), m.w) + F.linear(m.c(x), m.w), {"c": C, "w": W}, {"w": "w", "y": "w"}),
+    "twice on partly others": (
+        ROWS, lambda m, x: F.linear(m.a(x), m.w) + F.linear(torch.cat([m.a(x)[:, :2], m.c(x)[:, 2:]], 1), m.w), {"c": C, "w": W}, {"w": "w < a0 a1 . .", "y": "w"},
+    ),
+    "as it is and bent, on the same": (ROWS, lambda m, x: F.linear(m.a(x), m.w) + F.linear(m.a(x), m.w.tanh()), {"w": W}, {"w": "w < a", "y": "w"}),
+    "as it is and bent, on others": (ROWS, lambda m, x: F.linear(m.a(x), m.w) + F.linear(m.c(x), m.w.tanh()), {"c": C, "w": W}, {"w": "w", "y": "w"}),
+    "bent and as it is, on others": (ROWS, lambda m, x: F.linear(m.a(x), m.w.tanh()) + F.linear(m.c(x), m.w), {"c": C, "w": W}, {"w": "w", "y": "w"}),
+    "bent twice, on the same": (ROWS, lambda m, x: F.linear(m.a(x), m.w.tanh()) + F.linear(m.a(x), m.w.sin()), {"w": W}, {"w": "w < a", "y": "w"}),
+    "bent twice, on partly others": (
+        ROWS, lambda m, x: F.linear(m.a(x), m.w.tanh()) + F.linear(torch.cat([m.a(x)[:, :2], m.c(x)[:, 2:]], 1), m.w.sin()),
+        {"c": C, "w": W}, {"w": "w < a0 a1 . .", "y": "w"},
+    ),
+    "bent twice, once on what is open": (
+        ROWS, lambda m, x: F.linear(m.a(x), m.w.tanh()) + F.linear(m.a(x).exp(), m.w.sin()), {"w": W}, {"w": "w", "y": "w"},
+    ),
+    "put together with itself": (
+        ROWS, lambda m, x: F.linear(torch.cat([m.a(x), m.c(x)], 1), torch.cat([m.w, m.w], 1)), {"c": C, "w": W}, {"w": "w", "y": "w"},
+    ),
+    "a bias that is also a scale": (ROWS, lambda m, x: F.linear(m.a(x), m.w, m.v) * m.v, {"w": W, "v": torch.ones(2)}, {"v": "task w", "y": "w"}),
+    "positions": (TOKENS, lambda m, x: m.a(x) + m.p, {"p": torch.ones(1, 5, 4)}, {"p": "task a@2", "y": "a@1"}),
+    "a part of positions": (
+        TOKENS, lambda m, x: m.a(x) + m.p[:, :5], {"p": torch.ones(1, 6, 4)},
+        {"p": "task [" + "[a0 a1 a2 a3] " * 5 + "[. . . .]]", "y": "a@1"},
+    ),
+    "positions that are resized": (
+        IMAGES, lambda m, x: m.i(x) + F.interpolate(m.p, (4, 4), mode="bicubic"), {"i": nn.Conv2d(1, 4, 1), "p": torch.ones(1, 4, 2, 2)}, {"p": "task i@1", "y": "i"},
+    ),
+    "positions that are resized and used as they are": (
+        IMAGES, lambda m, x: (m.i(x) + F.interpolate(m.p, (4, 4), mode="bicubic"))[..., :2, :2] + m.p, {"i": nn.Conv2d(1, 4, 1), "p": torch.ones(1, 4, 2, 2)},
+        {"p": "task i@1", "y": "i"},
+    ),
+    "a class token": (
+        TOKENS, lambda m, x: m.b(torch.cat([m.p.expand(2, -1, -1) + 0 * m.a(x)[:, :1], m.a(x)], 1)), {"b": nn.Linear(4, 2), "p": TOKEN}, {"p": "task a@2", "b.weight": "b < a"},
+    ),
+    "a class token without units": (
+        TOKENS, lambda m, x: m.b(torch.cat([m.p.expand(2, -1, -1), m.a(x)], 1)), {"b": nn.Linear(4, 2), "p": TOKEN}, {"p": "task", "b.weight": "b"},
+    ),
+    "a learned query": (
+        TOKENS, lambda m, x: m.a(x) + m.b(m.q), {"b": nn.Linear(3, 4), "q": torch.ones(5, 3)}, {"q": "task", "b.weight": "a", "a.weight": "a", "y": "a@1"},
+    ),
+    "normalised": (ROWS, lambda m, x: F.linear(m.a(x), m.n(m.w)), {"n": nn.LayerNorm(4), "w": W}, {"w": "task", "n.weight": "task n", "y": "."}),
+    "shown": (ROWS, lambda m, x: (F.linear(m.a(x), m.w), m.w), {"w": W}, {"w": "task w", "y": "w"}),
+    "shown first": (ROWS, lambda m, x: (m.w, F.linear(m.a(x), m.w)), {"w": W}, {"w": "task w", "y": "."}),
+    "never read": (ROWS, lambda m, x: m.a(x), {"w": W}, {"w": "task", "y": "a"}),
+    "empty": (ROWS, lambda m, x: torch.cat([m.a(x), m.w.expand(2, 0).tanh()], 1), {"w": torch.ones(0)}, {"y": "a"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_what_becomes_of_a_parameter(name: str) -> None:
+    shape, function, parts, expected = PARAMS[name]
+    found = said(shape, function, {"a": A} | parts)
+    assert {key: found[key] for key in expected} == expected
+
+
+class Written(nn.Module):
+    """Blocks that write over values that they, or others, read."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.c, self.kind = nn.Linear(3, 4), nn.Linear(3, 4), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, c = self.a(x), self.c(x)
+        if self.kind == "a sum":
+            return a.add_(c)
+        if self.kind == "a sum onto a view":
+            a.view(-1, 2, 2).add_(1.0)
+            return a
+        if self.kind == "a product with itself":
+            return a.mul_(a)
+        return torch.relu_(a.add_(c).add_(1.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("a sum", "a a"),
+        ("a sum onto a view", ". task"),
+        ("a product with itself", "a c"),
+        ("two sums", ". a"),
+    ],
+)
+def test_what_is_written_over_is_as_if_it_were_new(kind: str, expected: str) -> None:
+    found = traced(Written(kind), torch.randn(2, 3))
+    assert f"{found['y']} {found['c.weight']}" == expected
+
+
+class Whole(nn.Module):
+    """Everything that a wiring tells beside its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.head = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+        self.register_buffer("shift", torch.zeros(4))
+        self.register_buffer("factor", torch.tensor([1.0, 2.0, 0.0, 3.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.a(x)) * self.factor + self.shift)
+
+
+def test_what_a_wiring_tells_of_a_module() -> None:
+    module = Whole()
+    wiring = hatfn.trace(module, torch.randn(1, 3), head="head", strict=True)
+    assert wiring.heads == (("head.weight", "head.bias"),)
+    assert wiring.buffers == ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
+    assert wiring.constants == tuple((n, digest(module.get_buffer(n))) for n in ("factor", "shift"))
+    assert (wiring.input_shape, wiring.output_shape) == ((3,), (2,))
+    assert (wiring.fallbacks, wiring.remembers, wiring.input, wiring.output) == ((), False, None, None)
+    assert set(wiring.layers) == {"a", "head"}
+    assert wiring.params["head.weight"].into.group == "a"
+
+
+def test_the_output_of_a_module_is_gated_only_if_asked() -> None:
+    net = Fn(lambda m, x: (m.b(m.a(x)), m.a(x)), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    found = traced(net, torch.randn(2, 3), output_gate=False)
+    assert found == {
+        "a.weight": "a",
+        "a.bias": "a",
+        "b.weight": "< a",
+        "b.bias": "task",
+        "y": ".",
+        "groups": "a:4",
+    }
+    assert traced(net, torch.randn(2, 3))["groups"] == "a:4 b:2"
+    assert traced(net, torch.randn(2, 3), head="b", output_gate=False)["groups"] == "a:4"
+
+
+def test_the_input_can_be_gated() -> None:
+    net = Fn(lambda m, x: m.a(x.flatten(1)), a=nn.Linear(6, 2))
+    wiring = hatfn.trace(net, torch.randn(1, 2, 3), input_gate=True, output_gate=True)
+    assert dict(wiring.groups) == {"input": 6, "a": 2}
+    assert wiring.input.group == "input"
+    assert wiring.input.index.shape == (2, 3)
+    assert wiring.params["a.weight"].into.group == "input"
+
+
+def test_groups_are_numbered_in_the_order_of_their_units() -> None:
+    """Of joined units the first names the rest; a group that lost all of its units is none."""
+    net = Fn(
+        lambda m, x: m.b(torch.cat([m.a(x) + m.c(x), (m.d(x)[:, :2] + m.a(x)[:, :2])], 1)),
+        a=nn.Linear(3, 4), c=nn.Linear(3, 4), d=nn.Linear(3, 3), b=nn.Linear(6, 2),
+    )  # fmt: skip
+    found = traced(net, torch.randn(2, 3))
+    assert found["groups"] == "a:4 d:1 b:2"
+    assert (found["d.weight"], found["b.weight"]) == ("a0 a1 d0", "b < a0 a1 a2 a3 a0 a1")
+
+
+def test_units_of_one_module_called_twice_are_two_groups() -> None:
+    inner = Fn(
+        lambda m, x: x.exp() * m.p[:4] if len(x.shape) < 3 else x[:, 0].exp() * m.p[4:],
+        p=nn.Parameter(torch.ones(8)),
+    )
+    net = Fn(lambda m, x: torch.cat([m.s(m.a(x)), m.s(m.a(x)[:, None])], 1), a=nn.Linear(3, 4), s=inner)
+    found = traced(net, torch.randn(2, 3))
+    assert (found["groups"], found["s.p"]) == ("a:4 s:4 s':4", "task s0 s1 s2 s3 s'0 s'1 s'2 s'3")
+
+
+def test_what_fell_back_is_told_with_its_place() -> None:
+    inner = Fn(lambda m, x: x.cumsum(1))
+    net = Fn(lambda m, x: m.b(m.s(m.a(x)).cumprod(1)), a=nn.Linear(3, 4), s=inner, b=nn.Linear(4, 2))
+    wiring = hatfn.trace(net, torch.randn(1, 3))
+    assert wiring.fallbacks == ("aten.cumsum.default in s", "aten.cumprod.default")
+    with pytest.raises(
+        hatfn.TraceError, match=re.escape("no rule for aten.cumsum.default in s, aten.cumprod")
+    ):
+        hatfn.trace(net, torch.randn(1, 3), strict=True)
+
+
+def test_numbers_that_are_the_same_in_every_call_are_computed() -> None:
+    """Unlike random ones: an index drawn anew in every call may be any."""
+    net = Fn(lambda m, x: m.a(x)[:, (m.k * 2 - 1).clamp(0)], a=nn.Linear(3, 4))
+    net.register_buffer("k", torch.tensor([2, 0, 1]))
+    assert traced(net, torch.randn(2, 3))["y"] == "a3 a0 a1"
+    net = Fn(lambda m, x: m.a(x)[:, torch.randperm(4)], a=nn.Linear(3, 4))
+    assert traced(net, torch.randn(2, 3))["y"] == "."
+
+
+class Seen(nn.Module):
+    """Adds a statistic of what it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 4)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.training:
+            self.mean.copy_(h.detach().mean(0))
+        return h + self.mean
+
+
+def test_a_statistic_is_no_constant() -> None:
+    wiring = hatfn.trace(Seen(), torch.randn(2, 3), output_gate=True)
+    assert (wiring.buffers, wiring.constants, wiring.output) == (("mean",), (), None)
+
+
+REFUSED = {
+    "a head that is moved": (lambda m, x: m.b(m.a(x)) + m.b.weight.T[:1, :2], {}, "head's b.weight is also used"),
+    "a head's bias in another layer": (lambda m, x: F.linear(m.a(x), m.w, m.b.bias) + m.b(m.a(x)), {"w": W}, "head's b.bias is also used"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_head_is_the_task_s_alone(name: str) -> None:
+    function, parts, words = REFUSED[name]
+    with pytest.raises(ValueError, match=words):
+        said(ROWS, function, {"a": A, "b": nn.Linear(4, 2)} | parts, head="b")
+
+
+def test_a_head_whose_weight_has_another_name_is_refused() -> None:
+    net = Fn(chain, a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    net.c = nn.Linear(4, 2)
+    net.c.weight = net.b.weight
+    with pytest.raises(ValueError, match=r"head's c\.weight is also used"):
+        hatfn.trace(net, torch.randn(1, 3), head="b")
+
+
+def test_one_sample_will_do() -> None:
+    """Though samples that are mixed must not look like features that are."""
+    net = Fn(lambda m, x: m.a(x).reshape(1, -1)[:, :4], a=nn.Linear(3, 4))
+    one, two = (traced(net, torch.randn(samples, 3)) for samples in (1, 2))
+    assert one == two
