@@ -108,6 +108,17 @@ LAYERS = {
         IMAGES, chain, {"a": CONV, "b": nn.ConvTranspose2d(4, 6, 2, groups=2)},
         {"b.weight": "[[b0 b1 b2] [b0 b1 b2] [b3 b4 b5] [b3 b4 b5]] < a@0", "b.bias": "b", "y": "b"},
     ),
+    "transposed convolution of volumes": (
+        IMAGES, lambda m, x: m.b(m.a(x)[:, :, None]), {"a": CONV, "b": nn.ConvTranspose3d(4, 3, (1, 2, 2))}, {"b.weight": "b@1 < a@0", "y": "b"},
+    ),
+    "a kernel whose places have units of their own": (
+        LINES, lambda m, x: F.conv1d(m.a(x) + 0 * F.linear(x[:, 0, :1], m.w.permute(2, 0, 1).reshape(-1, 1))[:, :4, None], m.w),
+        {"a": LINE, "w": torch.ones(2, 4, 3)}, {"y": "."},
+    ),
+    "a transposed kernel whose places have units of their own": (
+        LINES, lambda m, x: F.conv_transpose1d(m.a(x) + 0 * F.linear(x[:, 0, :1], m.w.permute(2, 0, 1).reshape(-1, 1))[:, :4, None], m.w),
+        {"a": LINE, "w": torch.ones(4, 2, 3)}, {"y": "."},
+    ),
     "a fixed blur": (IMAGES, lambda m, x: F.conv2d(m.a(x), m.k, groups=4), {"a": CONV, "k": torch.ones(4, 1, 2, 2)}, {"y": "a"}),
     "a fixed blur, twice as wide": (
         IMAGES, lambda m, x: F.conv2d(m.a(x), m.k, groups=4), {"a": CONV, "k": torch.ones(8, 1, 2, 2)}, {"y": "a0 a0 a1 a1 a2 a2 a3 a3"},
@@ -161,6 +172,7 @@ PRODUCTS = {
     "einsum that turns": (TOKENS, lambda m, x: torch.einsum("nqk, nkc -> ncq", m.c(x).exp(), m.b(x)), {"c": nn.Linear(3, 5), "b": B}, {"y": "b"}),
     "einsum, the first of two": (TOKENS, lambda m, x: torch.einsum("nka,nkb->nba", m.a(x), m.b(x)), {"a": A, "b": B}, {"y": "a@1"}),
     "einsum over everything but samples": (TOKENS, lambda m, x: torch.einsum("nka->n", m.a(x)), {"a": A}, {"y": "."}),
+    "einsum that sums nothing": (ROWS, lambda m, x: torch.einsum("na,nb->nab", m.a(x).exp(), m.b(x)), {"a": A, "b": B}, {"y": "b@1"}),
     "einsum over tokens": (TOKENS, lambda m, x: torch.einsum("nka->na", m.a(x)), {"a": A}, {"y": "a"}),
     "einsum with a parameter": (ROWS, lambda m, x: torch.einsum("na,ab->nb", m.a(x), m.w), {"a": A, "w": W}, {"w": "task", "y": "."}),
     "einsum that leaves out what it makes": (TOKENS, lambda m, x: torch.einsum("nka,nak", m.a(x), m.a(x).mT)[None], {"a": A}, {"y": "."}),

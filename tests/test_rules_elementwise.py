@@ -71,7 +71,7 @@ MET = {
     "a choice with a number": (lambda m, a, c: torch.where(a > 1, 1.0, a), ".", "a", "c"),
     "filled with zero": (lambda m, a, c: a.masked_fill(c > 1, 0.0), "a", "a", "c"),
     "filled with a number": (lambda m, a, c: a.masked_fill(c > 1, 1.0), ".", "a", "c"),
-    "half of it, weighed": (lambda m, a, c: F.glu(a, 1), "a0 a1", "a", "c"),
+    "half of it, weighed": (lambda m, a, c: F.glu(torch.cat([a, c], 1), 1), "a", "a", "c"),
     "half of it, along a middle": (lambda m, a, c: F.glu(a[:, :, None], 1)[..., 0], "a0 a1", "a", "c"),
     "half of it, along the last": (lambda m, a, c: F.glu(torch.stack([a, c.exp()], 2))[..., 0], "a", "a", "c"),
     "a learnable slope": (lambda m, a, c: F.prelu(a, m.v), "a", "a", "c"),

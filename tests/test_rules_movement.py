@@ -79,6 +79,9 @@ POOLED = {
     "patches put together": (
         IMAGES, lambda m, a, c, d: F.fold(a.flatten(2)[:, [0, 0, 1, 1, 2, 3]], (4, 5), (1, 2)), "a0 a1 .",
     ),
+    "patches of unlike samples put together": (
+        IMAGES, lambda m, a, c, d: F.fold(torch.cat([a[:, :2], c[:, :2]]).flatten(2), (4, 5), (1, 2)).reshape(2, 2, 1, 4, 5).transpose(0, 1), ".",
+    ),
     "a mean over places": (TOKENS, lambda m, a, c, d: a.mean(1), "a"),
     "a mean over places, kept": (TOKENS, lambda m, a, c, d: a.mean(-2, keepdim=True), "a@1"),
     "a mean over channels": (TOKENS, lambda m, a, c, d: a.mean(-1), "."),
@@ -109,6 +112,7 @@ JOINED = {
     "a sum of nine paths": (lambda m, a, c, d: torch.stack([a, c, *[a] * 7], 1).sum(1), ".", "c"),
     "a sum of paths, one of them open": (lambda m, a, c, d: torch.stack([a, c, c + 1], 1).sum(1), ".", "c"),
     "a sum of two paths of one unit": (lambda m, a, c, d: torch.stack([a[:, :1], c[:, :1]], 1).sum(1), ".", "c"),
+    "a sum of two paths of two units": (lambda m, a, c, d: torch.stack([a[:, :2], c[:, :2]], 1).sum(1), "a0 a1", "a0 a1 c0 c1"),
     "a sum of one path": (lambda m, a, c, d: a[:, None].sum(1), "a", "c"),
     "the larger of two": (lambda m, a, c, d: torch.max(a, c), "a", "a"),
     "a mean of two paths": (lambda m, a, c, d: torch.stack([a, c], 2).mean(-1), "a", "a"),

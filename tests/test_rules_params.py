@@ -225,23 +225,28 @@ def test_numbers_that_are_the_same_in_every_call_are_computed() -> None:
 
 
 class Seen(nn.Module):
-    """Adds a statistic of what it has seen."""
+    """Adds a statistic of what it has seen, and counts its calls in eval mode too."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a = nn.Linear(3, 4)
         self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("calls", torch.zeros(2))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.a(x)
+        self.calls.add_(1.0)
         if self.training:
             self.mean.copy_(h.detach().mean(0))
-        return h + self.mean
+        return h * 2, h + self.mean
 
 
-def test_a_statistic_is_no_constant() -> None:
+def test_a_statistic_is_neither_a_constant_nor_an_output() -> None:
     wiring = hatfn.trace(Seen(), torch.randn(2, 3), output_gate=True)
-    assert (wiring.buffers, wiring.constants, wiring.output) == (("mean",), (), None)
+    assert (wiring.buffers, wiring.constants) == (("mean", "calls"), ())
+    assert wiring.output.group == "a"
+    swapped = Fn(lambda m, x: m.seen(x)[1], seen=Seen())
+    assert hatfn.trace(swapped, torch.randn(2, 3), output_gate=True).output is None
 
 
 REFUSED = {

@@ -123,9 +123,9 @@ def conv(
     x: Value,
     weight: Value,
     bias: Value | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Any = None,
+    padding: Any = None,
+    dilation: Any = None,
     groups: int = 1,
 ) -> Tensor:
     """Convolution in any number of dimensions; padding adds zeros, which no unit minds."""
@@ -141,11 +141,11 @@ def conv_transpose(
     x: Value,
     weight: Value,
     bias: Value | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
+    stride: Any = None,
+    padding: Any = None,
+    output_padding: Any = None,
     groups: int = 1,
-    dilation: Any = 1,
+    dilation: Any = None,
 ) -> Tensor:
     """Transposed convolution: the weight is (in, out / groups, kernel)."""
     spatial = weight.label.dim() - 2
