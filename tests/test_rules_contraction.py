@@ -35,9 +35,9 @@ def attended(m: nn.Module, x: Tensor, *settings: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(m.a(x), m.a(x), m.b(x), *settings)
 
 
-def grouped(m: nn.Module, x: Tensor) -> Tensor:
+def grouped(m: nn.Module, x: Tensor, bend=lambda values: values) -> Tensor:
     """Four heads of queries on two of values, each of two units."""
-    q, v = m.a(x)[:, None], m.c(x).unflatten(-1, (2, 2)).transpose(1, 2)
+    q, v = m.a(x)[:, None], bend(m.c(x)).unflatten(-1, (2, 2)).transpose(1, 2)
     return F.scaled_dot_product_attention(
         q.expand(-1, 4, -1, -1), q.expand(-1, 2, -1, -1), v, enable_gqa=True
     )
@@ -190,6 +190,9 @@ PRODUCTS = {
         TOKENS, lambda m, x: F.scaled_dot_product_attention(m.p[None], m.a(x), m.q[None]), {"a": A, "p": torch.ones(5, 4), "q": torch.ones(5, 4)},
         {"p": "task", "q": "task"},
     ),
+    "attention in groups to what is open": (TOKENS, lambda m, x: grouped(m, x, torch.exp), {"a": A, "c": nn.Linear(3, 4)}, {"y": "."}),
+    "attention without samples": (TOKENS, lambda m, x: attended(m, x[0])[None], {"a": A, "b": B}, {"y": "b@1"}),
+    "a scale before any layer": (ROWS, lambda m, x: x * m.p, {"p": torch.ones(3)}, {"p": "task mul", "y": "mul"}),
     "attention in groups": (TOKENS, grouped, {"a": A, "c": nn.Linear(3, 4)}, {"y": "[[c0 c1] [c0 c1] [c2 c3] [c2 c3]]"}),
 }  # fmt: skip
 

@@ -237,6 +237,6 @@ def attention(
         t.own(operand)
     shape = shape_of(node)
     label = agree(t.roots(value), (-2,))
-    if len(shape) > 2 and value.shape[-3] != shape[-3]:  # several heads of q share one of v
-        label = label.repeat_interleave(shape[-3] // value.shape[-3], -3)
+    if value.shape[:-2] != shape[:-2] and label.shape[-3] > 1:  # several heads of q share one of v
+        label = label.repeat_interleave(shape[-3] // label.shape[-3], -3)
     return label.expand(shape)
