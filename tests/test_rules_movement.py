@@ -73,7 +73,8 @@ POOLED = {
     "unlike places": (IMAGES, lambda m, a, c, d: F.avg_pool2d(torch.cat([a, c], 3), 2), "."),
     "channels": (TOKENS, lambda m, a, c, d: F.avg_pool1d(a, 2), "."),
     "upsampled": (IMAGES, lambda m, a, c, d: F.interpolate(a, scale_factor=2.0, mode="bilinear"), "a"),
-    "patches": (IMAGES, lambda m, a, c, d: F.unfold(a[:, 1:3], (1, 2)), "a1 a1 a2 a2"),
+    "patches": (IMAGES, lambda m, a, c, d: F.unfold(a[:, 1:], (1, 2)), "a1 a1 a2 a2 a3 a3"),
+    "patches of an image without samples": (IMAGES, lambda m, a, c, d: F.unfold(a[0, :3], (1, 2))[None], "a0 a0 a1 a1 a2 a2"),
     "patches of unlike places": (IMAGES, lambda m, a, c, d: F.unfold(torch.cat([a[:, 1:3], c[:, 1:3]], 2), (1, 2)), "."),
     "patches of unlike columns": (IMAGES, lambda m, a, c, d: F.unfold(torch.cat([a[:, 1:3], c[:, 1:3]], 3), (1, 2)), "."),
     "patches put together": (

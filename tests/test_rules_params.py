@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hatfn
+from hatfn.tracing import interpret
 from hatfn.wiring import digest
 
 A, C, W = nn.Linear(3, 4), nn.Linear(3, 4), torch.ones(2, 4)
@@ -65,6 +66,9 @@ PARAMS = {
         ROWS, lambda m, x: F.linear(torch.cat([m.a(x), m.c(x)], 1), torch.cat([m.w, m.w], 1)), {"c": C, "w": W}, {"w": "w", "y": "w"},
     ),
     "a bias that is also a scale": (ROWS, lambda m, x: F.linear(m.a(x), m.w, m.v) * m.v, {"w": W, "v": torch.ones(2)}, {"v": "task w", "y": "w"}),
+    "a bias of what is open, read again": (
+        ROWS, lambda m, x: F.linear(m.a(x), m.w.exp(), m.v) + m.v.tanh(), {"w": W, "v": torch.ones(2)}, {"w": "task", "v": "task", "y": "."},
+    ),
     "positions": (TOKENS, lambda m, x: m.a(x) + m.p, {"p": torch.ones(1, 5, 4)}, {"p": "task a@2", "y": "a@1"}),
     "a part of positions": (
         TOKENS, lambda m, x: m.a(x) + m.p[:, :5], {"p": torch.ones(1, 6, 4)},
@@ -76,6 +80,9 @@ PARAMS = {
     "positions that are resized and used as they are": (
         IMAGES, lambda m, x: (m.i(x) + F.interpolate(m.p, (4, 4), mode="bicubic"))[..., :2, :2] + m.p, {"i": nn.Conv2d(1, 4, 1), "p": torch.ones(1, 4, 2, 2)},
         {"p": "task i@1", "y": "i"},
+    ),
+    "positions that are resized before any layer": (
+        IMAGES, lambda m, x: F.interpolate(m.p, (4, 4), mode="bicubic") + m.i(x), {"i": nn.Conv2d(1, 4, 1), "p": torch.ones(1, 4, 2, 2)}, {"p": "task i@1", "y": "i"},
     ),
     "a class token": (
         TOKENS, lambda m, x: m.b(torch.cat([m.p.expand(2, -1, -1) + 0 * m.a(x)[:, :1], m.a(x)], 1)), {"b": nn.Linear(4, 2), "p": TOKEN}, {"p": "task a@2", "b.weight": "b < a"},
@@ -101,6 +108,52 @@ def test_what_becomes_of_a_parameter(name: str) -> None:
     assert {key: found[key] for key in expected} == expected
 
 
+# Whatever else w is here, it is the weight of a layer as well, and v its bias.
+ELSEWHERE = {
+    "a factor on the left": (lambda m, x: m.w @ m.a(x).mT, "w"),
+    "a factor of one place": (lambda m, x: m.a(x) @ m.v, "v"),
+    "a factor of an einsum": (lambda m, x: torch.einsum("ntc,cd->ntd", m.a(x), m.w), "w"),
+    "a weight that is a vector": (lambda m, x: F.linear(m.a(x), m.v), "v"),
+    "what a vector weighs": (lambda m, x: F.linear(m.w, m.u) + x.sum(), "w"),
+    "what a layer reads": (lambda m, x: m.c(m.w[:, :3]) + x.sum(), "w"),
+    "a weight of tokens": (lambda m, x: F.linear(m.a(x)[:, :4].mT, m.w), "w"),
+    "a bias that is a matrix": (lambda m, x: torch.addmm(m.w, m.a(x)[0, :4], m.s), "w"),
+    "a mask": (lambda m, x: F.scaled_dot_product_attention(m.a(x)[:, :4], m.a(x)[:, :4], m.a(x)[:, :4], m.w), "w"),
+    "a query": (lambda m, x: F.scaled_dot_product_attention(m.w[None], m.a(x)[:1], m.a(x)[:1]), "w"),
+    "a key": (lambda m, x: F.scaled_dot_product_attention(m.a(x)[:1, :4], m.w[None], m.a(x)[:1, :4]), "w"),
+    "values": (lambda m, x: F.scaled_dot_product_attention(m.a(x)[:1, :4], m.a(x)[:1, :4], m.w[None]), "w"),
+    "normalised by layers": (lambda m, x: F.layer_norm(m.w, (4,)) + x.sum(), "w"),
+    "normalised by its size": (lambda m, x: F.rms_norm(m.w, (4,)) + x.sum(), "w"),
+    "normalised by channels": (lambda m, x: F.group_norm(m.w[None], 2) + x.sum(), "w"),
+    "a scale of what its own size normalises": (lambda m, x: F.rms_norm(m.a(x), (4,), m.v), "v"),
+    "a sequence": (lambda m, x: m.r(m.w[:, None, :3])[0] + x.sum(), "w"),
+    "a start": (lambda m, x: m.r(x[:, :4], m.w[None, :, :2])[0], "w"),
+    "a sum": (lambda m, x: m.a(x) + m.w.sum(1), "w"),
+    "of no known operator": (lambda m, x: m.a(x) + m.w.cumsum(1)[0], "w"),
+    "what an activation scales": (lambda m, x: m.a(x)[:, :4] * m.w, "w"),
+    "away from zero": (lambda m, x: m.a(x)[:, :4] * (m.w + 1), "w"),
+    "shown": (lambda m, x: m.w, "w"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_no_gate_reaches_is_shared_nowhere(name: str) -> None:
+    function, own = ELSEWHERE[name]
+    parts = {
+        "a": A,
+        "c": C,
+        "w": torch.ones(4, 4),
+        "v": torch.ones(4),
+        "u": torch.ones(4),
+        "s": torch.ones(4, 4),
+    }
+    found = said(
+        TOKENS, lambda m, x: (function(m, x), F.linear(m.a(x), m.w, m.v)), parts | {"r": nn.RNN(3, 2)}
+    )
+    assert found[own].startswith("task")
+    assert not found["v" if own == "w" else "w"].startswith("task")
+
+
 class Written(nn.Module):
     """Blocks that write over values that they, or others, read."""
 
@@ -115,6 +168,9 @@ class Written(nn.Module):
         if self.kind == "a sum onto a view":
             a.view(-1, 2, 2).add_(1.0)
             return a
+        if self.kind == "a sum onto a view of units":
+            a.view(-1, 2, 2).add_(c.view(-1, 2, 2) * 2)
+            return a
         if self.kind == "a product with itself":
             return a.mul_(a)
         return torch.relu_(a.add_(c).add_(1.0))
@@ -125,6 +181,7 @@ class Written(nn.Module):
     [
         ("a sum", "a a"),
         ("a sum onto a view", ". task"),
+        ("a sum onto a view of units", "a a"),
         ("a product with itself", "a c"),
         ("two sums", ". a"),
     ],
@@ -171,6 +228,7 @@ def test_the_output_of_a_module_is_gated_only_if_asked() -> None:
         "groups": "a:4",
     }
     assert traced(net, torch.randn(2, 3))["groups"] == "a:4 b:2"
+    assert hatfn.trace(net, torch.randn(2, 3)).output_shape == (2,), "the first output is the output"
     assert traced(net, torch.randn(2, 3), head="b", output_gate=False)["groups"] == "a:4"
 
 
@@ -247,6 +305,12 @@ def test_a_statistic_is_neither_a_constant_nor_an_output() -> None:
     assert wiring.output.group == "a"
     swapped = Fn(lambda m, x: m.seen(x)[1], seen=Seen())
     assert hatfn.trace(swapped, torch.randn(2, 3), output_gate=True).output is None
+
+
+def test_a_rule_that_loses_an_element_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(interpret.PASSING, "roll", lambda t, node, x, *_: t.label(x)[:, 1:])
+    with pytest.raises(AssertionError, match=r"aten\.roll"):
+        said(ROWS, lambda m, x: m.a(x).roll(1, 1), {"a": A})
 
 
 REFUSED = {

@@ -43,7 +43,7 @@ def agree(label: Tensor, dims: tuple[int, ...]) -> Tensor:
     label = shrink(label)
     dims = tuple(dim % label.dim() for dim in dims)
     if 0 in label.shape:
-        return label.sum(dims, keepdim=True).mul(0).add(ZERO)  # a sum of nothing
+        return label.sum(dims, keepdim=True) + ZERO  # a sum of nothing
     if not dims:
         return label
     top = label.amax(dims, keepdim=True)
