@@ -57,6 +57,9 @@ MOVED = {
     "new and full of twos": (ROWS, lambda m, a, c, d: torch.cat([c.new_full((len(c), 2), 2.0), a], 1) + d, ". . a0 a1 a2 a3"),
     "padding": (ROWS, lambda m, a, c, d: F.pad(a, (1, 1)) + d, "d0 a0 a1 a2 a3 d1"),
     "padding with a number": (ROWS, lambda m, a, c, d: F.pad(a, (1, 1), value=1.0) + d, ". a0 a1 a2 a3 ."),
+    "padding, as it is computed": (ROWS, lambda m, a, c, d: torch.constant_pad_nd(a, (1, 1)) + d, "d0 a0 a1 a2 a3 d1"),
+    "padding with a number, as it is computed": (ROWS, lambda m, a, c, d: torch.constant_pad_nd(a, (1, 1), 1.0) + d, ". a0 a1 a2 a3 ."),
+    "padding with zero, as it is computed": (ROWS, lambda m, a, c, d: torch.constant_pad_nd(a, (1, 1), 0.0) + d, "d0 a0 a1 a2 a3 d1"),
     "padding by reflection": (ROWS, lambda m, a, c, d: F.pad(a, (1, 1), mode="reflect"), "a1 a0 a1 a2 a3 a2"),
     "padding for a maximum": (IMAGES, lambda m, a, c, d: F.max_pool2d(F.pad(a, (1, 1), value=-torch.inf), 2), "a"),
     "padding for more than a maximum": (

@@ -30,12 +30,6 @@ def of_unlike_places(m: nn.Module, x: Tensor) -> Tensor:
     return m.n(torch.cat([m.a(x), m.c(x)], 2 if x.dim() == 4 else 1))
 
 
-def decomposed(m: nn.Module, x: Tensor) -> Tensor:
-    """Behind a write over a view, for which PyTorch decomposes the whole."""
-    x.exp().view(-1).zero_()
-    return m.n(m.a(x))
-
-
 DEFERRED = {
     "a.weight": "a deferred",
     "a.bias": "a deferred",
@@ -47,7 +41,6 @@ GATED = {"a.weight": "a", "a.bias": "a", "n.weight": "task a", "n.bias": "task a
 
 NORMS = {
     "batch norm": (IMAGES, behind, {"a": pixels(), "n": nn.BatchNorm2d(4)}, DEFERRED),
-    "batch norm, decomposed": (IMAGES, decomposed, {"a": pixels(), "n": nn.BatchNorm2d(4)}, DEFERRED),
     "batch norm of rows": (ROWS, behind, {"a": rows(), "n": nn.BatchNorm1d(4)}, DEFERRED),
     "batch norm of lines": (LINES, behind, {"a": nn.Conv1d(1, 4, 1), "n": nn.BatchNorm1d(4)}, DEFERRED),
     "batch norm of one unit": (ROWS, behind, {"a": nn.Linear(3, 1), "n": nn.BatchNorm1d(1)}, DEFERRED),
@@ -98,7 +91,14 @@ NORMS = {
     "instance norm by what was seen": (IMAGES, behind, {"a": pixels(), "n": nn.InstanceNorm2d(4, track_running_stats=True)}, {"a.weight": "a", "y": "."}),
     "instance norm with a bias alone": (IMAGES, lambda m, x: F.instance_norm(m.a(x), bias=m.v), {"a": pixels(), "v": torch.ones(4)}, {"v": "task", "y": "."}),
     "group norm": (IMAGES, behind, {"a": pixels(), "n": nn.GroupNorm(2, 4)}, GATED),
-    "group norm, decomposed": (IMAGES, decomposed, {"a": pixels(), "n": nn.GroupNorm(2, 4)}, GATED),
+    "group norm, as it is computed": (
+        IMAGES, lambda m, x: torch.native_group_norm(m.a(x), m.g, m.v, 2, 4, 16, 2, 1e-5)[0], {"a": pixels(), "g": torch.ones(4), "v": torch.ones(4)},
+        {"a.weight": "a", "g": "task a", "v": "task a", "y": "a"},
+    ),
+    "group norm with a bias of units of its own": (
+        IMAGES, lambda m, x: m.n(m.a(x)) + F.linear(x.mean((1, 2, 3))[:, None], m.u, m.n.bias.flip(0))[:, :, None, None],
+        {"a": pixels(), "n": nn.GroupNorm(2, 4), "u": torch.ones(4, 1)}, {"n.weight": "task a", "n.bias": "task a", "y": "."},
+    ),
     "layer norm": (ROWS, behind, {"a": rows(), "n": nn.LayerNorm(4)}, GATED),
     "layer norm of tokens": (TOKENS, behind, {"a": rows(), "n": nn.LayerNorm(4)}, {"a.weight": "a", "n.weight": "task a", "n.bias": "task a", "y": "a@1"}),
     "layer norm of images": (

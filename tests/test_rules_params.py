@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -311,6 +312,21 @@ def test_a_rule_that_loses_an_element_is_a_mistake(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(interpret.PASSING, "roll", lambda t, node, x, *_: t.label(x)[:, 1:])
     with pytest.raises(AssertionError, match=r"aten\.roll"):
         said(ROWS, lambda m, x: m.a(x).roll(1, 1), {"a": A})
+
+
+class Dumping(nn.Module):
+    """Fails in Python's own library, but not while it is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        json.dumps(1 if self.training else object())
+        return x
+
+
+def test_the_line_that_is_named_is_neither_pytorch_s_nor_python_s_own() -> None:
+    with pytest.raises(
+        hatfn.TraceError, match=r"stops at \S*test_rules_params\.py:\d+, 'json.dumps.* Object of type"
+    ):
+        hatfn.trace(Dumping(), torch.randn(1, 3))
 
 
 REFUSED = {

@@ -586,12 +586,7 @@ def test_rule_is_sound(name: str) -> None:
     assert wiring.groups, "a trace that gates nothing proves nothing"
 
 
-SHARED = [
-    "weights put together", "a weight moved and scaled", "tied weights", "a module used twice",
-    "a bias put together", "a matrix as a parameter",
-    "addmm", "a standardised weight without gain", "an lstm", "a gru", "a recurrent layer",
-    "an lstm of two layers in both directions", "an lstm's last state", "linear without bias", "conv2d in groups",
-]  # fmt: skip
+SHARED = ["tied weights", "a module used twice", "an lstm of two layers in both directions"]
 
 
 @pytest.mark.parametrize("name", SHARED)
