@@ -70,6 +70,7 @@ PARAMS = {
     "a bias of what is open, read again": (
         ROWS, lambda m, x: F.linear(m.a(x), m.w.exp(), m.v) + m.v.tanh(), {"w": W, "v": torch.ones(2)}, {"w": "task", "v": "task", "y": "."},
     ),
+    "a number added to images": (IMAGES, lambda m, x: m.i(x) + m.p, {"i": nn.Conv2d(1, 4, 1), "p": torch.ones(1)}, {"p": "task i", "y": "i"}),
     "positions": (TOKENS, lambda m, x: m.a(x) + m.p, {"p": torch.ones(1, 5, 4)}, {"p": "task a@2", "y": "a@1"}),
     "a part of positions": (
         TOKENS, lambda m, x: m.a(x) + m.p[:, :5], {"p": torch.ones(1, 6, 4)},
@@ -172,6 +173,9 @@ class Written(nn.Module):
         if self.kind == "a sum onto a view of units":
             a.view(-1, 2, 2).add_(c.view(-1, 2, 2) * 2)
             return a
+        if self.kind == "a sum onto what dropout passed on":
+            nn.functional.dropout(a, training=self.training).add_(1.0)
+            return a + c * 0
         if self.kind == "a product with itself":
             return a.mul_(a)
         return torch.relu_(a.add_(c).add_(1.0))
@@ -182,6 +186,7 @@ class Written(nn.Module):
     [
         ("a sum", "a a"),
         ("a sum onto a view", ". task"),
+        ("a sum onto what dropout passed on", ". c"),
         ("a sum onto a view of units", "a a"),
         ("a product with itself", "a c"),
         ("two sums", ". a"),
@@ -352,6 +357,11 @@ def test_a_head_whose_weight_has_another_name_is_refused() -> None:
 
 def test_one_sample_will_do() -> None:
     """Though samples that are mixed must not look like features that are."""
-    net = Fn(lambda m, x: m.a(x).reshape(1, -1)[:, :4], a=nn.Linear(3, 4))
+    net = Fn(
+        lambda m, x: torch.cat([m.a(x), m.c(x)]).reshape(len(x), -1),
+        a=nn.Linear(3, 4),
+        c=nn.Linear(3, 4),
+    )
     one, two = (traced(net, torch.randn(samples, 3)) for samples in (1, 2))
     assert one == two
+    assert one["y"] == "."
