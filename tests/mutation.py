@@ -62,7 +62,11 @@ TARGETS: dict[str, list[str]] = {
     **{
         str(path.relative_to(ROOT)): RULES for path in sorted((ROOT / "hatfn/tracing").glob("[!_]*.py"))
     },
-    "hatfn/tracing/trace.py": [*RULES, "tests/test_manual.py", "tests/test_errors.py"],
+    "hatfn/tracing/trace.py": [
+        "tests/test_rules_params.py",
+        "tests/test_manual.py",
+        "tests/test_errors.py",
+    ],
 }
 LIMIT = 240.0
 """Seconds that the tests of one mutant may take."""

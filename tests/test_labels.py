@@ -32,6 +32,7 @@ def test_compress_only_weakens_zeros(entries: list[list[int]]) -> None:
     assert small.shape == label.shape
     assert ((small == label) | (label == ZERO)).all()
     assert shrink(compress(torch.tensor([3, ZERO, 3]))).tolist() == [3]
+    assert shrink(compress(torch.tensor([[3, 1], [3, 1]]))).tolist() == [[3, 1]]
     wide = label[:1].expand(4, 3)
     assert shrink(compress(wide)).shape[0] == 1
 

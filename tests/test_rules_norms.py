@@ -126,7 +126,7 @@ NORMS = {
         {"a": rows(), "w": torch.ones(2, 4), "g": torch.ones(2), "v": torch.ones(2)}, {"w": "task", "g": "task", "v": "task", "y": "."},
     ),
     "a standardised weight that is read in part": (
-        ROWS, lambda m, x: F.linear(m.a(x)[:, :3], standardised(m.w, m.g)[:, :3]), {"a": rows(), "w": torch.ones(2, 4), "g": torch.ones(2)}, {"g": "task g", "y": "g"},
+        ROWS, lambda m, x: F.linear(m.a(x)[:, :1], standardised(m.w, m.g)[:, :1]), {"a": rows(), "w": torch.ones(2, 4), "g": torch.ones(2)}, {"g": "task g", "y": "g"},
     ),
     "a standardised weight that reads the input": (ROWS, lambda m, x: F.linear(x, standardised(m.w)), {"w": torch.ones(2, 3)}, {"w": "w", "y": "w"}),
 }  # fmt: skip

@@ -319,6 +319,33 @@ def test_a_rule_that_loses_an_element_is_a_mistake(monkeypatch: pytest.MonkeyPat
         said(ROWS, lambda m, x: m.a(x).roll(1, 1), {"a": A})
 
 
+PLAIN = {
+    "written over": lambda m, x: torch.relu_(m.a(x).add_(m.c(x)).add_(1.0)),
+    "normed and written over": lambda m, x: F.dropout(m.n(m.a(x)).relu_(), 0.5, m.training),
+    "recurrent": lambda m, x: m.r(m.a(x)[:, None])[0],
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_module_is_not_decomposed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's decomposition takes longer than all the rest of a trace."""
+    monkeypatch.delattr(torch.export.ExportedProgram, "run_decompositions")
+    parts = {"a": A, "c": C, "n": nn.BatchNorm1d(4), "r": nn.LSTM(4, 2)}
+    assert not hatfn.trace(Fn(PLAIN[name], **parts), torch.randn(2, 3)).fallbacks
+
+
+def test_a_module_without_parameters_has_no_units() -> None:
+    assert traced(nn.Flatten(), torch.randn(2, 3, 4)) == {"y": ".", "groups": ""}
+
+
+def test_a_number_that_is_taken_from_a_tensor_cannot_be_followed() -> None:
+    net = Fn(lambda m, x: x * x.mean().item())
+    with pytest.raises(
+        hatfn.TraceError, match="takes a number or a shape from a tensor, which labels cannot"
+    ):
+        hatfn.trace(net, torch.randn(2, 3))
+
+
 class Dumping(nn.Module):
     """Fails in Python's own library, but not while it is trained."""
 

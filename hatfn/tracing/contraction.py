@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from hatfn.tracing.labels import ZERO, agree, filled
+from hatfn.tracing.labels import agree, filled
 from hatfn.tracing.registry import registrar
 from hatfn.tracing.tracer import Rule, Tracer, Value, place_of, shape_of
 from hatfn.wiring import OPEN
@@ -69,7 +69,7 @@ def _contract(
         return filled((width,), OPEN)
 
     inherited = agree(per_group, (1,)).expand(groups, width // groups).reshape(width)
-    if not weight.dynamic and weight.data is not None:
+    if weight.data is not None:
         # A fixed weight, as in a blur: nothing to gate, but a sum of zeros is zero.
         return inherited if bias is None else filled((width,), OPEN)
 
@@ -185,7 +185,6 @@ def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Tensor:
     row = agree(t.roots(a), (-1,)).expand(shape)
     if t.forest.width(row) > t.forest.width(column):  # either will do: keep the finer
         column, row = row, column
-    column = column.where(column != ZERO, OPEN)
     return column.where(column >= 0, row)
 
 
