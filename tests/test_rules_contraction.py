@@ -54,6 +54,12 @@ LAYERS = {
         TOKENS, lambda m, x: m.b(torch.cat([m.a(x), m.c(x)], 1)), {"a": A, "c": nn.Linear(3, 4), "b": nn.Linear(4, 2)},
         {"b.weight": "b", "y": "b@1"},
     ),
+    "linear without a bias that reads what differs between tokens": (
+        TOKENS,
+        lambda m, x: m.b(torch.cat([m.a(x), m.c(x)], 1)),
+        {"a": A, "c": nn.Linear(3, 4), "b": nn.Linear(4, 4, bias=False)},
+        {"b.weight": "b", "y": "b@1"},
+    ),
     "linear that reads one unit, without a bias": (
         ROWS, lambda m, x: m.b(m.a(x)[:, :1].expand(-1, 4)), {"a": A, "b": nn.Linear(4, 2, bias=False)},
         {"b.weight": "b < a0", "y": "b"},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from nets import Fn
 from test_rules_contraction import IMAGES, ROWS, TOKENS, chain, said
-from told import traced
+from told import told, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -224,7 +224,7 @@ def test_what_a_wiring_tells_of_a_module() -> None:
 
 def test_the_output_of_a_module_is_gated_only_if_asked() -> None:
     net = Fn(lambda m, x: (m.b(m.a(x)), m.a(x)), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
-    found = traced(net, torch.randn(2, 3), output_gate=False)
+    found = told(hatfn.trace(net, torch.randn(2, 3)))
     assert found == {
         "a.weight": "a",
         "a.bias": "a",
@@ -245,6 +245,8 @@ def test_the_input_can_be_gated() -> None:
     assert wiring.input.group == "input"
     assert wiring.input.index.shape == (2, 3)
     assert wiring.params["a.weight"].into.group == "input"
+    net = Fn(lambda m, x: x @ m.w, w=nn.Parameter(torch.ones(3, 2)))
+    assert traced(net, torch.randn(1, 3), input_gate=True)["w"] == "w@1 < input@0"
 
 
 def test_groups_are_numbered_in_the_order_of_their_units() -> None:
@@ -277,6 +279,18 @@ def test_what_fell_back_is_told_with_its_place() -> None:
         hatfn.TraceError, match=re.escape("no rule for aten.cumsum.default in s, aten.cumprod")
     ):
         hatfn.trace(net, torch.randn(1, 3), strict=True)
+
+
+def test_an_operator_of_another_library_is_not_pytorch_s_of_that_name() -> None:
+    library = torch.library.Library("zoo", "DEF")
+    library.define("clone(Tensor x) -> Tensor")
+    library.impl("clone", lambda x: x + 1, "CompositeExplicitAutograd")
+    wiring = hatfn.trace(
+        Fn(lambda m, x: torch.ops.zoo.clone(m.a(x)), a=nn.Linear(3, 4)),
+        torch.randn(1, 3),
+        output_gate=True,
+    )
+    assert (wiring.fallbacks, wiring.output) == (("zoo.clone.default",), None)
 
 
 def test_numbers_that_are_the_same_in_every_call_are_computed() -> None:
