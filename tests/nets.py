@@ -26,6 +26,19 @@ def mlp(features: int = 5, classes: int = 3, width: int = 16) -> nn.Sequential:
     )
 
 
+class Fn(nn.Module):
+    """A module of named layers and a function of them and x."""
+
+    def __init__(self, forward, **layers) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.function = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
 class ConvNet(nn.Module):
     """A residual block with batch norm: per-task norms and running statistics."""
 

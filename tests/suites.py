@@ -17,7 +17,13 @@ class Suite(NamedTuple):
 
 
 SUITES = {
-    "tracing": Suite(150, ("trace", "mutants", "labels", "layers", "wiring", "manual", "modules")),
+    "tracing": Suite(
+        150,
+        (
+            "trace", "mutants", "labels", "layers", "wiring", "manual", "modules", "rules_movement",
+            "rules_elementwise", "rules_contraction", "rules_norms", "rules_params",
+        ),
+    ),
     "every architecture": Suite(150, ("architectures", "compact", "export", "skipping")),
     "learning": Suite(
         240,

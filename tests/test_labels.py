@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 
+from hatfn.tracing import movement
 from hatfn.tracing.labels import ZERO, Forest, agree, compress, filled, merge, shrink
+from hatfn.tracing.tracer import Tracer, Value
 from hatfn.wiring import OPEN
 
 LABELS = st.lists(st.lists(st.integers(-2, 5), min_size=3, max_size=3), min_size=2, max_size=2)
@@ -29,6 +31,8 @@ def test_compress_only_weakens_zeros(entries: list[list[int]]) -> None:
     small = compress(label)
     assert small.shape == label.shape
     assert ((small == label) | (label == ZERO)).all()
+    assert shrink(compress(torch.tensor([3, ZERO, 3]))).tolist() == [3]
+    assert shrink(compress(torch.tensor([[3, 1], [3, 1]]))).tolist() == [[3, 1]]
     wide = label[:1].expand(4, 3)
     assert shrink(compress(wide)).shape[0] == 1
 
@@ -85,3 +89,14 @@ def test_a_class_of_cells_alone_is_open() -> None:
 def test_a_label_of_a_large_value_is_small() -> None:
     label = filled((64, 256, 56, 56), OPEN)
     assert label.untyped_storage().nbytes() == 8
+
+
+def test_a_label_of_large_values_put_together_is_small() -> None:
+    graph = torch.fx.Graph()
+    node = graph.call_function(torch.ops.aten.cat.default)
+    node.meta["val"] = torch.empty(2, 6, 56, 57, device="meta")
+    parts = [Value(ids[:, None, None].expand(2, 3, 56, 57)) for ids in torch.arange(6).split(3)]
+    label = movement.cat(Tracer({}, []), node, parts, 1)
+    assert label[1, :, 7, 9].tolist() == [0, 1, 2, 3, 4, 5]
+    assert label.shape == (2, 6, 56, 57)
+    assert label.untyped_storage().nbytes() == 6 * 8

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchopt
-from nets import learn
-from test_trace import Fn
+from nets import Fn, learn
 from torch import Tensor, nn
 
 import hatfn

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from hatfn.tracing.labels import ZERO, agree, filled
+from hatfn.tracing.labels import agree, filled
 from hatfn.tracing.registry import registrar
 from hatfn.tracing.tracer import Rule, Tracer, Value, place_of, shape_of
 from hatfn.wiring import OPEN
@@ -69,7 +69,7 @@ def _contract(
         return filled((width,), OPEN)
 
     inherited = agree(per_group, (1,)).expand(groups, width // groups).reshape(width)
-    if not weight.dynamic and weight.data is not None:
+    if weight.data is not None:
         # A fixed weight, as in a blur: nothing to gate, but a sum of zeros is zero.
         return inherited if bias is None else filled((width,), OPEN)
 
@@ -123,9 +123,9 @@ def conv(
     x: Value,
     weight: Value,
     bias: Value | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Any = None,
+    padding: Any = None,
+    dilation: Any = None,
     groups: int = 1,
 ) -> Tensor:
     """Convolution in any number of dimensions; padding adds zeros, which no unit minds."""
@@ -141,11 +141,11 @@ def conv_transpose(
     x: Value,
     weight: Value,
     bias: Value | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
+    stride: Any = None,
+    padding: Any = None,
+    output_padding: Any = None,
     groups: int = 1,
-    dilation: Any = 1,
+    dilation: Any = None,
 ) -> Tensor:
     """Transposed convolution: the weight is (in, out / groups, kernel)."""
     spatial = weight.label.dim() - 2
@@ -185,7 +185,6 @@ def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Tensor:
     row = agree(t.roots(a), (-1,)).expand(shape)
     if t.forest.width(row) > t.forest.width(column):  # either will do: keep the finer
         column, row = row, column
-    column = column.where(column != ZERO, OPEN)
     return column.where(column >= 0, row)
 
 
@@ -193,10 +192,10 @@ def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Tensor:
 def addmm(t: Tracer, node: Node, bias: Value, x: Value, weight: Value, **_: Any) -> Tensor:
     """x W + b with the weight the other way round than in a linear layer."""
     product = matmul(t, node, x, weight)
-    if len(bias.shape) != 1:
+    unit = agree(product, (0,)).expand(1, product.shape[1]).reshape(-1)
+    if bias.shape != unit.shape:
         t.own(bias)
         return filled(product.shape, OPEN)
-    unit = agree(product, (0,)).expand(1, product.shape[1]).reshape(-1)
     biased = t.bind(bias, unit, filled(unit.shape, OPEN))
     return t.same(unit, biased).expand(product.shape)
 
@@ -237,6 +236,6 @@ def attention(
         t.own(operand)
     shape = shape_of(node)
     label = agree(t.roots(value), (-2,))
-    if len(shape) > 2 and value.shape[-3] != shape[-3]:  # several heads of q share one of v
-        label = label.repeat_interleave(shape[-3] // value.shape[-3], -3)
+    if value.shape[:-2] != shape[:-2] and label.shape[-3] > 1:  # several heads of q share one of v
+        label = label.repeat_interleave(shape[-3] // label.shape[-3], -3)
     return label.expand(shape)

@@ -76,13 +76,17 @@ def interpret(
 
 
 def is_simple(node: Node) -> bool:
-    """Whether an operator has a rule and changes none of its operands: nothing need be decomposed."""
+    """Whether an operator changes no operand and has a rule, or a constant for a result.
+
+    Nothing need be decomposed then, which takes longer than all the rest.
+    """
     if node.op != "call_function" or node.target is operator.getitem or node.meta.get("val") is None:
         return True
     if getattr(node.target, "_schema", None) is None or node.target._schema.is_mutable:  # type: ignore[union-attr]
         return False
     name = operator_name(node)
-    return name in BINDING or name in PASSING or elementwise.is_pointwise(node)
+    constant = not node.all_input_nodes and _is_deterministic(node)
+    return constant or name in BINDING or name in PASSING or elementwise.is_pointwise(node)
 
 
 def _parameter(t: Tracer, node: Node, name: str) -> Value:
@@ -99,8 +103,7 @@ def _input(t: Tracer, node: Node, gated: bool) -> Value:
 
 
 def _constant(data: Tensor) -> Value:
-    label = torch.where(data.detach().cpu() == 0, ZERO, OPEN)
-    return Value(compress(label) if label.dim() else label, data=data)
+    return Value(filled(data.shape, OPEN if bool(data.any()) else ZERO), data=data)
 
 
 def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

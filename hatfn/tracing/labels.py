@@ -43,8 +43,8 @@ def agree(label: Tensor, dims: tuple[int, ...]) -> Tensor:
     label = shrink(label)
     dims = tuple(dim % label.dim() for dim in dims)
     if 0 in label.shape:
-        return label.sum(dims, keepdim=True).mul(0).add(ZERO)  # a sum of nothing
-    if all(label.shape[dim] == 1 for dim in dims):
+        return label.sum(dims, keepdim=True) + ZERO  # a sum of nothing
+    if not dims:
         return label
     top = label.amax(dims, keepdim=True)
     same = ((label == top) | (label == ZERO)).all(dim=dims, keepdim=True)

@@ -170,7 +170,7 @@ class Tracer:
     def _bind_cells(self, label: Tensor, wanted: Tensor, into: Tensor) -> Tensor:
         cells, into = label.flatten(), into.expand(label.shape).flatten()
         for param in self.params.values():
-            if param.cells is None or param.bound is None:
+            if param.cells is None:
                 continue
             mine = (cells >= param.cells) & (cells < param.cells + param.shape.numel())
             if bool(mine.any()):
