@@ -360,6 +360,13 @@ def test_a_number_that_is_taken_from_a_tensor_cannot_be_followed() -> None:
         hatfn.trace(net, torch.randn(2, 3))
 
 
+def test_a_module_that_fails_at_the_input_says_so() -> None:
+    with pytest.raises(
+        hatfn.TraceError, match=r"Sequential fails in train mode at an input of shape \(2, 5\): "
+    ):
+        hatfn.trace(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), torch.randn(1, 5))
+
+
 class Dumping(nn.Module):
     """Fails in Python's own library, but not while it is trained."""
 
