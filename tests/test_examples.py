@@ -21,7 +21,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "regularisation_compensation": {"size": 2, "steps": 4, "width": 8},
 }
 ROWS = {  # of the quick form, and of the one that is kept
-    "continual_learning": (3, 6),
+    "continual_learning": (3, 17),
     "mask_initialisation": (9, 9),
     "feature_importance": (11, 11),
     "regularisation_compensation": (2, 2),
