@@ -17,17 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hatfn.checks import explained
 from hatfn.kinds import read
-from hatfn.modules import (
-    BACK,
-    COLUMNS,
-    GATE,
-    keeping,
-    measuring,
-    recompute,
-    recomputes,
-    skeleton,
-    twin,
-)
+from hatfn.modules import BACK, COLUMNS, GATE, keeping, measuring, recompute, recomputes, skeleton, twin
 from hatfn.skipping import Skippable, find_skippable, skipped
 from hatfn.state import HATState, take
 from hatfn.wiring import Units, Wiring

@@ -386,19 +386,12 @@ class HAT(NamedTuple):
             state: with new tasks locked.
             before: the state until now.
         """
-        seen = Locked(
-            binary_gates(state),
-            self.used(state),
-            state.locked,
-            state.params,
-            before.protection,
-            before.locked,
-        )
+        now = (binary_gates(state), self.used(state), state.locked, state.params)
+        seen = Locked(*now, before.protection, before.locked)
         protection = self.lock.rule(self.wiring, seen)
         frozen = self.network.frozen & protection.keys()
         return protection | {name: torch.ones_like(protection[name]) for name in frozen}
 
     def flags(self, state: HATState, rows: Sequence[int]) -> Tensor:
         """(T,) bool, True for some tasks."""
-        flags = torch.tensor([t in rows for t in range(self.tasks)])
-        return flags.to(state.learned.device)
+        return torch.tensor([t in rows for t in range(self.tasks)], device=state.learned.device)

@@ -142,17 +142,12 @@ def _common(state: TorchState, leaves: list[Tensor]) -> TorchState | None:
         it, or None where they differ, as after a step that one of them refused, or where a parameter
         of a single number cannot be told from a count.
     """
-    differ = any(leaf.dim() < 2 for leaf in leaves)
-
-    def once(leaf: Tensor) -> Tensor:
-        nonlocal differ
-        if leaf.dim() > 1:
-            return leaf
-        differ = differ or len({*leaf.tolist()}) > 1
-        return leaf[0]
-
-    common = tree_map(once, state)
-    return None if differ else common
+    every: list[Tensor] = optree.tree_leaves(state)  # type: ignore[arg-type]
+    counts = [leaf for leaf in every if leaf.dim() < 2]
+    if any(leaf.dim() < 2 for leaf in leaves) or any(len({*count.tolist()}) > 1 for count in counts):
+        return None
+    common: TorchState = tree_map(lambda leaf: leaf[0] if leaf.dim() < 2 else leaf, state)
+    return common
 
 
 _SLOPES = torch.tensor([[-1.0, 1e-6, 0.5], [3e9, -0.1, 2.0]], dtype=torch.float64)

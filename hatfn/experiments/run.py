@@ -17,13 +17,7 @@ from hatfn.calibration import readiness
 from hatfn.evaluation import evaluate
 from hatfn.experiments.config import RunConfig, check_run
 from hatfn.experiments.result import Closing, Learned, Result, mean
-from hatfn.experiments.setup import (
-    batches,
-    make_learner,
-    make_module,
-    make_schedule,
-    training_part,
-)
+from hatfn.experiments.setup import batches, make_learner, make_module, make_schedule, training_part
 from hatfn.experiments.streams import Part, Task, make_stream
 from hatfn.learner import HAT
 from hatfn.metrics import accuracy, drift, free_weights, memory, usage
