@@ -269,19 +269,16 @@ class Replicas(NamedTuple):
 
 def _stacked(optimizer: Optimizer) -> PureOptimizer:
     """An optimiser of stacked trees: its own way to step them, or each replica's in one ``vmap``."""
-    own = getattr(optimizer, "stacked", None)
-    if own is not None:
-        return PureOptimizer(optimizer.init, own)
-    pure = vectorized(optimizer)
 
-    def one(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def each(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
         return pure.update(gradients, state, params=params)
 
     def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        every: tuple[Any, Any] = _batched(one, (0, 0, 0))(gradients, state, params)
+        every: tuple[Any, Any] = _batched(each, (0, 0, 0))(gradients, state, params)
         return every
 
-    return PureOptimizer(pure.init, update)
+    pure, own = vectorized(optimizer), getattr(optimizer, "stacked", None)
+    return PureOptimizer(_batched(pure.init, (0,)), update if own is None else own)
 
 
 def _over(function: Callable[..., Any], states: HATState, *rest: Any, shared: bool = False) -> Any:

@@ -20,6 +20,8 @@ codemain.getrandbits = random.Random(0).getrandbits
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # workers share the cores
 
+collect_ignore = ["mutation.py"]  # a script that wants cosmic-ray
+
 # The leaf functions, whose arguments are ours; the public boundary answers wrong types itself.
 LEAVES = ("gates", "transforms", "forward", "metrics", "state", "tracing.labels")
 with install_import_hook([f"hatfn.{leaf}" for leaf in LEAVES], "beartype.beartype"):

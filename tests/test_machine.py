@@ -395,6 +395,7 @@ def test_it_sees_a_leak(index: int, request: pytest.FixtureRequest) -> None:
     how = {"phases": [Phase.generate], "report_multiple_bugs": False}
     with (
         mock.patch("hatfn.transforms.drop", lambda held, value: value),
+        mock.patch("hatfn.bits.drop", lambda held, value: value),
         pytest.raises(AssertionError, match="task "),
     ):
         live(index, request, lives=12, length=25, **how)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from hatfn.bits import PIECE
 from hatfn.learner import HAT
 
-OPTIMIZERS = {"sgd": (0, 5, 0), "momentum": (1, 6, 0), "adam": (2, 7, 1)}
-"""m, k and j: moments of each number; numbers that a step holds for each that it trains, and for each
-of the largest parameter, which is in the making."""
+OPTIMIZERS = {"sgd": (0, 4, PIECE), "momentum": (1, 5, PIECE), "adam": (2, 7, sys.maxsize)}
+"""m, k and l: moments of each number; numbers that a step holds for each that it trains; how much of
+the largest parameter is in the making at most (a piece where the last to be made is the new value)."""
 
 
 class Size(NamedTuple):
@@ -49,11 +51,11 @@ class Size(NamedTuple):
     def step(self, tasks: int, batch: int, optimizer: str) -> int:
         """Bytes that a step of B samples holds at most beside the state before it.
 
-        max(4 k (P + Q + U) + 4 j L + 4 T (Q + U + R), 4 B (A + 2 D)): its second half, or its first,
+        max(4 k (P + Q + U) + 4 min(L, l) + 4 T (Q + U + R), 4 B (A + 2 D)): its second half, or first,
         in whose backward pass a layer's gradient is made out of the next one's.
         """
-        _, kept, leaves = OPTIMIZERS[optimizer]
-        update = 4 * (kept * (self.shared + self.own + self.units) + leaves * self.leaf)
+        _, kept, most = OPTIMIZERS[optimizer]
+        update = 4 * (kept * (self.shared + self.own + self.units) + min(self.leaf, most))
         return max(update + self.stacks(tasks), 4 * batch * (self.saved + 2 * self.layer))
 
 
