@@ -38,7 +38,9 @@ Each of {rounds} rounds runs every way to do the same work, in turn. A ratio is 
 two in one round (of their throughputs, where the row says so): the median over the rounds, and the
 quartiles. `ms` and `peak MiB` give both, the measured one first; a peak is what one step holds at most,
 on top of what was held before it. The states have every task learned, each with the same share of units
-on at random; a training step trains the last of them, the others protected, at scale {scale:.0f}."""
+on at random; a training step trains the last of them, the others protected, at scale {scale:.0f}.
+Plain torch steps by the optimiser of torch.optim as everybody calls it, the learner by torchopt's or by
+torch's own, fused."""
 """What the table says, for those who read it."""
 
 
