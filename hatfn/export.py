@@ -38,7 +38,8 @@ def export(
 ) -> nn.Module:
     """One learned task as a plain module, its gates folded into the weights.
 
-    It gives what ``hat.forward`` gives for the task, to the bit under ``torch.no_grad()`` and after
+    It gives what ``hat.forward`` gives for the task, to rounding: it is dense, and forward leaves out
+    what is off. To the bit it gives what the masked network gives, under ``torch.no_grad()`` and after
     ``module.requires_grad_(False)`` (PyTorch takes other kernels of attention with gradients, and of
     products where weights require them). It needs nothing of hatfn, and is saved, exported and trained
     on like any other. What lies in the entries that the task's gates switch off plays no part: they are

@@ -133,7 +133,8 @@ def call(
     wiring, skips = network.wiring, skips or {}
     values, outputs = dict(params), dict[str, Tensor]()
     if gates is not None:
-        factor = wiring.lookup({group: gate.to(_real(params, x)) for group, gate in gates.items()})
+        real = next((v.dtype for v in params.values() if v.is_floating_point()), x.dtype)
+        factor = wiring.lookup({group: gate.to(real) for group, gate in gates.items()})
         outputs = _gated_outputs(network, params, gates, x, one_weight, skips)
         done = {*skips, *(name for path in outputs for name in wiring.layers[path].params)}
         for name, role in wiring.params.items():
@@ -173,11 +174,6 @@ def call(
     if network.precision is not None:
         output = optree.tree_map(_full, output)
     return output, {name: values[name] for name in buffers}
-
-
-def _real(params: Mapping[str, Tensor], x: Tensor) -> torch.dtype:
-    """The type of the numbers that gates multiply."""
-    return next((value.dtype for value in params.values() if value.is_floating_point()), x.dtype)
 
 
 def _gated_outputs(
@@ -233,7 +229,7 @@ def _skipped(
     network: Network, params: Mapping[str, Tensor], masks: Mapping[str, Tensor], x: Tensor
 ) -> dict[str, Tensor]:
     """What layers are handed under the masks of some tasks; nothing where masks cannot be read."""
-    if not masks or read(next(iter(masks.values()))[0, 0]) is None:
+    if not network.skippable or not masks or read(next(iter(masks.values()))[0, 0]) is None:
         return {}
     return skipped(network.skippable, network.wiring, params, masks, len(x))
 

@@ -304,8 +304,11 @@ def advance(
         firm = {name: p == 1 for name, p in protection.items()}
     gradients = raw._replace(params=transforms.protect(raw.params, firm))
     if scale is not None and hat.compensated:
-        numbers = (scale, hyper["s_max"], hyper["compensation"])
-        steeper = transforms.compensate(raw.embeddings, own.embeddings, *map(_per_task, numbers))
+        s, s_max, factor = (  # of embeddings (K, U), or (S, K, U)
+            transforms.spread(number, 2 + axes) if isinstance(number, Tensor) else number
+            for number in (scale, hyper["s_max"], hyper["compensation"])
+        )
+        steeper = transforms.compensate(raw.embeddings, own.embeddings, s, s_max, factor)
         gradients = gradients._replace(embeddings=steeper)
     sound = transforms.finite((seen.loss, seen.buffers), axes).to(seen.loss.dtype)
     gradients, loss, penalty, sound = hat.ranks.mean(
@@ -327,11 +330,6 @@ def advance(
     # A step that one process must refuse is refused by all.
     ok = transforms.finite((new, opt_state), axes) & (sound == 1) & before.open
     return seen, After(new, seen.buffers, opt_state), norm, ok
-
-
-def _per_task(number: float | Tensor) -> float | Tensor:
-    """A number, or one for each replica, broadcastable to embeddings (S, K, U)."""
-    return number[:, None, None] if isinstance(number, Tensor) and number.dim() else number
 
 
 def _optimized(hat: HAT, gradients: Trainable, opt_state: Any, own: Trainable) -> tuple[Any, Any]:

@@ -97,7 +97,7 @@ def clip_by_norm(tree: Tree, max_norm: float | None, axes: int = 0) -> tuple[Tre
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     if _agreed(factor) == 1.0:
         return tree, norm
-    return tree_map(lambda leaf: leaf * _before(leaf, factor).to(leaf.dtype), tree), norm
+    return tree_map(lambda leaf: leaf * spread(factor, leaf.dim()).to(leaf.dtype), tree), norm
 
 
 def _flat(leaf: Tensor, axes: int) -> Tensor:
@@ -105,9 +105,9 @@ def _flat(leaf: Tensor, axes: int) -> Tensor:
     return leaf.unsqueeze(-1).flatten(axes)
 
 
-def _before(leaf: Tensor, number: Tensor) -> Tensor:
-    """A number, or one for each replica, broadcastable to a leaf that leads with the replicas."""
-    return number.reshape((*number.shape, *(1,) * (leaf.dim() - number.dim())))
+def spread(number: Tensor, dims: int) -> Tensor:
+    """A number, or one for each replica, broadcastable to leaves of so many axes, replicas first."""
+    return number.reshape((*number.shape, *(1,) * (dims - number.dim())))
 
 
 def apply_updates(
@@ -123,12 +123,12 @@ def apply_updates(
     """
     held = {name: p if p.dtype == torch.bool else p == 1 for name, p in protection.items()}
     own: Trainable = tree_map(
-        lambda p, u: torch.addcmul(p, u, _before(p, rate).to(u.dtype)),
+        lambda p, u: torch.addcmul(p, u, spread(rate, p.dim()).to(u.dtype)),
         old._replace(params={}),
         updates._replace(params={}),
     )
     params = {
-        name: add(held[name], value, updates.params[name], _before(value, rate))
+        name: add(held[name], value, updates.params[name], spread(rate, value.dim()))
         for name, value in old.params.items()
     }
     return own._replace(params=params)
@@ -186,4 +186,4 @@ def choose(condition: Tensor, new: Tree, old: Tree) -> Tree:
     known = _agreed(condition)
     if known is not None:
         return new if known else old
-    return tree_map(lambda new, old: torch.where(_before(new, condition), new, old), new, old)
+    return tree_map(lambda new, old: torch.where(spread(condition, new.dim()), new, old), new, old)

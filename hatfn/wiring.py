@@ -227,8 +227,11 @@ class Wiring:
             if units is None or units.index.numel() != size or bool((units.index == OPEN).all()):
                 return None
             flat = units.index.flatten()
-            known.extend([] if any(torch.equal(flat, other) for other in known) else [flat])
-            return next(other for other in known if torch.equal(flat, other))
+            for other in known:
+                if torch.equal(flat, other):
+                    return other
+            known.append(flat)
+            return flat
 
         found = {}
         for path, layer in self.layers.items():

@@ -102,7 +102,7 @@ OPTIMIZERS = {
     "torchopt.adam": Pair(lambda: torchopt.adam(1e-3), _adam),
     "torch.optim.Adam, fused": Pair(lambda: from_torch(torch.optim.Adam, lr=1e-3, fused=True), _adam),
 }
-"""Those of the training steps, by the name that the table gives the learner's."""
+"""The optimisers of the training steps, by the name that the table gives the learner's."""
 
 
 @dataclass(frozen=True)
