@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hatfn.kinds import read
 
@@ -29,7 +30,8 @@ def drop(off: Tensor, value: Tensor) -> Tensor:
         tensor([0., 2.])
     """
     integers = _WIDTHS.get(value.element_size())
-    if value.requires_grad or value.device.type != "cpu" or integers is None:
+    eager = value.device.type == "cpu" and not (value.requires_grad or isinstance(value, FakeTensor))
+    if integers is None or not eager:
         return torch.where(off, 0, value)
     ones = (off.view(torch.int8) - 1).to(integers)  # 0 where off, else -1: every bit is one
     bits = value.view(integers)

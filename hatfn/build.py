@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hatfn import regularizer as regularizers
+from hatfn.compiled import Compiler, Part
 from hatfn.forward import make_network
 from hatfn.gates import Init
 from hatfn.kinds import check_callable, check_count, check_kind
@@ -20,6 +21,7 @@ from hatfn.ranks import ALONE, Ranks
 from hatfn.settings import (
     check_choice,
     check_classes,
+    check_compile,
     check_each,
     check_groups,
     check_number,
@@ -53,6 +55,7 @@ def build(
     ranks: Ranks = ALONE,
     accumulate: int = 1,
     grad_checkpointing: bool = False,
+    compile: Part | None = None,
 ) -> HAT:
     """A continual learner for a module and its wiring.
 
@@ -100,6 +103,12 @@ def build(
             transformers' modules offer it, in training: its blocks are computed again in the backward
             pass instead of kept, for the same step to the bit. False: as the module has it. One that
             calls ``torch.utils.checkpoint`` by itself says so: ``module.grad_checkpointing = True``.
+        compile: what of a step PyTorch's Inductor compiles, at its first call and for every shape
+            anew. "update": all that follows the gradient, protection, clip, optimiser, as one pass
+            over memory; whatever the batch, whichever the task. "step": the gradient as well, for every
+            shape of batch and number of classes; for a small module, whose Python it leaves out, the
+            fastest. Losses and weights are the same to rounding, old tasks' outputs to the bit. Needs
+            functions made of operators alone, such as TorchOpt's, and on a CPU a C++ compiler.
 
     Returns:
         The learner.
@@ -157,8 +166,10 @@ def build(
         "sparsity": check_each("sparsity", sparsity, tasks),
         "quota": check_each("quota", quota, tasks),
     }
+    network = make_network(module, wiring, classes, precision, grad_checkpointing)
+    check_compile(compile, pure, ranks, network.recomputes)
     return HAT(
-        network=make_network(module, wiring, classes, precision, grad_checkpointing),
+        network=network,
         tasks=tasks,
         optimizer=pure,
         loss=loss,
@@ -173,4 +184,5 @@ def build(
         decay_embeddings=decay_embeddings,
         ranks=ranks,
         accumulate=check_count("build", "accumulate", accumulate),
+        compiler=None if compile is None else Compiler(compile),
     )

@@ -8,13 +8,16 @@ from numbers import Real
 from typing import Any
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def read(tensor: Tensor) -> Any:
-    """The numbers of a small tensor, or None inside ``vmap``, where numbers cannot be read."""
+    """The numbers of a small tensor; None inside ``vmap`` or while a graph is captured, without any."""
+    if isinstance(tensor, FakeTensor):  # it would answer with symbols
+        return None
     try:
         return tensor.tolist()
-    except Exception:  # tensors without numbers, vmap's and fake ones, have an error each
+    except Exception:  # tensors without numbers have an error each
         return None
 
 

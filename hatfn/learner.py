@@ -11,6 +11,7 @@ from torch import Tensor
 from hatfn import checks
 from hatfn.calibration import recalibrate
 from hatfn.compact import Subnet, compact
+from hatfn.compiled import Compiler
 from hatfn.forward import Network, Output, forward, forward_each, forward_plain, predict
 from hatfn.gates import Init, flush, gate, hard_gate
 from hatfn.initial import initial_state
@@ -47,6 +48,7 @@ class HAT(NamedTuple):
     decay_embeddings: bool
     ranks: Ranks
     accumulate: int
+    compiler: Compiler | None
 
     @property
     def wiring(self) -> Wiring:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hatfn import checks
+from hatfn.advance import Advanced, Before, Scale, Seen, advance, settled
 from hatfn.forward import Output, batchable
 from hatfn.kinds import check_kind, check_learner, check_list
 from hatfn.learner import HAT
@@ -18,18 +19,14 @@ from hatfn.optimizer import Optimizer, PureOptimizer, vectorized
 from hatfn.settings import check_axis, check_replicated, check_scales, check_seeds
 from hatfn.state import HATState, Trainable, tree_map
 from hatfn.step import (
-    Before,
     Info,
-    Scale,
-    Seen,
     accumulated,
-    advance,
     read,
     refuse_checkpointing,
     report,
-    settled,
     split,
     total_loss,
+    trained,
     write,
 )
 
@@ -168,24 +165,35 @@ class Replicas(NamedTuple):
         hat = self.hat._replace(optimizer=_stacked(self.hat.optimizer))
         before = read(hat, states, rows, axis=1)
         per_batch = None if shared else 0
-        parts = split((x, y), hat.accumulate, axis + checks.several(task))
-        per_scale = 0 if isinstance(scale, Tensor) and scale.dim() == 1 else None
+        counted = axis + checks.several(task)  # the axis of samples
 
         def forward(before: Before, batch: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tensor, Seen]:
             batches = checks.check_batches(batch, task, rows, hat.classes, hat.wiring)
             return total_loss(hat, before, batches, rows, scale)
 
-        every = _batched(forward, (0, per_batch, per_scale))
+        def slopes(
+            before: Before, batch: tuple[Tensor, Tensor], scale: Scale
+        ) -> tuple[Trainable, Seen]:
+            per_scale = 0 if isinstance(scale, Tensor) and scale.dim() == 1 else None
+            every = _batched(forward, (0, per_batch, per_scale))
 
-        def objective(own: Trainable, buffers: dict[str, Tensor], part: Any) -> tuple[Tensor, Seen]:
-            # Replicas have nothing in common: the gradient of the sum is the gradient of each.
-            reads = before._replace(own=own, buffers=buffers, protection={}, opt_state=())
-            totals, seen = every(reads, part, scale)
-            return totals.sum(), seen
+            def objective(own: Trainable, buffers: dict[str, Tensor], part: Any) -> tuple[Tensor, Seen]:
+                # Replicas have nothing in common: the gradient of the sum is the gradient of each.
+                reads = before._replace(own=own, buffers=buffers, protection={}, opt_state=())
+                totals, seen = every(reads, part, scale)
+                return totals.sum(), seen
 
+            parts = split(batch, hat.accumulate, counted)
+            return accumulated(objective, before, parts, nested=False, axis=1)
+
+        def advanced(before: Before, raw: Trainable, seen: Seen, scale: Scale) -> Advanced:
+            return advance(hat, before, raw, seen, scale, samples=1, axes=1)
+
+        name = shared, *(hat.classes[row] for row in rows if hat.classes)
         with batchable(x.device):
-            raw, seen = accumulated(objective, before, parts, nested=False, axis=1)
-            _, after, norm, ok = advance(hat, before, raw, seen, scale, samples=1, axes=1)
+            seen, after, norm, ok = trained(
+                hat.compiler, name, self.hat, slopes, advanced, before, (x, y), scale, axes=1
+            )
         new = write(states, rows, settled(ok, after, before), axis=1)
         return new, report(seen, norm, ok, task)
 

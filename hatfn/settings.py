@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from hatfn.checks import HATWarning, check_scale
+from hatfn.compiled import Part, captured
 from hatfn.kinds import check_count, check_integer, check_kind, check_list, check_real, check_seed
+from hatfn.optimizer import Optimizer
+from hatfn.ranks import Ranks
 from hatfn.wiring import Wiring, digest
 
 
@@ -154,6 +158,38 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """One of a few words."""
     if value not in choices:
         raise ValueError(f"build: {name}={value!r}. Expected one of {', '.join(map(repr, choices))}.")
+
+
+def check_compile(part: Any, optimizer: Optimizer, ranks: Ranks, recomputes: bool) -> None:
+    """What of a step is compiled, and whether it can be.
+
+    Args:
+        part: of a step; None: nothing.
+        optimizer: a pair that is pure.
+        ranks: that train together.
+        recomputes: whether the module checkpoints activations.
+    """
+    if part is None:
+        return
+    check_choice("compile", part, get_args(Part))
+    if ranks.size > 1:
+        raise ValueError(
+            f"build: compile={part!r} with {ranks.size} processes, whose messages no graph can hold. "
+            f"Expected compile=None, or ranks left out."
+        )
+    if part == "step" and recomputes:
+        raise ValueError(
+            "build: compile='step', and the module checkpoints activations, which a graph would keep. "
+            "Expected compile='update'."
+        )
+    tree = {"w": torch.ones(2)}
+    try:
+        captured(partial(optimizer.update, params=tree), tree, optimizer.init(tree))
+    except Exception as error:
+        raise ValueError(
+            f"build: compile={part!r}, and the optimizer reads numbers of tensors, as those of "
+            f"hatfn.from_torch do. Expected functions made of operators alone: torchopt.adam(1e-3)."
+        ) from error
 
 
 def check_more(classes: Any, num_tasks: int | None, known: Sequence[int] | None, wiring: Wiring) -> int:

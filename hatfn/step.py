@@ -1,9 +1,9 @@
-"""One step of training: what is minimised, and the order in which its gradient becomes a new state."""
+"""One step of training: what it reads of a state, what it minimises, what it writes."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,9 +11,10 @@ import optree
 import torch
 from torch import Tensor
 
-from hatfn import checks, kinds, transforms
+from hatfn import checks, kinds
+from hatfn.advance import Advanced, After, Before, Scale, Seen, advance, settled
+from hatfn.compiled import Compiler, widened
 from hatfn.forward import Output, call, cut_heads
-from hatfn.optimizer import check_moments
 from hatfn.state import HATState, Trainable, put_rows, take, take_rows, trainable, tree_map
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 """Inputs and targets of each of the K tasks that are trained."""
-
-Scale = float | Tensor | None
-"""The mask scale; None: binary gates."""
 
 
 class Info(NamedTuple):
@@ -45,52 +43,6 @@ class Info(NamedTuple):
     ok: Tensor
 
 
-class Before(NamedTuple):
-    """What a step of K tasks reads of a state.
-
-    Attributes:
-        own: what it trains.
-        buffers: {name: (K, ...)}, the tasks' running statistics.
-        used: {group: (U,)}, the cumulative mask.
-        protection: {name: tensor}, of the shared weights.
-        hyper: {name: ()}, or {name: (T,)} for what each task has of its own.
-        opt_state: the optimiser's.
-        open: () bool, whether the tasks may be written to.
-    """
-
-    own: Trainable
-    buffers: dict[str, Tensor]
-    used: dict[str, Tensor]
-    protection: dict[str, Tensor]
-    hyper: dict[str, Tensor]
-    opt_state: Any
-    open: Tensor
-
-
-class After(NamedTuple):
-    """What a step writes: fields as in :class:`Before`."""
-
-    own: Trainable
-    buffers: dict[str, Tensor]
-    opt_state: Any
-
-
-class Seen(NamedTuple):
-    """What the forward pass of a step leaves behind.
-
-    Attributes:
-        loss: (K,).
-        penalty: (K,).
-        logits: K outputs.
-        buffers: {name: (K, ...)}, new running statistics.
-    """
-
-    loss: Tensor
-    penalty: Tensor
-    logits: tuple[Output, ...]
-    buffers: dict[str, Tensor]
-
-
 def step(hat: HAT, state: HATState, batch: Any, task: Any, scale: Scale) -> tuple[HATState, Info]:
     """The body of :meth:`hatfn.HAT.update`, which says what goes in and comes out."""
     checks.check_state("update", state, hat.wiring, hat.tasks)
@@ -101,17 +53,71 @@ def step(hat: HAT, state: HATState, batch: Any, task: Any, scale: Scale) -> tupl
     batches = checks.check_batches(batch, task, rows, hat.classes, hat.wiring)
     before = read(hat, state, rows)
 
-    def objective(own: Trainable, buffers: dict[str, Tensor], part: Batches) -> tuple[Tensor, Seen]:
-        return total_loss(hat, before._replace(own=own, buffers=buffers), part, rows, scale)
-
-    given: list[Tensor] = optree.tree_leaves((before, batches))  # type: ignore[arg-type]
-    nested = kinds.read(state.active) is None or any(leaf.requires_grad for leaf in given)
+    given: list[Any] = optree.tree_leaves((before, batches, scale))  # type: ignore[arg-type]
+    derived = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in given)
+    nested = derived or kinds.read(state.active) is None
     if nested:
         refuse_checkpointing(hat)
-    parts = split(batches, hat.accumulate)
-    raw, seen = accumulated(objective, before, parts, nested)
-    seen, after, norm, ok = advance(hat, before, raw, seen, scale, len(batches[0][0]))
+
+    def slopes(before: Before, batches: Batches, scale: Scale) -> tuple[Trainable, Seen]:
+        def objective(own: Trainable, buffers: dict[str, Tensor], part: Any) -> tuple[Tensor, Seen]:
+            return total_loss(hat, before._replace(own=own, buffers=buffers), part, rows, scale)
+
+        return accumulated(objective, before, split(batches, hat.accumulate), nested)
+
+    def advanced(before: Before, raw: Trainable, seen: Seen, scale: Scale) -> Advanced:
+        return advance(hat, before, raw, seen, scale, len(batches[0][0]))
+
+    compiler = None if nested else hat.compiler
+    wide = () if hat.classes is None else tuple(hat.classes[row] for row in rows)
+    seen, after, norm, ok = trained(compiler, wide, hat, slopes, advanced, before, batches, scale)
     return write(state, rows, settled(ok, after, before)), report(seen, norm, ok, task)
+
+
+def trained(
+    compiler: Compiler | None,
+    name: Hashable,
+    parts: tuple[Any, ...],
+    slopes: Callable[[Before, Any, Scale], tuple[Trainable, Seen]],
+    advanced: Callable[[Before, Trainable, Seen, Scale], Advanced],
+    before: Before,
+    batches: Any,
+    scale: Scale,
+    axes: int = 0,
+) -> Advanced:
+    """From what a step reads, and a batch, to what may be written, in compiled graphs if there are any.
+
+    Args:
+        compiler: of the learner, or None.
+        name: what the two functions depend on beside their arguments, by its value.
+        parts: likewise, by identity.
+        slopes: the gradient.
+        advanced: all that follows it.
+        before: what the step reads.
+        batches: of the tasks.
+        scale: of the gates.
+        axes: 1 where every leaf leads with replicas.
+
+    Returns:
+        as :func:`advance`.
+    """
+
+    def whole(before: Before, batches: Any, scale: Scale) -> Advanced:
+        return advanced(before, *slopes(before, batches, scale), scale)
+
+    if compiler is None:
+        return whole(before, batches, scale)
+    wide = before._replace(protection=widened(before.protection))
+    if scale is not None:
+        scale = torch.as_tensor(scale, dtype=before.hyper["s_max"].dtype, device=before.open.device)
+    if compiler.part == "step":
+        done: Advanced = compiler(whole, ("step", axes, name), parts, wide, batches, scale)
+        return done
+    raw, seen = slopes(before, batches, scale)
+    # What depends on the size of the batch stays outside: the graph fits every batch.
+    lean = wide._replace(buffers={}, used={}), raw, seen._replace(logits=())
+    then, *rest = compiler(advanced, ("update", axes), parts, *lean, scale)
+    return then._replace(logits=seen.logits), *rest
 
 
 def read(hat: HAT, state: HATState, rows: Sequence[int], axis: int = 0) -> Before:
@@ -125,8 +131,10 @@ def read(hat: HAT, state: HATState, rows: Sequence[int], axis: int = 0) -> Befor
     """
     own, buffers = trainable(state, rows, axis), take_rows(state.task_buffers, rows, axis)
     opened = torch.stack([state.active.select(axis, row) for row in rows]).all(0)
+    of_tasks = {name: value for name, value in state.hyper.items() if value.dim() > axis}
+    hyper = state.hyper | take_rows(of_tasks, rows, axis)
     used = hat.used(state)
-    return Before(own, buffers, used, state.protection, state.hyper, state.opt_state, opened)
+    return Before(own, buffers, used, state.protection, hyper, state.opt_state, opened)
 
 
 def write(state: HATState, rows: Sequence[int], after: After, axis: int = 0) -> HATState:
@@ -173,14 +181,13 @@ def total_loss(
         gates = hat.gates(take(own.embeddings, k), scale)
         params = {**own.params, **cut_heads(hat.network, take(own.task_params, k), rows[k])}
         logits, buffers = call(hat.network, hat.network.train, params, buffers, gates, x)
-        penalty = hat.regularizer(gates, before.used, before.hyper["quota"][rows[k]])
+        penalty = hat.regularizer(gates, before.used, before.hyper["quota"][k])
         return hat.loss(logits, y), penalty, logits, buffers
 
     # A loop: every task's head is cut to its own classes, and the loss sees no padding.
     losses, penalties, logits, buffers = zip(*map(of_task, range(len(rows))), strict=True)
     loss, penalty = torch.stack(losses), torch.stack(penalties)
-    weights = torch.stack([before.hyper["sparsity"][row] for row in rows])
-    total = loss.sum() + (weights * penalty).sum().to(loss.dtype)
+    total = loss.sum() + (before.hyper["sparsity"] * penalty).sum().to(loss.dtype)
     stacked = {name: torch.stack([b[name] for b in buffers]) for name in buffers[0]}
     return total, Seen(loss, penalty, logits, stacked)
 
@@ -272,89 +279,3 @@ def gradient(
             ) from error
     raw: Trainable = optree.tree_unflatten(structure, slopes)  # type: ignore[assignment]
     return raw, tree_map(torch.Tensor.detach, seen)
-
-
-def advance(
-    hat: HAT,
-    before: Before,
-    raw: Trainable,
-    seen: Seen,
-    scale: Scale,
-    samples: int,
-    axes: int = 0,
-) -> tuple[Seen, After, Tensor, Tensor]:
-    """From a gradient to what may be written.
-
-    Args:
-        hat: the learner.
-        before: what the step read.
-        raw: the gradient.
-        seen: what the forward pass left.
-        scale: of the gates.
-        samples: in this process's batch, by which gradients of several processes are weighted.
-        axes: 1 where every leaf leads with replicas, whose optimiser then is one of stacked trees.
-
-    Returns:
-        what the forward pass left, losses averaged over processes; what may be written; the norm of
-        the gradient, (); whether all of it is finite, () bool. Both (S,) of S replicas.
-    """
-    own, protection, hyper = before.own, before.protection, before.hyper
-    firm = protection
-    if hat.lock.on == "update":  # what may move a little has its moments like anything else
-        firm = {name: p == 1 for name, p in protection.items()}
-    gradients = raw._replace(params=transforms.protect(raw.params, firm))
-    if scale is not None and hat.compensated:
-        s, s_max, factor = (  # of embeddings (K, U), or (S, K, U)
-            transforms.spread(number, 2 + axes) if isinstance(number, Tensor) else number
-            for number in (scale, hyper["s_max"], hyper["compensation"])
-        )
-        steeper = transforms.compensate(raw.embeddings, own.embeddings, s, s_max, factor)
-        gradients = gradients._replace(embeddings=steeper)
-    sound = transforms.finite((seen.loss, seen.buffers), axes).to(seen.loss.dtype)
-    gradients, loss, penalty, sound = hat.ranks.mean(
-        (gradients, seen.loss, seen.penalty, sound), samples
-    )
-    seen = seen._replace(loss=loss, penalty=penalty)
-    gradients, norm = transforms.clip_by_norm(gradients, hat.max_norm, axes)
-    decayed = own if hat.decay_embeddings else own._replace(embeddings=_zeros(own.embeddings))
-    steps, opt_state = _optimized(hat, gradients, before.opt_state, decayed)
-    if scale is None:
-        steps = steps._replace(embeddings=_zeros(own.embeddings))
-    if hat.lock.on == "update":
-        steps = steps._replace(params=transforms.protect(steps.params, protection))
-    new = transforms.apply_updates(own, steps, hyper["lr"], protection)
-    frozen = {name: own.task_params[name] for name in hat.network.frozen & own.task_params.keys()}
-    clamped = transforms.clamp_embeddings(new.embeddings, hat.clamp)
-    new = new._replace(task_params=new.task_params | frozen, embeddings=clamped)
-
-    # A step that one process must refuse is refused by all.
-    ok = transforms.finite((new, opt_state), axes) & (sound == 1) & before.open
-    return seen, After(new, seen.buffers, opt_state), norm, ok
-
-
-def _optimized(hat: HAT, gradients: Trainable, opt_state: Any, own: Trainable) -> tuple[Any, Any]:
-    """The optimiser's answer. Moments of other tasks may broadcast instead of failing."""
-    try:
-        steps, new = hat.optimizer.update(gradients, opt_state, params=own)
-    except RuntimeError:
-        check_moments("update", opt_state, hat.optimizer.init(own))
-        raise
-    check_moments("update", steps, own)
-    return steps, new
-
-
-def settled(ok: Tensor, after: After, before: Before) -> After:
-    """What is written: something new, or what was there before a step that is refused.
-
-    Args:
-        ok: () bool, or (S,) where states are stacked.
-        after: from :func:`advance`.
-        before: what the step read.
-    """
-    old = After(before.own, before.buffers, before.opt_state)
-    chosen: After = transforms.choose(ok, after, old)
-    return chosen
-
-
-def _zeros(tree: dict[str, Tensor]) -> dict[str, Tensor]:
-    return tree_map(torch.zeros_like, tree)  # type: ignore[no-any-return]

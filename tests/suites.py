@@ -26,10 +26,10 @@ SUITES = {
     ),
     "every architecture": Suite(150, ("architectures", "compact", "export", "skipping")),
     "learning": Suite(
-        240,
+        300,
         (
             "learner", "forward", "gates", "transforms", "heads", "locks", "together", "networks", "precision",
-            "memory", "torch_optim", "papers", "calibration", "capacity", "transfer", "lifecycle", "devices",
+            "memory", "torch_optim", "papers", "calibration", "capacity", "transfer", "lifecycle", "devices", "compiled",
         ),
     ),
     "batched evaluation, replicas": Suite(60, ("evaluation", "inference", "replicas")),

@@ -29,9 +29,12 @@ CPU = torch.device("cpu")
 SMALL = {
     "mlp": Case(
         "mlp", lambda: MLP(6, 3, width=8), (6,), 4, 3, classes=3, density=0.25,
-        targets={"hat.update": Target(1e9), "predict": Target(0.0)},
+        targets={"hat.update": Target(1e9), "predict": Target(0.0)}, parts=("update", "step"),
     ),
-    "seeds": Seeds("seeds", (8,), features=6, replicas=2, targets={"hatfn.Replicas": Target(0.0, least=True)}),
+    "seeds": Seeds(
+        "seeds", (8,), features=6, replicas=2, targets={"hatfn.Replicas": Target(0.0, least=True)},
+        parts=("step",),
+    ),
 }  # fmt: skip
 
 
@@ -179,17 +182,23 @@ def test_the_command_has_every_case() -> None:
         assert case.name == name
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 def test_the_command_writes_its_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, leaves: graph)
+    monkeypatch.setattr("torch.compile", lambda module: module)
     monkeypatch.setattr(cli, "CASES", SMALL)
     monkeypatch.setattr(
         cli, "interleaved", lambda contenders, rounds, wait: constant(contenders, rounds)
     )
-    out = tmp_path / "table.md"
-    cli.main(["bench", "--rounds", "2", "--threads", "1", "--out", str(out)])
+    out, flags = tmp_path / "table.md", [] if compiled else ["--no-compiled"]
+    cli.main(["bench", "--rounds", "2", "--threads", "1", "--out", str(out), *flags])
     printed, text = capsys.readouterr().out, out.read_text()
-    assert "`hatfn bench --rounds 2 --threads 1 --out table.md`" in text
+    command = (
+        "hatfn bench --rounds 2 --threads 1 " + "--no-compiled " * (not compiled) + "--out table.md"
+    )
+    assert f"`{command}`" in text
     assert "1 thread, torch" in text
     assert str(tmp_path) not in text
     rows = [
@@ -197,7 +206,11 @@ def test_the_command_writes_its_table(
     ]
     ways = len(bench_cases.all_tasks(*prepared())) - 1
     optimizers = len(bench_cases.OPTIMIZERS)
-    assert len(rows) == (optimizers + 1 + ways) + optimizers + optimizers  # steps, seeds, states
+    compiling = compiled * sum(pair.compiles for pair in bench_cases.OPTIMIZERS.values())
+    more = 3 * compiling, 2 * compiling  # update, step, plain module; one after another, replicas
+    assert len(rows) == (optimizers + 1 + ways) + optimizers + optimizers + sum(
+        more
+    )  # the last: states
     for found in (
         "| mlp | train step | torchopt.adam | hat.update | plain torch | 2.00 (2.00 to 2.00) | <= 1000000000.00 | met |",
         "| mlp | evaluate all tasks |  | predict | 3 plain passes | 3.00 (3.00 to 3.00) | <= 0.00 | missed |",
@@ -205,7 +218,12 @@ def test_the_command_writes_its_table(
     ):
         assert found in text
         assert all(part.strip() in printed for part in found.split("|"))
-    assert f"Targets met: {2 * optimizers} of {2 * optimizers + 1}." in text
+    if compiled:
+        assert (
+            "| torchopt.adam | hat.update, step compiled | plain torch | 4.00 (4.00 to 4.00) |" in text
+        )
+    met = 2 * optimizers + 3 * compiling
+    assert f"Targets met: {met} of {met + 1}." in text
 
 
 def constant(contenders: list[Contender], rounds: int):

@@ -94,6 +94,25 @@ def test_a_run_in_parts_that_checkpoints() -> None:
     assert min(losses) < losses[0]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+def test_a_run_of_compiled_steps(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchOpt's optimisers take the steps of torch's, up to rounding."""
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, leaves: graph)
+    settings = {"width": 20, "epochs": 1, "tasks": 2, "optimizer": optimizer, "lr": 1e-3}
+    decay = {"weight_decay": 1e-3, "momentum": 0.9 if optimizer in ("sgd", "rmsprop") else 0.0}
+    (plain, before), (compiled, after) = (
+        finished(**settings, **decay, compile=part) for part in ("none", "step")
+    )
+    assert compiled.hat.compiler.graphs
+    assert not plain.hat.compiler
+    assert compiled.result.max_drift == 0.0
+    pairs = zip(before, after, strict=True)
+    losses = [(a.loss, b.loss) for a, b in pairs if hasattr(a, "loss")]
+    assert len(losses) > 10
+    for ours, theirs in losses:
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
 def closed(**settings: Any) -> tuple[Any, Any]:
     """A network with batch norm after its first task, and what the run says of that."""
     quick = {"model": "test_resnet", "image_size": 32, "epochs": 1, "batch_size": 128, "tasks": 5}

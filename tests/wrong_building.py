@@ -163,6 +163,7 @@ CASES = [
     wrong("build", "precision", torch.float64, ValueError, "build", "torch.float64", "module.double()"),
     wrong("build", "accumulate", 0, ValueError, "build", "accumulate=0", "at least 1"),
     wrong("build", "accumulate", 1.5, TypeError, "build", "accumulate=1.5", "an int"),
+    wrong("build", "compile", True, ValueError, "build", "compile=True", "update"),
     wrong("build", "grad_checkpointing", 1, TypeError, "build", "grad_checkpointing is a int", "True"),
     wrong("build", "grad_checkpointing", True, ValueError, "build", "MLP does not offer it", "accumulate="),
     wrong("build", "ranks", 2, TypeError, "build", "ranks is a int", "hatfn.ranks.joined()"),

@@ -40,7 +40,9 @@ quartiles. `ms` and `peak MiB` give both, the measured one first; a peak is what
 on top of what was held before it. The states have every task learned, each with the same share of units
 on at random; a training step trains the last of them, the others protected, at scale {scale:.0f}.
 Plain torch steps by the optimiser of torch.optim as everybody calls it, the learner by torchopt's or by
-torch's own, fused."""
+torch's own, fused. `update compiled` and `step compiled` are steps of `build(compile="update")` and
+`"step"`, measured like the others against what is not compiled, as is plain torch with its `module
+compiled`, by `torch.compile`."""
 """What the table says, for those who read it."""
 
 
@@ -204,7 +206,9 @@ def command(config: BenchConfig) -> str:
     parts = ["hatfn bench"]
     for setting in fields(config):
         value = getattr(config, setting.name)
-        if value != setting.default:
+        if value is False:
+            parts.append(f"--no-{setting.name}")
+        elif value != setting.default:
             values = value if isinstance(value, tuple) else (value,)
             shown = (v.name if isinstance(v, Path) else str(v) for v in values)
             parts.append(f"--{setting.name} {' '.join(shown)}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import timm
 import torch
@@ -14,6 +14,7 @@ import torchopt
 from torch import Tensor, nn
 
 from hatfn.build import build
+from hatfn.compiled import Compiler, Part
 from hatfn.experiments.timing import Contender
 from hatfn.learner import HAT
 from hatfn.networks import MLP
@@ -80,10 +81,12 @@ class Pair(NamedTuple):
     Attributes:
         pure: a pair of functions.
         plain: from parameters to an optimiser of torch.
+        compiles: whether the functions are made of operators alone.
     """
 
     pure: Callable[[], Optimizer]
     plain: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+    compiles: bool
 
 
 def _sgd(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
@@ -95,12 +98,14 @@ def _adam(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 OPTIMIZERS = {
-    "torchopt.sgd, momentum 0.9": Pair(lambda: torchopt.sgd(0.01, momentum=0.9), _sgd),
+    "torchopt.sgd, momentum 0.9": Pair(lambda: torchopt.sgd(0.01, momentum=0.9), _sgd, True),
     "torch.optim.SGD, momentum 0.9, fused": Pair(
-        lambda: from_torch(torch.optim.SGD, lr=0.01, momentum=0.9, fused=True), _sgd
+        lambda: from_torch(torch.optim.SGD, lr=0.01, momentum=0.9, fused=True), _sgd, False
     ),
-    "torchopt.adam": Pair(lambda: torchopt.adam(1e-3), _adam),
-    "torch.optim.Adam, fused": Pair(lambda: from_torch(torch.optim.Adam, lr=1e-3, fused=True), _adam),
+    "torchopt.adam": Pair(lambda: torchopt.adam(1e-3), _adam, True),
+    "torch.optim.Adam, fused": Pair(
+        lambda: from_torch(torch.optim.Adam, lr=1e-3, fused=True), _adam, False
+    ),
 }
 """The optimisers of the training steps, by the name that the table gives the learner's."""
 
@@ -118,6 +123,7 @@ class Case:
         classes: of each task, and of the module.
         density: share of each group's units that a task has on.
         targets: {name of a contender: what its ratio should be}.
+        parts: of a step that are compiled in some contenders.
     """
 
     name: str
@@ -128,9 +134,10 @@ class Case:
     classes: int = 10
     density: float = 0.2
     targets: Mapping[str, Target] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
-    def comparisons(self, device: torch.device) -> Iterator[Comparison]:
-        """Everything that is compared for this model, one after the other."""
+    def comparisons(self, device: torch.device, compiled: bool = True) -> Iterator[Comparison]:
+        """Everything that is compared for this model, one after the other; compiled or not."""
         module, wiring = self.traced(device)
         with seeded(device, 1):
             data = random_batches(BATCHES, (self.batch,), self.shape, self.classes, device)
@@ -138,7 +145,14 @@ class Case:
             hat, state = self.learned(module, wiring, pair.pure())
             plain = deepcopy(module)
             contenders = [plain_training(plain, pair, data), hat_training(hat, state, data)]
-            yield Comparison(self.name, "train step", name, contenders, self.targets, state=state)
+            for part in self.parts if compiled and pair.compiles else ():
+                again = hat._replace(compiler=Compiler(part))
+                contenders.append(_compiled(hat_training(again, state, data), part))
+            if "step" in self.parts and len(contenders) > 2:
+                graph = cast(nn.Module, torch.compile(deepcopy(module)))
+                contenders.append(_compiled(plain_training(graph, pair, data), "module"))
+            targets = _also_compiled(self.targets, self.parts)
+            yield Comparison(self.name, "train step", name, contenders, targets, state=state)
             del plain, contenders
         x, plain = data[0][0], module.eval()
         one = [
@@ -173,6 +187,7 @@ class Seeds:
         batch: inputs per step and replica.
         replicas: S.
         targets: {name of a contender: what its ratio should be}.
+        parts: of a step that are compiled in some contenders.
     """
 
     name: str
@@ -181,9 +196,10 @@ class Seeds:
     batch: int = 32
     replicas: int = 8
     targets: Mapping[str, Target] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
-    def comparisons(self, device: torch.device) -> Iterator[Comparison]:
-        """A comparison for each width and optimiser."""
+    def comparisons(self, device: torch.device, compiled: bool = True) -> Iterator[Comparison]:
+        """A comparison for each width and optimiser; compiled or not."""
         shape = (self.replicas, self.batch)
         with seeded(device, 1):
             data = random_batches(BATCHES, shape, (self.features,), 2, device)
@@ -195,8 +211,13 @@ class Seeds:
                 hat = build(module, wiring, [2] * 5, pair.pure())
                 replicas = [hat.begin(hat.init(seed, fresh=True), 0) for seed in range(self.replicas)]
                 contenders = [one_by_one(hat, replicas, data), batched(hat, replicas, data)]
+                for part in self.parts if compiled and pair.compiles else ():
+                    again = hat._replace(compiler=Compiler(part))
+                    contenders.append(_compiled(one_by_one(again, replicas, data), part))
+                    contenders.append(_compiled(batched(again, replicas, data), part))
+                targets = _also_compiled(self.targets, self.parts)
                 what = f"throughput of {self.replicas} seeds, width {width}"
-                yield Comparison(self.name, what, name, contenders, self.targets, throughput=True)
+                yield Comparison(self.name, what, name, contenders, targets, throughput=True)
 
 
 CASES: dict[str, Case | Seeds] = {
@@ -207,6 +228,7 @@ CASES: dict[str, Case | Seeds] = {
             targets={
                 "hat.update": Target(1.5), "hat.forward": Target(1.05), "predict": Target(0.3),
             },
+            parts=("update", "step"),
         ),
         Case(
             "resnet18s", lambda: timm.create_model("resnet18s", num_classes=10), (3, 32, 32), 32, 5,
@@ -214,16 +236,32 @@ CASES: dict[str, Case | Seeds] = {
                 "hat.update": Target(1.1), "hat.forward": Target(1.05), "predict": Target(1.2),
                 "compact": Target(0.2),
             },
+            parts=("update",),
         ),
         Case(
             "vit", lambda: timm.create_model("vit_tiny_patch16_224", num_classes=10),
             (3, 224, 224), 4, 5,
             targets={"hat.update": Target(1.2), "hat.forward": Target(1.05)},
+            parts=("update",),
         ),
-        Seeds("seeds", (100, 400, 1000), targets={"hatfn.Replicas": Target(4.0, least=True)}),
+        Seeds(
+            "seeds", (100, 400, 1000),
+            targets={"hatfn.Replicas": Target(4.0, least=True)},
+            parts=("step",),
+        ),
     )
 }  # fmt: skip
 """What the command runs, with the ratios that were asked for."""
+
+
+def _compiled(contender: Contender, part: str) -> Contender:
+    """The contender by the name of one that compiles a part of its work."""
+    return contender._replace(name=f"{contender.name}, {part} compiled")
+
+
+def _also_compiled(targets: Mapping[str, Target], parts: Sequence[str]) -> dict[str, Target]:
+    """The targets, and the same of contenders that compile a part of their work."""
+    return {**targets, **{f"{n}, {part} compiled": t for n, t in targets.items() for part in parts}}
 
 
 def with_density(hat: HAT, density: float, seed: int) -> HATState:

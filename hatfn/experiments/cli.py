@@ -119,7 +119,7 @@ def bench_and_report(config: BenchConfig, console: Console) -> bench.Bench:
     with bench.threads(config.threads):
         for name in config.only or CASES:
             console.print(f"{name}: preparing")
-            for comparison in CASES[name].comparisons(device):
+            for comparison in CASES[name].comparisons(device, config.compiled):
                 rounds = interleaved(comparison.contenders, config.rounds, wait=wait)
                 label = " ".join(filter(None, comparison[:3]))
                 shown = track(rounds, label, config.rounds, console=console)

@@ -118,6 +118,9 @@ class RunConfig:
     """Parts that every batch is split into: a step holds the activations of one at a time."""
     grad_checkpointing: bool = False
     """Compute a timm model's blocks again in the backward pass instead of keeping their activations."""
+    compile: Literal["none", "update", "step"] = "none"
+    """What of a step PyTorch compiles, with TorchOpt's optimisers: what follows the gradient, or all.
+    Takes seconds to minutes at the start, on a CPU a C++ compiler, and pays for long runs."""
     out: Path | None = None
     """Folder for the results; None: runs/STREAM-MODEL-METHOD-SEED."""
 
@@ -203,5 +206,7 @@ class BenchConfig:
     """Where to compute: cpu, cuda, cuda:1, ..."""
     threads: int | None = None
     """Threads of torch; None: as many as it takes by itself."""
+    compiled: bool = True
+    """Also time steps that PyTorch compiles; wants a C++ compiler, and minutes more."""
     out: Path | None = None
     """Where to write the table, in Markdown."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+import torchopt
 from torch import Tensor, nn
 
 from hatfn import schedule
@@ -60,8 +61,13 @@ def _resize(x: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
 
 
 def make_optimizer(config: RunConfig) -> Optimizer:
-    """torch's optimiser of that name, by its fastest kernels."""
+    """torch's optimiser of that name, by its fastest kernels; torchopt's where steps are compiled."""
     momentum = {"momentum": config.momentum}
+    if config.compile != "none":
+        own = momentum if config.optimizer in ("sgd", "rmsprop") else {}
+        make = getattr(torchopt, config.optimizer)
+        pure: Optimizer = make(config.lr, weight_decay=config.weight_decay, **own)
+        return pure
     makers: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
         "sgd": (torch.optim.SGD, {**momentum, "fused": True}),
         "adam": (torch.optim.Adam, {"fused": True}),
@@ -96,6 +102,7 @@ def make_learner(
         ranks=ranks,
         accumulate=config.accumulate,
         grad_checkpointing=config.grad_checkpointing,
+        compile=None if config.compile == "none" else config.compile,
         precision=None if config.precision == "float32" else torch.bfloat16,
     )
     if config.method != "hat":
