@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hatfn.checks import explained
 from hatfn.kinds import read
 from hatfn.modules import BACK, COLUMNS, GATE, keeping, measuring, recompute, recomputes, skeleton, twin
-from hatfn.skipping import Skippable, find_skippable, skipped
+from hatfn.skipping import NOTHING, Skippable, Skips, find_skippable, skipped
 from hatfn.state import HATState, take
 from hatfn.wiring import Units, Wiring
 
@@ -108,7 +108,7 @@ def call(
     gates: Mapping[str, Tensor] | None,
     x: Tensor,
     one_weight: bool = False,
-    skips: Mapping[str, Tensor] | None = None,
+    skips: Skips = NOTHING,
 ) -> tuple[Output, dict[str, Tensor]]:
     """The module's output under gates, and the running statistics that it leaves.
 
@@ -130,13 +130,14 @@ def call(
     Returns:
         output (B, ...), and the new running statistics.
     """
-    wiring, skips = network.wiring, skips or {}
+    wiring, handed = network.wiring, skips.values
     values, outputs = dict(params), dict[str, Tensor]()
     if gates is not None:
         real = next((v.dtype for v in params.values() if v.is_floating_point()), x.dtype)
         factor = wiring.lookup({group: gate.to(real) for group, gate in gates.items()})
         outputs = _gated_outputs(network, params, gates, x, one_weight, skips)
-        done = {*skips, *(name for path in outputs for name in wiring.layers[path].params)}
+        ungated = {*outputs, *skips.bare}
+        done = {*handed, *(name for path in ungated for name in wiring.layers[path].params)}
         for name, role in wiring.params.items():
             out = role.out if role.gated and name not in done else None
             for units in (out, role.into if role.folded else None):
@@ -154,7 +155,7 @@ def call(
     if module is network.evaluate:
         every = x.new_empty(0, dtype=torch.int64)
         values |= {f"{path}.{end}": every for path in network.skippable for end in (COLUMNS, BACK)}
-    values |= skips
+    values |= handed
     if network.recomputes and module is network.train:
         module = keeping(module, values)
     elif wiring.remembers:
@@ -182,14 +183,15 @@ def _gated_outputs(
     gates: Mapping[str, Tensor],
     x: Tensor,
     one_weight: bool,
-    skips: Mapping[str, Tensor],
+    skips: Skips,
 ) -> dict[str, Tensor]:
     """{path: gate} of the layers that are gated by what they return; arguments as in :func:`call`."""
     look, chosen = network.wiring.lookup(gates), {}
     for path, rows in network.outputs.items():
         layer = network.wiring.layers[path]
         fewer = len(x) * layer.size <= sum(params[name].numel() for name in layer.params)
-        if f"{path}.{BACK}" not in skips and (fewer or one_weight or layer.params[0] in skips):
+        narrow = path in skips.bare or f"{path}.{BACK}" in skips.values
+        if not narrow and (fewer or one_weight or layer.params[0] in skips.values):
             chosen[path] = look(rows)
     return chosen
 
@@ -217,20 +219,21 @@ def forward(
     """One task's output in eval mode."""
     own = cut_heads(network, take(state.task_params, task), task)
     buffers, params = take(state.task_buffers, task), {**state.params, **own}
-    skips = {}
+    skips = NOTHING
     if next(iter(gates.values()), x).dtype == torch.bool:
         masks = {group: gate[None] for group, gate in gates.items()}
         every = {**state.params, **{name: leaf[None] for name, leaf in own.items()}}
-        skips = take(_skipped(network, every, masks, x), 0)
+        skips = _skipped(network, every, masks, x)
+        skips = skips._replace(values=take(skips.values, 0))
     return call(network, network.evaluate, params, buffers, gates, x, skips=skips)[0]
 
 
 def _skipped(
     network: Network, params: Mapping[str, Tensor], masks: Mapping[str, Tensor], x: Tensor
-) -> dict[str, Tensor]:
+) -> Skips:
     """What layers are handed under the masks of some tasks; nothing where masks cannot be read."""
     if not network.skippable or not masks or read(next(iter(masks.values()))[0, 0]) is None:
-        return {}
+        return NOTHING
     return skipped(network.skippable, network.wiring, params, masks, len(x))
 
 
@@ -367,17 +370,17 @@ def predict(
 
     skips = _skipped(network, {**state.params, **own}, masks, x)
 
-    def one(own: dict[str, Tensor], buffers: Any, masks: Any, skips: Any) -> Output:
-        params = {**state.params, **own}
-        return call(network, network.evaluate, params, buffers, masks, x, True, skips)[0]
+    def one(own: dict[str, Tensor], buffers: Any, masks: Any, handed: Any) -> Output:
+        params, narrow = {**state.params, **own}, skips._replace(values=handed)
+        return call(network, network.evaluate, params, buffers, masks, x, True, narrow)[0]
 
     with batchable(x.device):
         try:
-            outputs = torch.vmap(one, chunk_size=chunk_size)(own, buffers, masks, skips)
+            outputs = torch.vmap(one, chunk_size=chunk_size)(own, buffers, masks, skips.values)
         except ValueError as error:
             if not any(words in str(error) for words in UNBATCHED):
                 raise
-            trees = (own, buffers, masks, skips)
+            trees = (own, buffers, masks, skips.values)
             slices = ([take(tree, i) for tree in trees] for i in range(len(rows)))
             outputs = optree.tree_map(lambda *parts: torch.stack(parts), *(one(*s) for s in slices))
     if network.classes is None or len({*network.classes}) == 1:

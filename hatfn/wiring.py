@@ -81,10 +81,13 @@ class Layer(NamedTuple):
     Attributes:
         params: names of its weight and, if it has one, its bias.
         size: numbers that it returned for a sample of the traced input.
+        readers: paths of the layers that alone read what it returns, unit by unit, behind functions of
+            single numbers that keep zero; empty if anything else does.
     """
 
     params: tuple[str, ...]
     size: int
+    readers: tuple[str, ...] = ()
 
 
 class Computed(NamedTuple):
@@ -219,7 +222,7 @@ class Wiring:
         """The unit of each row and of each column of the weights of layers, (O,) and (I,) int64.
 
         None where no gate reaches that side, where an entry has no unit of its own, and where weight
-        and bias disagree. Equal ones are one object. Heads are not among them.
+        and bias disagree; a head's rows are classes. Equal ones are one object.
         """
         known: list[Tensor] = []
 
@@ -236,10 +239,10 @@ class Wiring:
         found = {}
         for path, layer in self.layers.items():
             roles = [self.params[name] for name in layer.params]
-            if roles[0].kind != "head":
-                outs = [axis(role.out, roles[0].shape[0]) for role in roles]
-                agree = all(out is outs[0] for out in outs) and len({role.gated for role in roles}) == 1
-                found[path] = (outs[0] if agree else None, axis(roles[0].into, roles[0].shape[1]))
+            outs = [axis(role.out, roles[0].shape[0]) for role in roles]
+            agree = all(out is outs[0] for out in outs) and len({role.gated for role in roles}) == 1
+            agree &= roles[0].kind != "head"
+            found[path] = (outs[0] if agree else None, axis(roles[0].into, roles[0].shape[1]))
         return found
 
     @cached_property

@@ -53,7 +53,7 @@ def handed(hat: hatfn.HAT, state: HATState, x: Tensor, task: int) -> dict[str, T
     """What layers are handed for a task."""
     masks = {group: mask[task][None] for group, mask in state.masks.items()}
     params = {**state.params, **{n: leaf[task][None] for n, leaf in state.task_params.items()}}
-    return skipping.skipped(hat.network.skippable, hat.wiring, params, masks, len(x))
+    return skipping.skipped(hat.network.skippable, hat.wiring, params, masks, len(x)).values
 
 
 @pytest.mark.usefixtures("everywhere")
@@ -81,7 +81,7 @@ def test_what_is_dead_is_not_read(make: type[nn.Module], shape: tuple[int, ...])
     for task in range(3):
         used = hat.begin(state, (task + 1) % 3, locked=[task]).protection
         wiped = {n: torch.where(used[n], p, torch.nan) for n, p in state.params.items()}
-        layers = [n for layer in hat.network.skippable.values() for n in layer.params]
+        layers = [n for layer in hat.network.skippable.values() for n in layer.params if n in used]
         spoiled = state._replace(params={**state.params, **{n: wiped[n] for n in layers}})
         assert any(wiped[name].isnan().any() for name in layers)
         assert torch.equal(hat.forward(spoiled, x, task), hat.forward(state, x, task))
@@ -135,7 +135,64 @@ def test_only_where_it_pays() -> None:
     assert not handed(hat, full, many, 0), "nothing is dead"
     narrow = handed(hat, sparse, many, 0)["hidden.1.weight"][0]
     live = [int(sparse.masks[group][0].sum()) for group in ("hidden.1", "hidden.0")]
-    assert narrow.shape == (live[0] + 1, live[1]), "a row of zeros stands for all that are dead"
+    assert narrow.shape == tuple(live), "the head reads these rows alone: nothing is widened"
+    wide = handed(learner(watched(MLP(784, 3)), many), sparse, many, 0)["hidden.1.weight"][0]
+    assert wide.shape == (live[0] + 1, live[1]), "a row of zeros stands for all that are dead"
+
+
+def watched(module: MLP) -> MLP:
+    """A module of which somebody looks at what a layer returns."""
+    module.hidden[0].register_forward_hook(lambda layer, args, out: None)
+    return module
+
+
+class Reads(nn.Module):
+    """What each layer makes is read by another in another way."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        if self.way == "two readers":
+            return self.head(torch.relu(self.b(a.relu()) + self.c(torch.nn.functional.gelu(a))))
+        if self.way == "a residual stream":
+            return self.head(torch.relu(a + self.b(a.relu())))
+        if self.way == "not zero":
+            return self.head(self.c(self.b(torch.relu(a) + 1).relu()).relu())
+        return self.head(self.c(self.b(a.relu()).flip(-1)).relu())  # moved
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize(
+    ("way", "readers"),
+    [
+        ("two readers", {"a": ("b", "c"), "b": (), "c": ()}),
+        ("a residual stream", {"a": (), "b": ()}),
+        ("not zero", {"a": (), "b": ("c",), "c": ("head",)}),
+        ("moved", {"a": ("b",), "b": (), "c": ("head",)}),
+    ],
+)
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.6])
+def test_only_who_reads_just_that_is_handed_it_narrow(
+    way: str, readers: dict[str, tuple[str, ...]], share: float
+) -> None:
+    """Also where tasks have unequal numbers of units on, or none."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    hat = learner(Reads(way), x)
+    found = {path: hat.wiring.layers[path].readers for path in readers}
+    assert found == readers
+    for seed in range(3):
+        state = drawn(hat, share, seed)
+        together = hat.predict(state, x)
+        for task, classes in enumerate(hat.classes):
+            expected = masked(hat, state, x, task)
+            torch.testing.assert_close(hat.forward(state, x, task), expected)
+            torch.testing.assert_close(together[task, :, :classes], expected)
 
 
 class Odd(nn.Module):
@@ -170,7 +227,7 @@ def test_layers_of_which_more_is_known_to_nobody_are_left_alone() -> None:
     seen: list[torch.Size] = []
     module.plain.register_forward_hook(lambda layer, args, out: seen.append(out.shape))
     hat = learner(module, x)
-    assert set(hat.network.skippable) == {"plain"}
+    assert set(hat.network.skippable) == {"plain", "head"}
     state = drawn(hat, 0.5)
     assert handed(hat, state, x, 0)
     torch.testing.assert_close(hat.forward(state, x, 0), masked(hat, state, x, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from hatfn.tracing.elementwise import at_zero, is_pointwise
 from hatfn.tracing.interpret import operator_name
 from hatfn.tracing.tracer import place_of, shape_of
 from hatfn.wiring import Layer
@@ -23,7 +24,7 @@ def find_layers(program: torch.export.ExportedProgram, names: dict[str, str]) ->
         names: the first name of every parameter.
     """
     specs = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
-    layers = {}
+    layers, nodes = {}, {}
     for node in program.graph.nodes:
         if operator_name(node) not in PRODUCTS:
             continue
@@ -33,5 +34,27 @@ def find_layers(program: torch.export.ExportedProgram, names: dict[str, str]) ->
         alone = all(len(arg.users) == 1 for arg in inputs)
         inside = any(f"{place_of(user)}.".startswith(f"{path}.") for user in node.users)
         if targets == own == tuple(names.get(name) for name in own) and alone and not inside:
-            layers[path] = Layer(own, shape_of(node)[1:].numel())
-    return layers
+            layers[path], nodes[node] = Layer(own, shape_of(node)[1:].numel()), path
+    read = {path: _readers(node, nodes) for node, path in nodes.items()}
+    return {path: layer._replace(readers=read[path]) for path, layer in layers.items()}
+
+
+def _readers(node: Node, layers: dict[Node, str]) -> tuple[str, ...]:
+    """The layers that alone read a value, behind elementwise functions of it alone that keep zero."""
+    found, values = set[str](), [node]
+    for value in values:
+        for user in value.users:
+            if user in layers and user.args[0] is value:
+                found.add(layers[user])
+            elif len(user.all_input_nodes) == 1 and _keeps_zero(user):
+                values.append(user)
+            else:
+                return ()
+    return tuple(sorted(found))
+
+
+def _keeps_zero(node: Node) -> bool:
+    """Whether a function of one value takes every number by itself, and zero to zero."""
+    if operator_name(node) == "dropout":
+        return node.args[2] is False
+    return is_pointwise(node) and at_zero(node)
