@@ -133,25 +133,25 @@ def call(
     wiring, handed = network.wiring, skips.values
     values, outputs = dict(params), dict[str, Tensor]()
     if gates is not None:
-        real = next((v.dtype for v in params.values() if v.is_floating_point()), x.dtype)
-        factor = wiring.lookup({group: gate.to(real) for group, gate in gates.items()})
-        outputs = _gated_outputs(network, params, gates, x, one_weight, skips)
+        look = wiring.lookup(gates)
+        outputs = _gated_outputs(network, params, look, x, one_weight, skips)
         ungated = {*outputs, *skips.bare}
         done = {*handed, *(name for path in ungated for name in wiring.layers[path].params)}
         for name, role in wiring.params.items():
             out = role.out if role.gated and name not in done else None
             for units in (out, role.into if role.folded else None):
                 if units is not None:
-                    values[name] = values[name] * factor(units).to(values[name].dtype)
+                    values[name] = values[name] * look(units).to(values[name].dtype)
         if wiring.input is not None:
-            x = x * factor(wiring.input).to(x.dtype)
+            x = x * look(wiring.input).to(x.dtype)
     head = (
         {name: values.pop(name) for name in network.heads} if network.added and network.classes else {}
     )
     # A module may write into the very tensors it is given: running statistics, an in-place ReLU.
     x, given = x.clone(), {**buffers, **network.constants}
     values |= {name: buffer.clone() for name, buffer in given.items()}
-    values |= {f"{path}.{GATE}": outputs.get(path, x.new_empty(0)) for path in network.outputs}
+    none = x.new_empty(0)
+    values |= {f"{path}.{GATE}": outputs.get(path, none) for path in network.outputs}
     if module is network.evaluate:
         every = x.new_empty(0, dtype=torch.int64)
         values |= {f"{path}.{end}": every for path in network.skippable for end in (COLUMNS, BACK)}
@@ -180,13 +180,17 @@ def call(
 def _gated_outputs(
     network: Network,
     params: Mapping[str, Tensor],
-    gates: Mapping[str, Tensor],
+    look: Callable[[Units], Tensor],
     x: Tensor,
     one_weight: bool,
     skips: Skips,
 ) -> dict[str, Tensor]:
-    """{path: gate} of the layers that are gated by what they return; arguments as in :func:`call`."""
-    look, chosen = network.wiring.lookup(gates), {}
+    """{path: gate} of the layers that are gated by what they return; arguments as in :func:`call`.
+
+    Args:
+        look: from units to their gates.
+    """
+    chosen = {}
     for path, rows in network.outputs.items():
         layer = network.wiring.layers[path]
         fewer = len(x) * layer.size <= sum(params[name].numel() for name in layer.params)

@@ -27,7 +27,7 @@ from hatfn.metrics import forgetting_ratio, forward_transfer
 Runs = Mapping[str, list[Result]]
 """What each method measured, of each seed."""
 
-BASE = RunConfig(width=200, seeds=5)
+BASE = RunConfig(width=200, seeds=5, infer="end")
 QUICK: dict[str, Any] = {"width": 20, "epochs": 1, "tasks": 2, "seeds": 2}
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -77,7 +77,7 @@ def interleaved(
     contenders: Sequence[Contender],
     rounds: int,
     warmup: int = 3,
-    shortest: float = 0.05,
+    shortest: float = 0.25,
     clock: Callable[[], float] = time.perf_counter,
     wait: Callable[[], object] | None = None,
 ) -> Iterator[dict[str, float]]:
