@@ -29,6 +29,11 @@ COLUMNS = (
 )  # fmt: skip
 """Of the table; the last two give both contenders."""
 
+CHOICE = ("model", "what", "optimiser", "target", "ratio", "", "by")
+"""Columns of the table of targets."""
+
+BEST = "Targets, each by the best way to the work"
+"""Title of the table that says what to choose."""
 
 STATE = "What a state holds, in MiB"
 """Title of the table of memory."""
@@ -42,7 +47,7 @@ on at random; a training step trains the last of them, the others protected, at 
 Plain torch steps by the optimiser of torch.optim as everybody calls it, the learner by torchopt's or by
 torch's own, fused. `update compiled` and `step compiled` are steps of `build(compile="update")` and
 `"step"`, measured like the others against what is not compiled, as is plain torch with its `module
-compiled`, by `torch.compile`."""
+compiled`, by `torch.compile`. The first table has for each target the best way that there is."""
 """What the table says, for those who read it."""
 
 
@@ -146,23 +151,51 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def best(rows: Iterable[Row]) -> list[Row]:
+    """For each target the one way, of those that it is asked of, that comes nearest or does best."""
+    asked: dict[tuple[str, str, str, Target], list[Row]] = {}
+    for row in rows:
+        if row.target is not None:
+            work = row.comparison.model, row.comparison.what, row.comparison.plain, row.target
+            asked.setdefault(work, []).append(row)
+    return [
+        (max if target.least else min)(ways, key=lambda row: row.ratio.median)
+        for (*_, target), ways in asked.items()
+    ]
+
+
+def met(row: Row) -> str:
+    """Whether a row's target is met, in a word; empty without one."""
+    return "" if row.target is None else "met" if row.target.met(row.ratio.median) else "missed"
+
+
+def choice(row: Row) -> tuple[str, ...]:
+    """A target and the best way, as text."""
+    comparison, way = row.comparison, row.measured
+    way += f", {comparison.optimizer}" if comparison.optimizer else ""
+    ratio = f"{row.ratio.median:.2f}"
+    return comparison.model, comparison.what, comparison.plain, str(row.target), ratio, met(row), way
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """A row as text."""
     comparison, target = row.comparison, row.target
-    verdict = "" if target is None else "met" if target.met(row.ratio.median) else "missed"
     milliseconds, peaks = (
         " / ".join(form.format(value / unit) for value in pair)
         for form, unit, pair in (("{:.2f}", 1e-3, row.seconds), ("{:.1f}", MIB, row.peaks))
     )
     return (
         comparison.model, comparison.what, comparison.optimizer, row.measured, row.against,
-        str(row.ratio), "" if target is None else str(target), verdict, milliseconds, peaks,
+        str(row.ratio), "" if target is None else str(target), met(row), milliseconds, peaks,
     )  # fmt: skip
 
 
 def sheets(bench: Bench) -> dict[str, list[tuple[str, ...]]]:
-    """The tables of ratios and of memory as text, {title: head and rows}; none that is empty."""
-    found = {"Ratios": [COLUMNS, *map(cells, bench.rows)]}
+    """The tables of targets, ratios and memory as text, {title: head and rows}; none that is empty."""
+    found = {}
+    if chosen := best(bench.rows):
+        found[BEST] = [CHOICE, *map(choice, chosen)]
+    found["Ratios"] = [COLUMNS, *map(cells, bench.rows)]
     for key, parts in bench.memory.items():
         table = found.setdefault(STATE, [("model", "optimiser", *parts.index, "sum", "sum / params")])
         sizes = (f"{size / MIB:.2f}" for size in (*parts, parts.sum()))
@@ -171,9 +204,9 @@ def sheets(bench: Bench) -> dict[str, list[tuple[str, ...]]]:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """How many targets are met."""
-    judged = [row.target.met(row.ratio.median) for row in rows if row.target is not None]
-    return f"Targets met: {sum(judged)} of {len(judged)}."
+    """How many targets are met, each by the best way."""
+    judged = [met(row) for row in best(rows)]
+    return f"Targets met: {judged.count('met')} of {len(judged)}."
 
 
 def tables(bench: Bench) -> list[Table]:

@@ -64,6 +64,7 @@ class Comparison(NamedTuple):
         throughput: whether the ratio is that of throughputs (the reference's time on top) instead of
             times.
         state: a learner's, whose memory is worth a line.
+        plain: the optimiser of the reference, or empty.
     """
 
     model: str
@@ -73,17 +74,20 @@ class Comparison(NamedTuple):
     targets: Mapping[str, Target]
     throughput: bool = False
     state: HATState | None = None
+    plain: str = ""
 
 
 class Pair(NamedTuple):
     """The same optimiser, for a learner and for plain torch.
 
     Attributes:
+        name: of both.
         pure: a pair of functions.
         plain: from parameters to an optimiser of torch.
         compiles: whether the functions are made of operators alone.
     """
 
+    name: str
     pure: Callable[[], Optimizer]
     plain: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
     compiles: bool
@@ -98,13 +102,13 @@ def _adam(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 OPTIMIZERS = {
-    "torchopt.sgd, momentum 0.9": Pair(lambda: torchopt.sgd(0.01, momentum=0.9), _sgd, True),
+    "torchopt.sgd, momentum 0.9": Pair("SGD", lambda: torchopt.sgd(0.01, momentum=0.9), _sgd, True),
     "torch.optim.SGD, momentum 0.9, fused": Pair(
-        lambda: from_torch(torch.optim.SGD, lr=0.01, momentum=0.9, fused=True), _sgd, False
+        "SGD", lambda: from_torch(torch.optim.SGD, lr=0.01, momentum=0.9, fused=True), _sgd, False
     ),
-    "torchopt.adam": Pair(lambda: torchopt.adam(1e-3), _adam, True),
+    "torchopt.adam": Pair("Adam", lambda: torchopt.adam(1e-3), _adam, True),
     "torch.optim.Adam, fused": Pair(
-        lambda: from_torch(torch.optim.Adam, lr=1e-3, fused=True), _adam, False
+        "Adam", lambda: from_torch(torch.optim.Adam, lr=1e-3, fused=True), _adam, False
     ),
 }
 """The optimisers of the training steps, by the name that the table gives the learner's."""
@@ -152,7 +156,9 @@ class Case:
                 graph = cast(nn.Module, torch.compile(deepcopy(module)))
                 contenders.append(_compiled(plain_training(graph, pair, data), "module"))
             targets = _also_compiled(self.targets, self.parts)
-            yield Comparison(self.name, "train step", name, contenders, targets, state=state)
+            yield Comparison(
+                self.name, "train step", name, contenders, targets, state=state, plain=pair.name
+            )
             del plain, contenders
         x, plain = data[0][0], module.eval()
         one = [
@@ -217,7 +223,9 @@ class Seeds:
                     contenders.append(_compiled(batched(again, replicas, data), part))
                 targets = _also_compiled(self.targets, self.parts)
                 what = f"throughput of {self.replicas} seeds, width {width}"
-                yield Comparison(self.name, what, name, contenders, targets, throughput=True)
+                yield Comparison(
+                    self.name, what, name, contenders, targets, throughput=True, plain=pair.name
+                )
 
 
 CASES: dict[str, Case | Seeds] = {
