@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -13,17 +11,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hatfn.batching import UNBATCHED, batchable, batched
 from hatfn.checks import explained
 from hatfn.kinds import read
-from hatfn.modules import BACK, COLUMNS, GATE, keeping, measuring, recompute, recomputes, skeleton, twin
+from hatfn.modules import (
+    BACK,
+    COLUMNS,
+    GATE,
+    first_names,
+    keeping,
+    measuring,
+    recompute,
+    recomputes,
+    skeleton,
+    twin,
+)
 from hatfn.skipping import NOTHING, Skippable, Skips, find_skippable, skipped
 from hatfn.state import HATState, take
 from hatfn.wiring import Units, Wiring
-
-UNBATCHED = ("atching rule not implemented", "expected scalar type")
-"""How PyTorch says that vmap cannot batch a recurrent layer, or a batch norm of two precisions."""
 
 Output = Any
 """What a module returns: a tensor, or a tuple or dict of tensors."""
@@ -47,6 +53,7 @@ class Network(NamedTuple):
         frozen: names of the parameters that the module does not train (``requires_grad=False``).
         precision: of the module's arithmetic under ``torch.autocast``; None: that of its numbers.
         recomputes: whether the module checkpoints activations in train mode.
+        tied: whether a parameter or buffer has several names; looking for them costs each call.
     """
 
     train: nn.Module
@@ -63,6 +70,7 @@ class Network(NamedTuple):
     frozen: frozenset[str]
     precision: torch.dtype | None
     recomputes: bool
+    tied: bool
 
 
 def make_network(
@@ -97,6 +105,7 @@ def make_network(
         frozen=frozenset(n for n, p in module.named_parameters() if not p.requires_grad) - {*own},
         precision=precision,
         recomputes=grad_checkpointing or recomputes(train),
+        tied=any(name != first for name, first in first_names(module).items()),
     )
 
 
@@ -163,7 +172,7 @@ def call(
     # Casts are not kept from one call to the next: the weights are other tensors every time.
     lower = torch.autocast(x.device.type, network.precision, network.precision is not None, False)
     with explained(x, wiring), lower:
-        output = functional_call(module, values, (x,), strict=True)
+        output = functional_call(module, values, (x,), strict=True, tie_weights=network.tied)
     if head:
         if not isinstance(output, Tensor):
             raise ValueError(
@@ -185,10 +194,9 @@ def _gated_outputs(
     one_weight: bool,
     skips: Skips,
 ) -> dict[str, Tensor]:
-    """{path: gate} of the layers that are gated by what they return; arguments as in :func:`call`.
+    """{path: gate} of the layers that are gated by what they return.
 
-    Args:
-        look: from units to their gates.
+    Arguments as in :func:`call`; ``look`` goes from units to their gates.
     """
     chosen = {}
     for path, rows in network.outputs.items():
@@ -295,25 +303,6 @@ def forward_mixed(
     return call(network, network.evaluate, {**state.params, **params}, buffers, gates, x)[0]
 
 
-@contextmanager
-def batchable(device: torch.device) -> Iterator[None]:
-    """Keep modules off the kernels that vmap cannot batch: fused attention, for want of a rule.
-
-    Other operators without a rule are run slice by slice, which is not worth a warning at every call.
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with (
-            sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext(),
-            warnings.catch_warnings(),
-        ):
-            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
 def forward_each(
     network: Network,
     state: HATState,
@@ -380,7 +369,7 @@ def predict(
 
     with batchable(x.device):
         try:
-            outputs = torch.vmap(one, chunk_size=chunk_size)(own, buffers, masks, skips.values)
+            outputs = batched(one, (0, 0, 0, 0), chunk_size)(own, buffers, masks, skips.values)
         except ValueError as error:
             if not any(words in str(error) for words in UNBATCHED):
                 raise

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.func import grad, jacfwd
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hatfn.batching import batchable
 from hatfn.checks import check_chosen, check_input, check_owned
-from hatfn.forward import batchable, forward_mixed
+from hatfn.forward import forward_mixed
 from hatfn.kinds import check_list, integer, read
 from hatfn.learner import HAT
 from hatfn.state import HATState

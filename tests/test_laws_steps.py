@@ -13,7 +13,7 @@ from nets import equal, examples, near
 from torch import Tensor
 
 import hatfn
-from hatfn.forward import batchable
+from hatfn.batching import batchable
 from hatfn.replicas import replica, stack
 from hatfn.state import HATState
 from hatfn.testing import (

@@ -1,0 +1,66 @@
+"""``vmap`` as this library calls it: over any trees, on kernels that it has rules for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import optree
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+UNBATCHED = ("atching rule not implemented", "expected scalar type")
+"""How PyTorch says that vmap cannot batch a recurrent layer, or a batch norm of two precisions."""
+
+
+@contextmanager
+def batchable(device: torch.device) -> Iterator[None]:
+    """Keep modules off the kernels that vmap cannot batch: fused attention, for want of a rule.
+
+    Other operators without a rule are run slice by slice, which is not worth a warning at every call.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext(),
+            warnings.catch_warnings(),
+        ):
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def batched(
+    function: Callable[..., Any], axes: Sequence[int | None], chunk_size: int | None = None
+) -> Callable[..., Any]:
+    """``vmap`` with one axis for each argument, whatever tree it is, and its own random numbers.
+
+    It is given flat lists: optree takes a tree apart in a tenth of the time that torch's own takes.
+
+    Args:
+        function: of trees of tensors.
+        axes: for each argument the axis of all its leaves, or None.
+        chunk_size: as ``vmap`` takes it.
+    """
+
+    def every(*arguments: Any) -> Any:
+        leaves: list[Any]
+        leaves, structure = optree.tree_flatten(arguments)  # type: ignore[arg-type]
+        counts = [optree.tree_structure(argument).num_leaves for argument in arguments]
+        dims = [axis for axis, count in zip(axes, counts, strict=True) for _ in range(count)]
+        returned: list[Any] = []
+
+        def flat(*leaves: Any) -> tuple[Any, ...]:
+            results, shape = optree.tree_flatten(function(*optree.tree_unflatten(structure, leaves)))
+            returned.append(shape)
+            return tuple(results)
+
+        over = torch.vmap(flat, tuple(dims), randomness="different", chunk_size=chunk_size)
+        results = over(*leaves)
+        return optree.tree_unflatten(returned[-1], results)
+
+    return every
