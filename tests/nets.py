@@ -140,3 +140,8 @@ def equal(a: Any, b: Any) -> bool:
     """Whether two trees are the same to the bit."""
     pairs = zip(optree.tree_leaves(a), optree.tree_leaves(b), strict=True)
     return all(torch.equal(left, right) for left, right in pairs)
+
+
+def image(channels: int = 2, size: int = 8) -> Tensor:
+    """A batch of two."""
+    return torch.randn(2, channels, size, size)
