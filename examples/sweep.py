@@ -2,9 +2,9 @@
 
     python examples/sweep.py
 
-trains every setting below on split and on permuted digits (a quarter of an hour to an hour on two cores) and writes the table
-examples/sweep.md. The test images take no part: tasks are trained on the training images and judged by
-the validation images.
+trains every setting below on split and on permuted digits (a quarter of an hour to an hour on two
+cores) and writes the table examples/sweep.md. The test images take no part: tasks are trained on the
+training images and judged by the validation images.
 """
 
 from __future__ import annotations
