@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from test_rules_contraction import IMAGES, LINES, ROWS, TOKENS, said
-from test_trace import standardised
 from torch import Tensor, nn
 from torch.nn import functional as F
+from value_cases import standardised
 
 
 def rows() -> nn.Linear:
