@@ -50,8 +50,8 @@ def batched(
     def every(*arguments: Any) -> Any:
         leaves: list[Any]
         leaves, structure = optree.tree_flatten(arguments)  # type: ignore[arg-type]
-        counts = [optree.tree_structure(argument).num_leaves for argument in arguments]
-        dims = [axis for axis, count in zip(axes, counts, strict=True) for _ in range(count)]
+        parts = zip(axes, structure.children(), strict=True)
+        dims = [axis for axis, part in parts for _ in range(part.num_leaves)]
         returned: list[Any] = []
 
         def flat(*leaves: Any) -> tuple[Any, ...]:
