@@ -21,10 +21,10 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hatfn.experiments.config import RunConfig
-from hatfn.experiments.report import grid
-from hatfn.experiments.result import Learned, Result
-from hatfn.experiments.run import learn, start
+from hatfn.experiments.markdown import grid
+from hatfn.experiments.run.config import RunConfig
+from hatfn.experiments.run.loop import learn, start
+from hatfn.experiments.run.result import Learned, Result
 
 HERE = Path(__file__).parent
 Stream = Literal["digits", "dsprites", "cifar10"]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import hatfn
 from hatfn.experiments.streams import digits
-from hatfn.networks import MLP
+from hatfn.models import MLP
 
 HERE = Path(__file__).parent
 S_MAX, BATCH = 100.0, 32

@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import hatfn
+from hatfn.experiments.bench.timing import Contender, Ratio, interleaved, paired
 from hatfn.experiments.streams import digits
-from hatfn.experiments.timing import Contender, Ratio, interleaved, paired
-from hatfn.networks import MLP
+from hatfn.models import MLP
 from hatfn.replicas import replica
 
 HERE = Path(__file__).parent

@@ -19,10 +19,10 @@ import tyro
 from torch import Tensor, nn
 
 import hatfn
-from hatfn.experiments.report import grid
-from hatfn.experiments.scaling import OPTIMIZERS, Size, count, count_saved
-from hatfn.experiments.timing import Contender, peak_memory
-from hatfn.networks import MLP
+from hatfn.experiments.bench.scaling import OPTIMIZERS, Size, count, count_saved
+from hatfn.experiments.bench.timing import Contender, peak_memory
+from hatfn.experiments.markdown import grid
+from hatfn.models import MLP
 
 HERE = Path(__file__).parent
 MAKERS = {

@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 
 from hatfn import HATWarning
-from hatfn.experiments.config import RunConfig
-from hatfn.experiments.run import learn, start
+from hatfn.experiments.run.config import RunConfig
+from hatfn.experiments.run.loop import learn, start
 
 BASE = RunConfig(
     epochs=20, lr=3e-3, s_max=100.0, schedule="linear", period="epoch", init="normal", sparsity=0.75,

@@ -19,8 +19,8 @@ import torch
 import tyro
 
 from hatfn import HATWarning, classify, infer_task, infer_task_by_gradient
-from hatfn.experiments.config import RunConfig
-from hatfn.experiments.run import learn, start
+from hatfn.experiments.run.config import RunConfig
+from hatfn.experiments.run.loop import learn, start
 
 STREAMS = ("split-digits", "permuted-digits")
 METHODS = ("max", "softmax", "entropy", "energy", "gradient, per sample", "gradient, per batch")

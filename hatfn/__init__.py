@@ -1,67 +1,89 @@
 """hatfn: continual learning with hard attention to the task, in the functional style."""
 
-from hatfn import schedule
+from importlib.metadata import version
+
+from hatfn import testing
 from hatfn.build import build
-from hatfn.calibration import Readiness, readiness
-from hatfn.checkpoint import load, save
-from hatfn.checks import HATWarning
-from hatfn.compact import Subnet
-from hatfn.container import CheckpointError
-from hatfn.evaluation import Evaluation, evaluate
-from hatfn.export import adopt, export
-from hatfn.gates import gate, hard_gate
-from hatfn.inference import classify, infer_task, infer_task_by_gradient
+from hatfn.checks.capacity import HATWarning
+from hatfn.engine import ranks
+from hatfn.engine.torch_optim import from_torch
+from hatfn.evaluation import metrics
+from hatfn.evaluation.evaluate import Evaluation, evaluate
+from hatfn.evaluation.task_inference import classify, infer_task, infer_task_by_gradient
+from hatfn.evaluation.usage import memory, overlap, usage
 from hatfn.learner import HAT
-from hatfn.lifecycle import Forgotten, grow
-from hatfn.manual import manual_wiring
-from hatfn.metrics import memory, overlap, usage
-from hatfn.regularizer import sparsity
-from hatfn.replicas import Replicas, replicate
+from hatfn.lifecycle.consolidate import Readiness, readiness
+from hatfn.lifecycle.forget import Forgotten
+from hatfn.lifecycle.grow import grow
+from hatfn.lifecycle.similarity import similarity
+from hatfn.method import protection, schedule
+from hatfn.method.gates import gate, hard_gate
+from hatfn.method.sparsity import sparsity
+from hatfn.method.transforms import clamp_embeddings, compensate, protect
+from hatfn.replicas import Replicas, replica, replicate, stack
 from hatfn.state import HATState
-from hatfn.step import Info
-from hatfn.torch_optim import from_torch
+from hatfn.storage.checkpoint import load, read_meta, save
+from hatfn.storage.container import CheckpointError
+from hatfn.subnet.compact import Subnet
+from hatfn.subnet.export import adopt, export
 from hatfn.tracing import TraceError, trace
-from hatfn.transfer import similarity
-from hatfn.transforms import clamp_embeddings, compensate, protect
+from hatfn.tracing.manual import manual_wiring
+from hatfn.training.types import Info
 from hatfn.wiring import Wiring
 
+__version__ = version("hatfn")
+
 __all__ = [
-    "HAT",
-    "CheckpointError",
-    "Evaluation",
-    "Forgotten",
-    "HATState",
-    "HATWarning",
-    "Info",
-    "Readiness",
-    "Replicas",
-    "Subnet",
-    "TraceError",
+    # From a module to a learner.
+    "trace",
+    "manual_wiring",
     "Wiring",
-    "adopt",
+    "TraceError",
     "build",
-    "clamp_embeddings",
-    "classify",
-    "compensate",
-    "evaluate",
-    "export",
     "from_torch",
-    "gate",
+    "HAT",
+    "HATState",
+    "Info",
+    "HATWarning",
+    # The life of tasks.
+    "Readiness",
+    "readiness",
+    "similarity",
+    "Forgotten",
     "grow",
-    "hard_gate",
+    # Many seeds at once.
+    "Replicas",
+    "replicate",
+    "replica",
+    "stack",
+    # How well it does, and who uses what.
+    "Evaluation",
+    "evaluate",
     "infer_task",
     "infer_task_by_gradient",
-    "load",
-    "manual_wiring",
-    "memory",
-    "overlap",
-    "protect",
-    "readiness",
-    "replicate",
-    "save",
-    "schedule",
-    "similarity",
-    "sparsity",
-    "trace",
+    "classify",
     "usage",
+    "overlap",
+    "memory",
+    # Files, and modules without hatfn.
+    "save",
+    "load",
+    "read_meta",
+    "CheckpointError",
+    "Subnet",
+    "export",
+    "adopt",
+    # The method's own functions.
+    "gate",
+    "hard_gate",
+    "sparsity",
+    "protect",
+    "compensate",
+    "clamp_embeddings",
+    # Namespaces.
+    "schedule",
+    "metrics",
+    "protection",
+    "ranks",
+    "testing",
 ]

@@ -8,25 +8,18 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from hatfn import regularizer as regularizers
-from hatfn.compiled import Compiler, Part
-from hatfn.forward import make_network
-from hatfn.gates import Init
-from hatfn.kinds import check_callable, check_count, check_kind
+from hatfn.checks.capacity import check_groups
+from hatfn.checks.settings import check_choice, check_classes, check_each, check_number, check_wiring
+from hatfn.checks.values import check_callable, check_count, check_kind
+from hatfn.engine.compiled import Compiler, Part, check_compile
+from hatfn.engine.optimizer import Optimizer, check_optimizer
+from hatfn.engine.ranks import ALONE, Ranks
 from hatfn.learner import HAT
-from hatfn.locks import LOCKS, Lock, LockName
-from hatfn.loss import cross_entropy
-from hatfn.optimizer import Optimizer, check_optimizer
-from hatfn.ranks import ALONE, Ranks
-from hatfn.settings import (
-    check_choice,
-    check_classes,
-    check_compile,
-    check_each,
-    check_groups,
-    check_number,
-    check_wiring,
-)
+from hatfn.method import sparsity as regularizers
+from hatfn.method.gates import Init
+from hatfn.method.loss import cross_entropy
+from hatfn.method.protection import LOCKS, Lock, LockName
+from hatfn.network.network import make_network
 from hatfn.wiring import Wiring
 
 
@@ -79,11 +72,11 @@ def build(
             :func:`hatfn.sparsity`, and ``functools.partial(hatfn.sparsity, over="groups")``.
         init: "normal", "dense" or "sparse" task embeddings.
         gate: the function that takes s * e to a gate.
-        protection: the lock rule, by name or one of :mod:`hatfn.locks`. "exact": a weight is held if a
-            locked task uses both its ends; "paper": by min(post, pre) of the soft cumulative masks, as
-            published. Under the first no old task's output moves; under the second it does as far as
-            gates were not binary when a task was closed. "adaptive" lets weights in use move a little,
-            "magnitude" holds only the largest of them.
+        protection: the lock rule, by name or one of :mod:`hatfn.protection`. "exact": a weight is
+            held if a locked task uses both its ends; "paper": by min(post, pre) of the soft cumulative
+            masks, as published. Under the first no old task's output moves; under the second it does as
+            far as gates were not binary when a task was closed. "adaptive" lets weights in use move a
+            little, "magnitude" holds only the largest of them.
         compensation: the factor of the embeddings' gradients: "s_max" (first paper), a number
             (HAT-CL: 100), or None to leave the gradients as they are.
         max_norm: gradients are scaled down to this 2-norm, all together; None: not.

@@ -8,21 +8,37 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from hatfn import checks
-from hatfn.calibration import recalibrate
-from hatfn.compact import Subnet, compact
-from hatfn.compiled import Compiler
-from hatfn.forward import Network, Output, forward, forward_each, forward_plain, predict
-from hatfn.gates import Init, flush, gate, hard_gate
-from hatfn.initial import initial_state
-from hatfn.kinds import check_count, check_kind, check_seed
-from hatfn.lifecycle import Forgotten, forget, prune
-from hatfn.locks import Lock, Locked
-from hatfn.optimizer import Optimizer, check_carried
-from hatfn.ranks import Ranks
-from hatfn.state import HATState, binary_gates, over_groups, put, take, trainable
-from hatfn.step import Info, step
-from hatfn.transfer import warm_start
+from hatfn.checks.calls import (
+    check_chosen,
+    check_init_from,
+    check_input,
+    check_learned,
+    check_locked,
+    check_sample_tasks,
+    check_scale,
+    check_state,
+    check_task,
+    check_tasks,
+)
+from hatfn.checks.capacity import check_alive, check_free, check_left
+from hatfn.checks.values import check_count, check_kind, check_seed
+from hatfn.engine.compiled import Compiler
+from hatfn.engine.optimizer import Optimizer, check_carried
+from hatfn.engine.ranks import Ranks
+from hatfn.lifecycle.begin import warm_start
+from hatfn.lifecycle.consolidate import recalibrate
+from hatfn.lifecycle.forget import Forgotten, forget, prune
+from hatfn.lifecycle.init import initial_state
+from hatfn.method.gates import Init, flush, gate, hard_gate
+from hatfn.method.masks import binary_gates
+from hatfn.method.protection import Lock, Locked
+from hatfn.network.network import Network, Output
+from hatfn.network.outputs import forward, forward_each, forward_plain, predict
+from hatfn.numerics.trees import over_groups, put, take
+from hatfn.state import HATState, trainable
+from hatfn.subnet.compact import Subnet, compact
+from hatfn.training.step import step
+from hatfn.training.types import Info
 from hatfn.wiring import Wiring
 
 
@@ -115,14 +131,14 @@ class HAT(NamedTuple):
         Warns:
             HATWarning: a group without a free unit.
         """
-        checks.check_state("begin", state, self.wiring, self.tasks)
-        opened = checks.check_tasks("begin", task, self.tasks)
+        check_state("begin", state, self.wiring, self.tasks)
+        opened = check_tasks("begin", task, self.tasks)
         if init_from is not None:
-            checks.check_init_from("begin", state, opened, init_from, batch, self.tasks)
+            check_init_from("begin", state, opened, init_from, batch, self.tasks)
             state = warm_start(self, state, opened[0], init_from, batch)
         here = self.flags(state, opened)
         learned = state.learned & ~here
-        rows = checks.check_locked("begin", locked, opened, self.tasks)
+        rows = check_locked("begin", locked, opened, self.tasks)
         holds = learned if rows is None else self.flags(state, rows)
         before = state
         state = state._replace(
@@ -131,7 +147,7 @@ class HAT(NamedTuple):
             locked=holds,
             active=here,
         )
-        checks.check_free("begin", opened, self.used(state))
+        check_free("begin", opened, self.used(state))
         opt_state = self.optimizer.init(trainable(state, opened))
         if carry:
             opt_state = check_carried("begin", state.opt_state, opt_state, len(opened))
@@ -203,11 +219,11 @@ class HAT(NamedTuple):
             HATWarning: a group in which the task uses no unit, or in which it leaves fewer units free
                 than there are tasks to come.
         """
-        checks.check_state("consolidate", state, self.wiring, self.tasks)
-        t = checks.check_task("consolidate", task, self.tasks)
+        check_state("consolidate", state, self.wiring, self.tasks)
+        t = check_task("consolidate", task, self.tasks)
         here = self.flags(state, [t])
         gates = take(binary_gates(state), t)
-        checks.check_alive("consolidate", t, gates)
+        check_alive("consolidate", t, gates)
         statistics = self.ranks.mean(take(state.task_buffers, t), weight=1)
         closed = state._replace(
             task_buffers=put(state.task_buffers, t, statistics),
@@ -215,7 +231,7 @@ class HAT(NamedTuple):
             learned=state.learned | here,
             active=state.active & ~here,
         )
-        checks.check_left("consolidate", t, state, closed)
+        check_left("consolidate", t, state, closed)
         return closed
 
     def forward(
@@ -244,15 +260,15 @@ class HAT(NamedTuple):
             TypeError, ValueError: a wrong task, input or scale; binary gates of a task that was never
                 learned.
         """
-        checks.check_state("forward", state, self.wiring, self.tasks)
-        checks.check_input("forward", x, self.wiring)
+        check_state("forward", state, self.wiring, self.tasks)
+        check_input("forward", x, self.wiring)
         if task is None:
             return forward_plain(self.network, state, x)
-        t = checks.check_sample_tasks("forward", task, x, self.tasks)
+        t = check_sample_tasks("forward", task, x, self.tasks)
         if scale is None:
-            checks.check_learned("forward", state, [t] if isinstance(t, int) else t.unique().tolist())
+            check_learned("forward", state, [t] if isinstance(t, int) else t.unique().tolist())
         else:
-            checks.check_scale("forward", scale, state.hyper["s_max"])
+            check_scale("forward", scale, state.hyper["s_max"])
 
         def gates(task: int) -> dict[str, Tensor]:
             own = take(state.masks if scale is None else state.embeddings, task)
@@ -284,9 +300,9 @@ class HAT(NamedTuple):
         Raises:
             TypeError, ValueError: a wrong task or input; a task that was never learned.
         """
-        checks.check_state("predict", state, self.wiring, self.tasks)
-        checks.check_input("predict", x, self.wiring)
-        rows = checks.check_chosen("predict", state, tasks, self.tasks)
+        check_state("predict", state, self.wiring, self.tasks)
+        check_input("predict", x, self.wiring)
+        rows = check_chosen("predict", state, tasks, self.tasks)
         if chunk_size is not None:
             check_count("predict", "chunk_size", chunk_size)
         return predict(self.network, state, x, rows, chunk_size)
@@ -351,11 +367,11 @@ class HAT(NamedTuple):
             TypeError, ValueError: a wrong task or input; a task that was never learned; a module that
                 fails on random numbers where no ``x`` is given.
         """
-        checks.check_state("compact", state, self.wiring, self.tasks)
-        t = checks.check_task("compact", task, self.tasks)
-        checks.check_learned("compact", state, [t])
+        check_state("compact", state, self.wiring, self.tasks)
+        t = check_task("compact", task, self.tasks)
+        check_learned("compact", state, [t])
         if x is not None:
-            checks.check_input("compact", x, self.wiring)
+            check_input("compact", x, self.wiring)
         return compact(self.network, state, t, x)
 
     def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:

@@ -9,26 +9,31 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from hatfn import checks
-from hatfn.advance import Advanced, Before, Scale, Seen, advance, settled
-from hatfn.batching import batchable, batched
-from hatfn.forward import Output
-from hatfn.kinds import check_kind, check_learner, check_list
-from hatfn.learner import HAT
-from hatfn.optimizer import Optimizer, PureOptimizer, vectorized
-from hatfn.settings import check_axis, check_replicated, check_scales, check_seeds
-from hatfn.state import HATState, Trainable, tree_map
-from hatfn.step import (
-    Info,
-    accumulated,
-    read,
-    refuse_checkpointing,
-    report,
-    split,
-    total_loss,
-    trained,
-    write,
+from hatfn.checks.calls import (
+    check_active,
+    check_batch,
+    check_batches,
+    check_chosen,
+    check_labels,
+    check_learned,
+    check_state,
+    check_task,
+    check_tasks,
+    is_several,
 )
+from hatfn.checks.capacity import check_alive, check_free, check_left
+from hatfn.checks.replicas import check_axis, check_replicated, check_scales, check_seeds
+from hatfn.checks.values import check_kind, check_learner, check_list
+from hatfn.engine.optimizer import Optimizer, PureOptimizer, vectorized
+from hatfn.learner import HAT
+from hatfn.network.network import Output
+from hatfn.numerics.trees import tree_map
+from hatfn.numerics.vmap import batchable, batched
+from hatfn.state import HATState, Trainable
+from hatfn.training.apply import advance, settled
+from hatfn.training.objective import accumulated, refuse_checkpointing, split, total_loss
+from hatfn.training.step import read, report, trained, write
+from hatfn.training.types import Advanced, Before, Info, Scale, Seen
 
 
 def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) -> HATState:
@@ -118,7 +123,7 @@ class Replicas(NamedTuple):
         if init_from is not None:  # a choice among tasks, which vmap cannot make
             pairs: Iterable[Any] = [None] * len(states.learned)
             if batch is not None:
-                x, y = checks.check_batch(batch, None, "begin")
+                x, y = check_batch(batch, None, "begin")
                 check_axis("begin", x, len(states.learned), shared=None)
                 pairs = zip(x, y, strict=True)
             return stack(
@@ -127,9 +132,9 @@ class Replicas(NamedTuple):
                     for i, pair in enumerate(pairs)
                 ]
             )
-        opened = checks.check_tasks("begin", task, self.hat.tasks)
+        opened = check_tasks("begin", task, self.hat.tasks)
         begun: HATState = _over(partial(self.hat.begin, task=task, locked=locked, carry=carry), states)
-        checks.check_free("begin", opened, self.hat.used(begun))
+        check_free("begin", opened, self.hat.used(begun))
         return begun
 
     def update(
@@ -145,30 +150,30 @@ class Replicas(NamedTuple):
         ``info.ok`` is (S,): a replica whose step is refused stays as it was, the others go on.
         """
         first = self._first("update", states)
-        rows = checks.check_tasks("update", task, self.hat.tasks)
+        rows = check_tasks("update", task, self.hat.tasks)
         if self.hat.ranks.size > 1:
             raise ValueError(
                 f"update: ranks.size={self.hat.ranks.size}, and replicas train in one process. "
                 f"Expected a learner built without ranks: each process trains its own seeds."
             )
         refuse_checkpointing(self.hat)
-        checks.check_active("update", first, rows, together=True)
-        x, y = checks.check_batch(batch, None)
+        check_active("update", first, rows, together=True)
+        x, y = check_batch(batch, None)
         if not shared:
             check_axis("update", x, len(states.learned))
         axis = 0 if shared else 1  # that counts tasks, where there are several
-        several = checks.several(task) and y.dim() > axis
+        several = is_several(task) and y.dim() > axis
         for k, row in enumerate(rows if self.hat.classes else ()):  # vmap cannot read labels
             labels = y.select(axis, k) if several and k < y.shape[axis] else y
-            checks.check_labels(labels, self.hat.classes[row], "update")  # type: ignore[index]
+            check_labels(labels, self.hat.classes[row], "update")  # type: ignore[index]
         check_scales("update", scale, states.hyper["s_max"])
         hat = self.hat._replace(optimizer=_stacked(self.hat.optimizer))
         before = read(hat, states, rows, axis=1)
         per_batch = None if shared else 0
-        counted = axis + checks.several(task)  # the axis of samples
+        counted = axis + is_several(task)  # the axis of samples
 
         def forward(before: Before, batch: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tensor, Seen]:
-            batches = checks.check_batches(batch, task, rows, hat.classes, hat.wiring)
+            batches = check_batches(batch, task, rows, hat.classes, hat.wiring)
             return total_loss(hat, before, batches, rows, scale)
 
         def slopes(
@@ -202,8 +207,8 @@ class Replicas(NamedTuple):
     ) -> HATState:
         """:meth:`hatfn.HAT.recalibrate` of every replica; each batch (S, B, ...), or shared."""
         first = self._first("recalibrate", states)
-        row = checks.check_task("recalibrate", task, self.hat.tasks)
-        checks.check_active("recalibrate", first, [row])
+        row = check_task("recalibrate", task, self.hat.tasks)
+        check_active("recalibrate", first, [row])
         check_list("recalibrate", "batches", batches, "a list of inputs [x], or a loader of them")
         inputs = list(batches)
         for x in () if shared else inputs:
@@ -217,8 +222,8 @@ class Replicas(NamedTuple):
         """:meth:`hatfn.HAT.consolidate` of every replica."""
         self._first("consolidate", states)
         closed: HATState = _over(partial(self.hat.consolidate, task=task), states)
-        checks.check_alive("consolidate", task, {g: m[:, task] for g, m in closed.masks.items()})
-        checks.check_left("consolidate", task, states, closed)
+        check_alive("consolidate", task, {g: m[:, task] for g, m in closed.masks.items()})
+        check_left("consolidate", task, states, closed)
         return closed
 
     def forward(
@@ -231,9 +236,9 @@ class Replicas(NamedTuple):
     ) -> Output:
         """:meth:`hatfn.HAT.forward` of every replica, (S, B, classes); ``shared``: of the same x."""
         first = self._first("forward", states)
-        row = checks.check_task("forward", task, self.hat.tasks)
+        row = check_task("forward", task, self.hat.tasks)
         if scale is None:
-            checks.check_learned("forward", first, [row])
+            check_learned("forward", first, [row])
         check_scales("forward", scale, states.hyper["s_max"])
         if not shared:
             check_axis("forward", x, len(states.learned))
@@ -254,7 +259,7 @@ class Replicas(NamedTuple):
         shared: bool = True,
     ) -> Output:
         """:meth:`hatfn.HAT.predict` of every replica, (S, T, B, C); ``shared``: of the same x."""
-        rows = checks.check_chosen("predict", self._first("predict", states), tasks, self.hat.tasks)
+        rows = check_chosen("predict", self._first("predict", states), tasks, self.hat.tasks)
         if not shared:
             check_axis("predict", x, len(states.learned))
         return _over(
@@ -271,7 +276,7 @@ class Replicas(NamedTuple):
                 f"with an axis in front: hatfn.replicate(hat, seeds), or replicas.stack([state, ...])."
             )
         first = states._replace(learned=states.learned.all(0), active=states.active.all(0))
-        checks.check_state(where, first, self.hat.wiring, self.hat.tasks)
+        check_state(where, first, self.hat.wiring, self.hat.tasks)
         return first
 
 

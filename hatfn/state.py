@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import optree
-import torch
 from torch import Tensor
 
-from hatfn.gates import hard_gate
-
-Tree = Any
-"""Any nesting of dicts, lists and tuples with tensors at the leaves."""
+from hatfn.numerics.trees import Tree, take_rows
 
 
 class HATState(NamedTuple):
@@ -67,84 +62,7 @@ class Trainable(NamedTuple):
     embeddings: dict[str, Tensor]
 
 
-def tree_map(function: Callable[..., Tensor], *trees: Tree) -> Any:
-    """``function`` over the leaves of trees of one structure.
-
-    Leaf lists never go from here to torch's own trees: optree sorts the keys of a dict, torch does not.
-    """
-    return optree.tree_map(function, *trees)
-
-
-def take(tree: dict[str, Tensor], task: int) -> dict[str, Tensor]:
-    """The slice of one task out of a tree whose leaves lead with T."""
-    return {name: leaf[task] for name, leaf in tree.items()}
-
-
-def take_rows(tree: Mapping[str, Tensor], rows: Sequence[int], axis: int = 0) -> dict[str, Tensor]:
-    """The slices of some tasks, (K, ...), out of a tree whose leaves lead with T.
-
-    Args:
-        tree: {name: (T, ...)}, or stacked, (S, T, ...).
-        rows: the tasks.
-        axis: that counts tasks.
-    """
-    if len(rows) == 1:  # a view
-        return {name: leaf.narrow(axis, rows[0], 1) for name, leaf in tree.items()}
-    return {
-        name: torch.stack([leaf.select(axis, row) for row in rows], axis) for name, leaf in tree.items()
-    }
-
-
-def put_rows(
-    tree: Mapping[str, Tensor], values: Mapping[str, Tensor], rows: Sequence[int], axis: int = 0
-) -> dict[str, Tensor]:
-    """A copy of the tree in which the slices of some tasks are ``values``; see :func:`take_rows`."""
-
-    def written(leaf: Tensor, new: Tensor) -> Tensor:
-        if len(rows) == 1:
-            return leaf.select_scatter(new.select(axis, 0), axis, rows[0])
-        parts = dict(zip(rows, new.unbind(axis), strict=True))
-        old = leaf.unbind(axis)
-        return torch.stack([parts.get(task, one) for task, one in enumerate(old)], axis)
-
-    return {name: written(leaf, values[name]) for name, leaf in tree.items()}
-
-
-def put(tree: Mapping[str, Tensor], task: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of the tree in which one task's slice is ``values``."""
-    return {name: leaf.select_scatter(values[name], 0, task) for name, leaf in tree.items()}
-
-
 def trainable(state: HATState, rows: Sequence[int], axis: int = 0) -> Trainable:
     """What a step of some tasks trains; arguments as in :func:`take_rows`."""
     own, embeddings = (take_rows(t, rows, axis) for t in (state.task_params, state.embeddings))
     return Trainable(state.params, own, embeddings)
-
-
-def over_groups(function: Callable[..., Tensor], *trees: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``function``, elementwise along units, of every group in one call.
-
-    Args:
-        function: of tensors (..., units of all groups).
-        trees: {group: (..., U)}, of one structure.
-
-    Returns:
-        {group: (..., U)}
-    """
-    groups = list(trees[0])
-    if not groups:
-        return {}
-    sizes = [trees[0][group].shape[-1] for group in groups]
-    whole = function(*(torch.cat([tree[group] for group in groups], -1) for tree in trees))
-    return dict(zip(groups, whole.split(sizes, -1), strict=True))
-
-
-def binary_gates(state: HATState) -> dict[str, Tensor]:
-    """{group: (T, U)} bool: the masks of learned tasks, and what the others' embeddings would give.
-
-    Of stacked states (S, T, U).
-    """
-    learned = state.learned[..., None]
-    return over_groups(
-        lambda mask, e: (learned & mask) | (~learned & hard_gate(e)), state.masks, state.embeddings
-    )

@@ -138,7 +138,7 @@ class Ledger:
             whole = self.pairs(name, torch.ones_like(state.protection[name]))
             needed[name] = len(entries) * state.params[name].numel() / len(whole)
         share = sum(needed.values()) / sum(value.numel() for value in state.params.values())
-        assert hatfn.metrics.free_weights(state, hat.wiring) == pytest.approx(1 - share)
+        assert hatfn.evaluation.usage.free_weights(state, hat.wiring) == pytest.approx(1 - share)
 
 
 def shapes(tree: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:

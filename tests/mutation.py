@@ -41,26 +41,30 @@ RULES = [
     *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_rules_*.py"))),
 ]
 TARGETS: dict[str, list[str]] = {
-    "hatfn/gates.py": [
-        "hatfn/gates.py",
+    "hatfn/method/gates.py": [
+        "hatfn/method/gates.py",
         "tests/test_gates.py",
         "tests/test_learner.py",
         "tests/test_laws_gates.py",
     ],
-    "hatfn/transforms.py": [
-        "hatfn/transforms.py",
+    "hatfn/method/transforms.py": [
+        "hatfn/method/transforms.py",
         "tests/test_transforms.py",
         "tests/test_learner.py",
         "tests/test_papers.py",
         "tests/test_laws_steps.py",
     ],
-    "hatfn/lifecycle.py": [
-        "tests/test_lifecycle.py",
-        "tests/test_errors.py",
-        "tests/test_laws_lifecycle.py",
-    ],
     **{
-        str(path.relative_to(ROOT)): RULES for path in sorted((ROOT / "hatfn/tracing").glob("[!_]*.py"))
+        f"hatfn/lifecycle/{name}.py": [
+            "tests/test_lifecycle.py",
+            "tests/test_errors.py",
+            "tests/test_laws_lifecycle.py",
+        ]
+        for name in ("forget", "grow")
+    },
+    **{
+        str(path.relative_to(ROOT)): RULES
+        for path in sorted((ROOT / "hatfn/tracing").rglob("[!_]*.py"))
     },
     "hatfn/tracing/trace.py": [
         "tests/test_rules_params.py",

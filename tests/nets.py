@@ -11,8 +11,9 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 import hatfn
-from hatfn.slicing import numbers, run
-from hatfn.state import HATState, take
+from hatfn.numerics.trees import take
+from hatfn.state import HATState
+from hatfn.subnet.slicing import numbers, run
 
 
 def mlp(features: int = 5, classes: int = 3, width: int = 16) -> nn.Sequential:

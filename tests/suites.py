@@ -21,7 +21,7 @@ SUITES = {
         150,
         (
             "trace", "mutants", "labels", "layers", "wiring", "manual", "modules", "rules_movement",
-            "rules_elementwise", "rules_contraction", "rules_norms", "rules_params",
+            "rules_elementwise", "rules_contraction", "rules_norms", "rules_params", "layout",
         ),
     ),
     "every architecture": Suite(150, ("architectures", "compact", "export", "skipping")),

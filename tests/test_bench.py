@@ -15,11 +15,14 @@ import torchopt
 from nets import ConvNet, learner
 
 import hatfn
-from hatfn.experiments import bench, bench_cases, cli, timing
-from hatfn.experiments.bench_cases import CASES, Case, Comparison, Seeds, Target
-from hatfn.experiments.config import BenchConfig, CaseName
-from hatfn.experiments.timing import Contender, Ratio
-from hatfn.networks import MLP
+from hatfn.experiments import cli
+from hatfn.experiments.bench import cases as bench_cases
+from hatfn.experiments.bench import tables as bench
+from hatfn.experiments.bench import timing
+from hatfn.experiments.bench.cases import CASES, Case, CaseName, Comparison, Seeds, Target
+from hatfn.experiments.bench.tables import BenchConfig
+from hatfn.experiments.bench.timing import Contender, Ratio
+from hatfn.models import MLP
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::hatfn.HATWarning"),

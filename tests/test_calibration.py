@@ -9,7 +9,7 @@ from nets import ConvNet, learner
 from torch import nn
 
 import hatfn
-from hatfn.networks import MLP
+from hatfn.models import MLP
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

@@ -8,7 +8,7 @@ import torchopt
 from nets import learn, learner
 
 import hatfn
-from hatfn.networks import MLP
+from hatfn.models import MLP
 
 X = torch.randn(8, 5)
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import hatfn
-from hatfn import checkpoint, container
-from hatfn.networks import MLP
+from hatfn.models import MLP
+from hatfn.storage import checkpoint, container
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

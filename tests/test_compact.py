@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import hatfn
-from hatfn import compact as compacting
-from hatfn.initial import lively
-from hatfn.networks import MLP, AlexNet
-from hatfn.state import HATState, take
+from hatfn.models import MLP, AlexNet
+from hatfn.network.probe import lively
+from hatfn.numerics.trees import take
+from hatfn.state import HATState
+from hatfn.subnet import compact as compacting
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

@@ -13,9 +13,9 @@ from nets import ConvNet, Fn, Recurrent, Transformer, equal, learn, learner, mlp
 from torch import Tensor, nn
 
 import hatfn
-from hatfn.locks import LOCKS
-from hatfn.networks import MLP
-from hatfn.ranks import Ranks
+from hatfn.engine.ranks import Ranks
+from hatfn.method.protection import LOCKS
+from hatfn.models import MLP
 from hatfn.replicas import replica, stack
 from hatfn.testing import verify_no_forgetting, verify_pure
 

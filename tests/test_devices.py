@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hatfn
-from hatfn.optimizer import PureOptimizer
+from hatfn.engine.optimizer import PureOptimizer
 from hatfn.state import Trainable
 
 

@@ -15,8 +15,10 @@ from nets import equal
 from wrong import CLOSED, HAT, LEARNED, OPEN, OPENED, RIGHT, START, Wrong, X, Y
 
 import hatfn
-from hatfn import metrics, schedule, testing
-from hatfn.state import tree_map
+from hatfn import testing
+from hatfn.evaluation import metrics
+from hatfn.method import schedule
+from hatfn.numerics.trees import tree_map
 
 CASES = [*wrong_training.CASES, *wrong_building.CASES, *wrong_reading.CASES]
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")

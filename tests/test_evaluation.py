@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hatfn
-from hatfn.inference import SCORES
+from hatfn.evaluation.task_inference import SCORES
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

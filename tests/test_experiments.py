@@ -14,20 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hatfn
-from hatfn import checkpoint, metrics
+from hatfn.evaluation import metrics
 from hatfn.experiments import atlas, cli
-from hatfn.experiments.config import RunConfig
-from hatfn.experiments.result import Learned
-from hatfn.experiments.run import (
-    CALIBRATION_IMAGES,
-    NonFiniteStepError,
-    Place,
-    learn,
-    representative,
-    start,
-)
-from hatfn.experiments.setup import batches, training_part
+from hatfn.experiments.run.config import RunConfig
+from hatfn.experiments.run.loop import NonFiniteStepError, learn, start
+from hatfn.experiments.run.measure import CALIBRATION_IMAGES, representative
+from hatfn.experiments.run.progress import Place
+from hatfn.experiments.run.result import Learned
+from hatfn.experiments.run.setup import batches, training_part
 from hatfn.experiments.streams import Part, make_stream
+from hatfn.storage import checkpoint
 from hatfn.wiring import Measures
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")

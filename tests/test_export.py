@@ -24,7 +24,7 @@ from timm.models.levit import Levit
 from torch import Tensor, nn
 
 import hatfn
-from hatfn.networks import MLP, AlexNet  # and registers resnet18s
+from hatfn.models import MLP, AlexNet
 from hatfn.state import HATState
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")

@@ -17,10 +17,11 @@ from nets import ConvNet, equal, learn, learner
 from torch import Tensor, nn
 
 import hatfn
-from hatfn import container
-from hatfn.experiments import cli, plots
-from hatfn.experiments import run as run_loop
-from hatfn.experiments.folder import LOG
+from hatfn.experiments import cli
+from hatfn.experiments.run import loop as run_loop
+from hatfn.experiments.run import plots
+from hatfn.experiments.run.folder import LOG
+from hatfn.storage import container
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 import hatfn
-from hatfn.forward import call, make_network
-from hatfn.networks import MLP, AlexNet
+from hatfn.models import MLP, AlexNet
+from hatfn.network.call import call
+from hatfn.network.network import make_network
 
 # Dense and small networks have no unit to spare; test_capacity.py has the warnings that say so.
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 
 import hatfn
-from hatfn import schedule
-from hatfn.gates import flush, initial_embeddings
+from hatfn.method import schedule
+from hatfn.method.gates import flush, initial_embeddings
 
 NUMBERS = st.floats(-6, 6, width=32)
 SCALES = st.floats(0.01, 400)

@@ -10,7 +10,7 @@ from nets import learn
 from torch import Tensor, nn
 
 import hatfn
-from hatfn.modules import find_heads
+from hatfn.tracing.inspect import find_heads
 
 KINDS = {
     "linear": ("test_vit", {}, ["head"]),

@@ -14,8 +14,8 @@ from test_forward import MODULES
 from torch import Tensor
 
 import hatfn
-from hatfn.forward import forward_mixed
-from hatfn.inference import SCORES, entropy
+from hatfn.evaluation.task_inference import SCORES, entropy
+from hatfn.network.outputs import forward_mixed
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from hatfn.tracing import movement
 from hatfn.tracing.labels import ZERO, Forest, agree, compress, filled, merge, shrink
+from hatfn.tracing.rules import movement
 from hatfn.tracing.tracer import Tracer, Value
 from hatfn.wiring import OPEN
 

@@ -15,9 +15,9 @@ import torch
 from nets import equal
 from safetensors.torch import load_file
 
-from hatfn.experiments.config import RunConfig
-from hatfn.experiments.folder import CONFIG, LOG, PROGRESS
-from hatfn.experiments.launch import shares
+from hatfn.experiments.run.config import RunConfig
+from hatfn.experiments.run.folder import CONFIG, LOG, PROGRESS
+from hatfn.experiments.run.processes import shares
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("--width", "40", "--tasks", "2", "--epochs", "3")

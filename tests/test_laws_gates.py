@@ -14,7 +14,8 @@ from nets import equal, examples, near
 from torch import Tensor
 
 import hatfn
-from hatfn.state import HATState, binary_gates
+from hatfn.method.masks import binary_gates
+from hatfn.state import HATState
 from hatfn.testing import strategies as st_hat
 from hatfn.testing.cases import Case
 from hatfn.wiring import Units, Wiring

@@ -14,7 +14,9 @@ from nets import equal, examples, near
 from torch import Tensor
 
 import hatfn
-from hatfn.state import HATState, binary_gates, take
+from hatfn.method.masks import binary_gates
+from hatfn.numerics.trees import take
+from hatfn.state import HATState
 from hatfn.testing import strategies as st_hat
 from hatfn.testing import verify_pure, verify_state_stable
 
@@ -189,6 +191,6 @@ def test_what_is_saved_comes_back_to_the_bit(data: st.DataObject) -> None:
         path = Path(folder) / "state.safetensors"
         hatfn.save(path, state, hat, meta)
         back = verify_pure(hatfn.load, path, hat)
-        assert hatfn.checkpoint.read_meta(path) == meta
+        assert hatfn.storage.checkpoint.read_meta(path) == meta
     verify_state_stable(lambda state: back, state)
     assert equal(back, state)

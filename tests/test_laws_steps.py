@@ -13,7 +13,7 @@ from nets import equal, examples, near
 from torch import Tensor
 
 import hatfn
-from hatfn.batching import batchable
+from hatfn.numerics.vmap import batchable
 from hatfn.replicas import replica, stack
 from hatfn.state import HATState
 from hatfn.testing import (
@@ -73,7 +73,7 @@ def test_no_step_whatever_moves_what_is_protected(data: st.DataObject, size: flo
     """Large and non-finite data, gradients and updates, under any optimiser."""
 
     def weighed(logits: Tensor, y: Tensor) -> Tensor:
-        loss = hatfn.loss.cross_entropy(logits, y)
+        loss = hatfn.method.loss.cross_entropy(logits, y)
         return loss * size if where == "target" else loss
 
     hat = data.draw(st_hat.learners(MODULES, min_tasks=2, loss=weighed))

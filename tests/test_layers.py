@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.func import grad
 
 import hatfn
-from hatfn.forward import call, make_network
-from hatfn.modules import GATE, bare
-from hatfn.networks import MLP, AlexNet
+from hatfn.models import MLP, AlexNet
+from hatfn.network.call import call
+from hatfn.network.hooks import GATE, remove_hooks
+from hatfn.network.network import make_network
 from hatfn.wiring import Units
 
 
@@ -151,8 +152,11 @@ def test_gated_outputs_are_gated_weights(name: str, binary: bool) -> None:
         gates = {g: a > 0.5 for g, a in gates.items()}
 
     def output(net, given, params, **where) -> Tensor:
-        skeleton = bare(copy.deepcopy(network.evaluate)) if net is plain else network.evaluate
-        return call(net, skeleton, params, buffers, given, x, **where)[0].square().mean()
+        module = copy.deepcopy(network.evaluate)
+        if net is plain:
+            remove_hooks(module)
+        net = net._replace(evaluate=module)
+        return call(net, module, params, buffers, given, x, **where)[0].square().mean()
 
     expected = output(plain, gates, params)
     torch.testing.assert_close(output(network, gates, params), expected)
@@ -190,7 +194,7 @@ def test_which_is_gated_depends_on_which_is_smaller(monkeypatch: pytest.MonkeyPa
         seen.append(values)
         return torch.zeros(1, 16)
 
-    monkeypatch.setattr("hatfn.forward.functional_call", spy)
+    monkeypatch.setattr("hatfn.network.call.functional_call", spy)
     params = {n: network.initial[n] for n in network.wiring.params}
     for samples, one_weight in ((2, False), (200, False), (200, True)):
         call(network, network.evaluate, params, {}, gates, torch.randn(samples, 5), one_weight)

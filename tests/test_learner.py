@@ -13,7 +13,7 @@ from nets import ConvNet, Transformer, equal, learn, learner, mlp
 from torch import Tensor, nn
 
 from hatfn import from_torch
-from hatfn.networks import MLP
+from hatfn.models import MLP
 from hatfn.testing import verify_no_forgetting
 from hatfn.wiring import Units
 

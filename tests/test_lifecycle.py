@@ -14,10 +14,10 @@ from nets import equal, learn, learner
 from torch import Tensor, nn
 
 import hatfn
-import hatfn.networks  # registers resnet18s
-from hatfn.locks import exact_protection
-from hatfn.networks import MLP
-from hatfn.state import binary_gates
+import hatfn.models
+from hatfn.method.masks import binary_gates
+from hatfn.method.protection import exact_protection
+from hatfn.models import MLP
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

@@ -9,11 +9,11 @@ from nets import ConvNet, equal, learn, learner
 from torch import Tensor
 
 import hatfn
-from hatfn import locks
-from hatfn.locks import LOCKS, Lock, Locked, exact_protection
-from hatfn.networks import MLP, AlexNet
+from hatfn.method import protection as locks
+from hatfn.method.masks import binary_gates
+from hatfn.method.protection import LOCKS, Lock, Locked, exact_protection
+from hatfn.models import MLP, AlexNet
 from hatfn.replicas import replica
-from hatfn.state import binary_gates
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

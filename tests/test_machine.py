@@ -31,7 +31,7 @@ from nets import ConvNet, equal, learner
 from torch import Tensor
 
 import hatfn
-from hatfn.networks import MLP
+from hatfn.models import MLP
 from hatfn.state import HATState, trainable
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
@@ -394,8 +394,8 @@ def test_it_sees_a_leak(index: int, request: pytest.FixtureRequest) -> None:
     """Steps that pay no heed to what is protected."""
     how = {"phases": [Phase.generate], "report_multiple_bugs": False}
     with (
-        mock.patch("hatfn.transforms.drop", lambda held, value: value),
-        mock.patch("hatfn.bits.drop", lambda held, value: value),
+        mock.patch("hatfn.method.transforms.drop", lambda held, value: value),
+        mock.patch("hatfn.numerics.zeros.drop", lambda held, value: value),
         pytest.raises(AssertionError, match="task "),
     ):
         live(index, request, lives=12, length=25, **how)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import hatfn
-from hatfn import modules
-from hatfn.experiments.timing import Contender, peak_memory
+from hatfn.experiments.bench.timing import Contender, peak_memory
+from hatfn.network import copies as modules
 from hatfn.replicas import replica
 from hatfn.state import HATState
 from hatfn.testing import verify_no_forgetting

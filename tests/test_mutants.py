@@ -15,18 +15,10 @@ from test_trace import RULES
 from torch import Tensor
 
 import hatfn
-from hatfn.networks import MLP
+from hatfn.models import MLP
 from hatfn.testing import verify_wiring
-from hatfn.tracing import (
-    contraction,
-    elementwise,
-    interpret,
-    labels,
-    movement,
-    norms,
-    reduction,
-    tracer,
-)
+from hatfn.tracing import interpret, labels, tracer
+from hatfn.tracing.rules import contraction, elementwise, movement, norms, reduction
 from hatfn.wiring import OPEN
 
 Patch = pytest.MonkeyPatch

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from timm.models.resnet import ResNet
 
 import hatfn
-import hatfn.networks  # registers them
+import hatfn.models
 
 
 @pytest.mark.parametrize("name", ["resnet18s", "resnet34s", "resnet50_small"])

@@ -23,7 +23,8 @@ import torchopt
 from torch import Tensor, nn
 
 import hatfn
-from hatfn import metrics, schedule
+from hatfn.evaluation import metrics
+from hatfn.method import schedule
 from hatfn.state import HATState
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")

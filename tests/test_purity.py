@@ -10,8 +10,9 @@ import torchopt
 from nets import ConvNet, learner, mlp
 
 import hatfn
-from hatfn import metrics, testing
-from hatfn.regularizer import sparsity
+from hatfn import testing
+from hatfn.evaluation import metrics
+from hatfn.method.sparsity import sparsity
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

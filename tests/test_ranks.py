@@ -17,7 +17,7 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 
 import hatfn
-from hatfn.ranks import Ranks, RanksDifferError, joined
+from hatfn.engine.ranks import Ranks, RanksDifferError, joined
 from hatfn.state import HATState
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")

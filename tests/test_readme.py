@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from suites import SUITES
+from test_layout import storey
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -32,10 +33,12 @@ def test_ci_runs_the_command_of_the_readme() -> None:
     assert test in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-def test_the_map_names_every_file_once() -> None:
-    listed = re.findall(r"^\| `(hatfn/[\w/]+\.py)` \|", README, re.MULTILINE)
-    there = {str(path.relative_to(ROOT)) for path in (ROOT / "hatfn").rglob("*.py")}
-    assert sorted(listed) == sorted(there)
+def test_the_map_names_every_package_in_the_order_of_its_storey() -> None:
+    rows = re.findall(r"^\| `hatfn/(\w+)(?:/|\.py)`", README, re.MULTILINE)
+    there = {path.stem for path in (ROOT / "hatfn").iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert sorted(rows) == sorted(there - {"__main__", "__pycache__"})
+    levels = [storey(f"hatfn.{name}") for name in rows if name != "__init__"]
+    assert levels == sorted(levels)
 
 
 def test_links_lead_to_files() -> None:

@@ -14,8 +14,8 @@ from nets import ConvNet, Transformer, equal, learner, mlp
 from torch import Tensor
 
 import hatfn
-from hatfn import schedule
-from hatfn.networks import MLP
+from hatfn.method import schedule
+from hatfn.models import MLP
 from hatfn.replicas import replica, stack
 from hatfn.testing import verify_no_forgetting
 
@@ -26,7 +26,7 @@ NETWORKS = {
     "conv net": (ConvNet, (1, 6, 6)),
     "transformer": (Transformer, (4, 5)),
 }
-OPTIMIZERS: dict[str, Callable[[], hatfn.optimizer.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[], hatfn.engine.optimizer.Optimizer]] = {
     "sgd": lambda: torchopt.sgd(0.05, momentum=0.9, weight_decay=5e-4),
     "adam": lambda: torchopt.adam(1e-2),
     "adamw": lambda: torchopt.adamw(1e-2, weight_decay=1e-2),

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hatfn.evaluation.metrics import forgetting_ratio, forward_transfer
 from hatfn.experiments import cli, reproduce
-from hatfn.experiments.config import ReproduceConfig
-from hatfn.metrics import forgetting_ratio, forward_transfer
+from hatfn.experiments.reproduce import ReproduceConfig
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -18,11 +18,12 @@ from nets import equal
 from rich.console import Console
 
 import hatfn
-from hatfn import container
 from hatfn.experiments import cli
-from hatfn.experiments.config import RunConfig
-from hatfn.experiments.folder import CONFIG, LOG, PROGRESS, RunFolder, resumed
-from hatfn.experiments.run import Run, learn, start
+from hatfn.experiments.run.config import RunConfig
+from hatfn.experiments.run.folder import CONFIG, LOG, PROGRESS, RunFolder, resumed
+from hatfn.experiments.run.loop import learn, start
+from hatfn.experiments.run.progress import Run
+from hatfn.storage import container
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

@@ -11,9 +11,9 @@ import torchopt
 from nets import ConvNet, Transformer
 
 import hatfn
-from hatfn.experiments.scaling import OPTIMIZERS, count, count_saved
-from hatfn.experiments.timing import Contender, peak_memory
-from hatfn.networks import MLP
+from hatfn.experiments.bench.scaling import OPTIMIZERS, count, count_saved
+from hatfn.experiments.bench.timing import Contender, peak_memory
+from hatfn.models import MLP
 
 PAGE = Path(__file__).parent.parent / "examples" / "scaling.md"
 MAKERS = {

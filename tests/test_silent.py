@@ -17,7 +17,7 @@ from test_errors import public
 from wrong import CLOSED, HAT, LEARNED, MANY, OPEN, RIGHT, STATES, XS, YS, X, Y
 
 import hatfn
-from hatfn.networks import MLP
+from hatfn.models import MLP
 from hatfn.state import HATState
 
 UNTRAINED = {"HAT.forward": {"state": OPEN}, "Replicas.forward": {"states": MANY.begin(STATES, 1)}}

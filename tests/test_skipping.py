@@ -10,9 +10,9 @@ from test_architectures import ARCHITECTURES, build
 from torch import Tensor, nn
 
 import hatfn
-from hatfn import skipping
-from hatfn.forward import call
-from hatfn.networks import MLP
+from hatfn.models import MLP
+from hatfn.network import skipping
+from hatfn.network.call import call
 from hatfn.state import HATState
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")

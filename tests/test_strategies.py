@@ -14,7 +14,7 @@ import torch
 from hypothesis import Phase, assume, find, given, settings
 from nets import equal, examples
 
-from hatfn.state import binary_gates
+from hatfn.method.masks import binary_gates
 from hatfn.testing import strategies as st_hat
 from hatfn.testing import verify_pure, verify_state_stable, verify_wiring
 from hatfn.testing.cases import ACTIVATIONS, KINDS, NORMS, OPTIMIZERS, Block, Case, learner

@@ -19,8 +19,8 @@ from scipy.io import savemat
 from torchvision import datasets
 
 from hatfn.experiments import cli
-from hatfn.experiments.config import RunConfig
-from hatfn.experiments.folder import resumed
+from hatfn.experiments.run.config import RunConfig
+from hatfn.experiments.run.folder import resumed
 from hatfn.experiments.streams import StreamName, digits, make_stream, sources
 from hatfn.experiments.streams.make import MIXTURE
 from hatfn.experiments.streams.parts import Part, divided

@@ -10,7 +10,7 @@ from nets import ConvNet, Transformer, equal, learn, learner
 from torch import nn
 
 import hatfn
-from hatfn.networks import MLP
+from hatfn.models import MLP
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

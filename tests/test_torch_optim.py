@@ -11,9 +11,9 @@ from nets import equal, learner
 from torch import Tensor
 
 import hatfn
-from hatfn.networks import MLP
+from hatfn.engine.torch_optim import TorchState, _apart, _blind
+from hatfn.models import MLP
 from hatfn.testing import verify_pure
-from hatfn.torch_optim import TorchState, _apart, _blind
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

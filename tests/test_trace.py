@@ -10,7 +10,7 @@ from torch import nn
 from value_cases import VALUES
 
 import hatfn
-from hatfn.networks import MLP, AlexNet
+from hatfn.models import MLP, AlexNet
 from hatfn.testing import verify_wiring
 
 RULES = LAYERS | VALUES

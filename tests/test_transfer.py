@@ -11,7 +11,7 @@ from nets import ConvNet, equal, learn, learner
 from torch import Tensor, nn
 
 import hatfn
-from hatfn.networks import MLP
+from hatfn.models import MLP
 from hatfn.replicas import replica
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")

@@ -12,8 +12,9 @@ from hypothesis.extra import numpy as nps
 from torch import Tensor
 
 import hatfn
-from hatfn import locks, transforms
-from hatfn.bits import drop
+from hatfn.method import protection as locks
+from hatfn.method import transforms
+from hatfn.numerics.zeros import drop
 from hatfn.state import Trainable
 from hatfn.wiring import ParamWiring, Units, Wiring
 

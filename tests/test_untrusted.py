@@ -20,14 +20,14 @@ from nets import equal, learn, learner
 from safetensors.torch import save
 
 import hatfn
-from hatfn import checkpoint, container
 from hatfn.experiments import cli
-from hatfn.experiments.config import RunConfig
-from hatfn.experiments.folder import CONFIG, LOG, PROGRESS, RunFolder, resumed
-from hatfn.experiments.run import learn as learn_run
-from hatfn.experiments.run import start
+from hatfn.experiments.run.config import RunConfig
+from hatfn.experiments.run.folder import CONFIG, LOG, PROGRESS, RunFolder, resumed
+from hatfn.experiments.run.loop import learn as learn_run
+from hatfn.experiments.run.loop import start
 from hatfn.experiments.streams import make_stream
-from hatfn.networks import MLP
+from hatfn.models import MLP
+from hatfn.storage import checkpoint, container
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

@@ -11,6 +11,7 @@ import torch
 from nets import ConvNet, Transformer, mlp
 
 import hatfn
+from hatfn.method.protection import exact_protection
 
 X = torch.zeros(1, 1, 6, 6)
 
@@ -112,8 +113,6 @@ def test_the_summary_names_groups_measures_and_what_fell_back() -> None:
 
 def test_measures_are_their_definition() -> None:
     """By sampling: the expected share of entries that one half-open task protects."""
-    from hatfn.locks import exact_protection  # noqa: PLC0415
-
     wiring = hatfn.trace(Transformer(), torch.zeros(1, 4, 5), head="head")
     measures = wiring.measures
     share = []

@@ -15,8 +15,10 @@ from nets import learner
 from torch import nn
 
 import hatfn
-from hatfn import metrics, schedule, testing
-from hatfn.networks import MLP
+from hatfn import testing
+from hatfn.evaluation import metrics
+from hatfn.method import schedule
+from hatfn.models import MLP
 
 
 class Wrong(NamedTuple):

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from wrong import IMAGES, MAPS, MODULE, X, wrong
 
 import hatfn
-from hatfn.networks import MLP
+from hatfn.models import MLP
 
 
 class Tied(nn.Module):

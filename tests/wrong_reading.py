@@ -29,7 +29,7 @@ from wrong import (
 )  # fmt: skip
 
 import hatfn
-from hatfn.networks import MLP
+from hatfn.models import MLP
 
 LEARNERS = [
     case

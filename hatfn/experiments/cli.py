@@ -20,17 +20,22 @@ from rich.progress import (
     track,
 )
 
-from hatfn.checks import HATWarning
-from hatfn.experiments import atlas, bench, reproduce
-from hatfn.experiments.bench_cases import CASES
-from hatfn.experiments.config import BenchConfig, ReproduceConfig, RunConfig, TraceConfig
-from hatfn.experiments.folder import RunFolder, resumed
-from hatfn.experiments.launch import processes, shares
-from hatfn.experiments.report import show
-from hatfn.experiments.result import Result
-from hatfn.experiments.run import NonFiniteStepError, Run, Step, learn, start
-from hatfn.experiments.timing import interleaved
-from hatfn.ranks import ALONE, RankLostError, Ranks, RanksDifferError
+from hatfn.checks.capacity import HATWarning
+from hatfn.engine.ranks import ALONE, RankLostError, Ranks, RanksDifferError
+from hatfn.experiments import atlas, reproduce
+from hatfn.experiments.atlas import TraceConfig
+from hatfn.experiments.bench import tables as bench
+from hatfn.experiments.bench.cases import CASES
+from hatfn.experiments.bench.tables import BenchConfig
+from hatfn.experiments.bench.timing import interleaved
+from hatfn.experiments.reproduce import ReproduceConfig
+from hatfn.experiments.run.config import RunConfig
+from hatfn.experiments.run.folder import RunFolder, resumed
+from hatfn.experiments.run.loop import NonFiniteStepError, learn, start
+from hatfn.experiments.run.processes import processes, shares
+from hatfn.experiments.run.progress import Run, Step
+from hatfn.experiments.run.report import show
+from hatfn.experiments.run.result import Result
 from hatfn.testing import verify_wiring
 from hatfn.tracing import TraceError
 

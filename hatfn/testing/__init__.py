@@ -8,8 +8,8 @@ function to its contract. Hypothesis strategies are imported by their own name,
 
 from hatfn.testing.contracts import verify_pure, verify_state_stable, verify_vmap_equals_loop
 from hatfn.testing.forgetting import verify_no_forgetting
-from hatfn.testing.perturbation import Verification
-from hatfn.testing.wiring import verify_wiring
+from hatfn.tracing.perturbation import Verification
+from hatfn.tracing.verify import verify_wiring
 
 __all__ = [
     "Verification",

@@ -14,12 +14,13 @@ import torchopt
 from torch import Tensor, nn
 
 from hatfn.build import build
-from hatfn.checks import HATWarning
-from hatfn.initial import lively
+from hatfn.checks.capacity import HATWarning
+from hatfn.engine.optimizer import Optimizer
 from hatfn.learner import HAT
-from hatfn.optimizer import Optimizer
-from hatfn.seeds import seeded
-from hatfn.state import HATState, take
+from hatfn.network.probe import lively
+from hatfn.numerics.seeds import seeded
+from hatfn.numerics.trees import take
+from hatfn.state import HATState
 from hatfn.tracing import trace
 from hatfn.wiring import Wiring
 

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from hatfn.state import Tree
+from hatfn.numerics.trees import Tree
 from hatfn.wiring import digest
 
 T = TypeVar("T")

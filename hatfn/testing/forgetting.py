@@ -9,11 +9,12 @@ import optree
 import torch
 from torch import Tensor
 
-from hatfn import checks
-from hatfn.kinds import check_seed
+from hatfn.checks.calls import check_chosen, check_state
+from hatfn.checks.values import check_seed
 from hatfn.learner import HAT
-from hatfn.state import HATState, Tree
-from hatfn.testing.perturbation import Seen, Verification, another, flat
+from hatfn.numerics.trees import Tree
+from hatfn.state import HATState
+from hatfn.tracing.perturbation import Seen, Verification, another, flat
 
 _WHERE = "verify_no_forgetting"
 
@@ -109,10 +110,10 @@ def _rows(hat: Learner, state: Tree, later: Tree, tasks: Sequence[int] | None) -
         )
     if isinstance(hat, HAT):
         for each in (state, later) if later is not None else (state,):
-            checks.check_state(_WHERE, each, hat.wiring, hat.tasks)
+            check_state(_WHERE, each, hat.wiring, hat.tasks)
         if tasks is None and later is not None:
             tasks = (state.learned & later.learned).nonzero().flatten().tolist()
-        return checks.check_chosen(_WHERE, state, tasks, hat.tasks)
+        return check_chosen(_WHERE, state, tasks, hat.tasks)
     if later is None or not tasks:
         raise ValueError(
             f"{_WHERE}: later={later!r}, tasks={tasks!r}. Expected the state after more training and "

@@ -1,5 +1,6 @@
 """Tracing: from a module to its wiring."""
 
-from hatfn.tracing.trace import TraceError, trace
+from hatfn.tracing.graph import TraceError
+from hatfn.tracing.trace import trace
 
 __all__ = ["TraceError", "trace"]

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from hatfn.tracing import contraction, elementwise, movement, norms, recurrence, reduction
 from hatfn.tracing.labels import ZERO, compress, filled, shrink
-from hatfn.tracing.tracer import Result, Rule, Tracer, Value, place_of, shape_of
+from hatfn.tracing.nodes import is_pointwise, operator_name, place_of, shape_of
+from hatfn.tracing.rules import contraction, elementwise, movement, norms, recurrence, reduction
+from hatfn.tracing.tracer import Result, Rule, Tracer, Value
 from hatfn.wiring import OPEN
 
 BINDING = {**contraction.RULES, **norms.RULES, **recurrence.RULES}
@@ -86,7 +87,7 @@ def is_simple(node: Node) -> bool:
         return False
     name = operator_name(node)
     constant = not node.all_input_nodes and _is_deterministic(node)
-    return constant or name in BINDING or name in PASSING or elementwise.is_pointwise(node)
+    return constant or name in BINDING or name in PASSING or is_pointwise(node)
 
 
 def _parameter(t: Tracer, node: Node, name: str) -> Value:
@@ -120,7 +121,7 @@ def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         # What a layer makes of a parameter (a learned query) is an activation like any other.
         activation = dynamic or name not in norms.RULES
         return _wrap(node, BINDING[name](t, node, *args, **kwargs), operands, activation)
-    rule = PASSING.get(name) or (elementwise.pointwise if elementwise.is_pointwise(node) else None)
+    rule = PASSING.get(name) or (elementwise.pointwise if is_pointwise(node) else None)
     if rule is None:
         place = place_of(node)
         t.fallbacks.append(f"{node.target} in {place}" if place else str(node.target))
@@ -150,13 +151,6 @@ def _follows(name: str, rule: Rule, operands: list[Value]) -> bool:
 def _unknown(t: Tracer, node: Node, *_: Any, **__: Any) -> Tensor:
     """An operator without a rule: nothing is known to be zero."""
     return filled(shape_of(node), OPEN)
-
-
-def operator_name(node: Node) -> str:
-    """The name of an ATen operator without its overload; empty for anything else."""
-    schema = getattr(node.target, "_schema", None)
-    namespace, _, name = (schema.name if schema else "").partition("::")
-    return name if namespace == "aten" else ""
 
 
 def _is_deterministic(node: Node) -> bool:

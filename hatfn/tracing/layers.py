@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from hatfn.tracing.elementwise import at_zero, is_pointwise
-from hatfn.tracing.interpret import operator_name
-from hatfn.tracing.tracer import place_of, shape_of
+from hatfn.tracing.nodes import at_zero, is_pointwise, operator_name, place_of, shape_of
 from hatfn.wiring import Layer
 
 PRODUCTS = ("linear", "conv1d", "conv2d", "conv3d")

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import sysconfig
-import traceback
-import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from hatfn.modules import changed_buffers, find_heads, first_names, remembers, twin
-from hatfn.tracing.computed import read_computed
-from hatfn.tracing.functional import functional
+from hatfn.network.copies import first_names
+from hatfn.tracing.digest import read_computed
+from hatfn.tracing.graph import TraceError, _export
+from hatfn.tracing.inspect import changed_buffers, find_heads, remembers
 from hatfn.tracing.interpret import interpret
 from hatfn.tracing.layers import find_layers
+from hatfn.tracing.nodes import UnreadableError
 from hatfn.tracing.readout import read_wiring
-from hatfn.tracing.tracer import Tracer, UnreadableError
+from hatfn.tracing.tracer import Tracer
 from hatfn.wiring import Head, Wiring, digest
-
-
-class TraceError(RuntimeError):
-    """The module cannot be exported, or ``strict=True`` met an operator without a rule."""
 
 
 def trace(
@@ -104,51 +98,6 @@ def trace(
     layers = find_layers(program, names)
     computed = read_computed(program, names, x)
     return replace(wiring, layers=layers, remembers=remembers(module, x), computed=computed)
-
-
-def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
-    try:
-        with warnings.catch_warnings():
-            # Export warns of what could not be saved and deployed; this program is read and dropped.
-            warnings.simplefilter("ignore")
-            copied = twin(module, training=False)
-            for child in copied.modules():
-                if getattr(child, "inplace", False) is True:
-                    vars(child)["inplace"] = False  # the same numbers, without writing over others
-            program = functional(torch.export.export(copied, (x,), strict=False))
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise TraceError(
-            f"trace: torch.export cannot read {type(module).__name__} at an input of shape "
-            f"{tuple(x.shape)}. It stops at {_line_of(error)} {reason} Two ways out: let that line do "
-            f"without the numbers in a tensor (torch.where for an if, a constant for an .item()), or "
-            f"write the wiring down with hatfn.manual_wiring."
-        ) from error
-    written = [s.target for s in program.graph_signature.output_specs if "PARAMETER" in s.kind.name]
-    if written:
-        raise TraceError(
-            f"trace: {type(module).__name__} changes its parameter {written[0]} in every forward pass. "
-            f"Expected one that only reads its parameters (an embedding without max_norm, say)."
-        )
-    return program
-
-
-def _line_of(error: BaseException) -> str:
-    """The innermost line, on the way to an error, that is neither PyTorch's nor Python's own."""
-    found = "no line of the model"
-    link: BaseException | None = error
-    while link is not None and found.startswith("no "):
-        for frame in traceback.extract_tb(link.__traceback__)[1:]:  # the first is in this file
-            if frame.filename.startswith("<") or not frame.line:
-                continue
-            path = Path(frame.filename)
-            own = (
-                path.is_relative_to(sysconfig.get_path("stdlib")) and "site-packages" not in path.parts
-            )
-            if not own and not path.is_relative_to(Path(torch.__file__).parent):
-                found = f"{frame.filename}:{frame.lineno}, {frame.line!r}."
-        link = link.__cause__ or link.__context__
-    return found
 
 
 def _check_heads(t: Tracer, heads: list[Head], names: dict[str, str]) -> None:

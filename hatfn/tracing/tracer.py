@@ -239,28 +239,3 @@ class Tracer:
         cells = cells[(cells >= 0) & (self.forest.units[cells] == OPEN)]
         units = self.fresh(len(cells), name)
         self.forest = self.forest.join(cells, units)
-
-
-class UnreadableError(Exception):
-    """The graph computes something from a tensor that labels cannot follow."""
-
-
-def unreadable(node: Node, what: str) -> UnreadableError:
-    """The error that names an operator and its place."""
-    return UnreadableError(f"{node.target} in {place_of(node) or 'the module'} {what}")
-
-
-def shape_of(node: Node) -> torch.Size:
-    """The shape of a node's (first) output."""
-    value = node.meta["val"]
-    first = value[0] if isinstance(value, tuple | list) else value
-    if not isinstance(first, Tensor) or not all(isinstance(size, int) for size in first.shape):
-        raise unreadable(node, "takes a number or a shape from a tensor")
-    return first.shape
-
-
-def place_of(node: Node) -> str:
-    """The module a node belongs to, by its path; empty for the root."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = [entry[0] for entry in stack.values()]
-    return path[-1] if path else ""

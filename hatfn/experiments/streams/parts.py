@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from hatfn.seeds import mixed
+from hatfn.numerics.seeds import mixed
 
 PartName = Literal["train", "validation", "test"]
 

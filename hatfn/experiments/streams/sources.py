@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from hatfn.experiments.streams.parts import SPLIT_SEED, Part, PartName, Source, divided
-from hatfn.seeds import numpy_seeded
+from hatfn.numerics.seeds import numpy_seeded
 
 
 def digits() -> dict[PartName, Part]:

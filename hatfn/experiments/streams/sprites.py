@@ -9,7 +9,7 @@ import torch
 
 from hatfn.experiments.streams.parts import Part, PartName, Source
 from hatfn.experiments.streams.sources import needed
-from hatfn.seeds import mixed, numpy_seeded
+from hatfn.numerics.seeds import mixed, numpy_seeded
 
 IMAGES: dict[PartName, int] = {"train": 160, "validation": 40, "test": 20}
 """Images per shape."""

@@ -1,0 +1,1 @@
+"""What the boundary refuses, and what it warns of."""

@@ -1,0 +1,96 @@
+"""What kind of thing an argument is: the refusals that need to know nothing of states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+from hatfn.numerics.concrete import integer, read
+
+
+def check_kind(where: str, name: str, value: Any, kind: Any, right: str) -> None:
+    """An instance of a class, or of one of several (``a | b``)."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{where}: {name} is a {type(value).__name__}. Expected {right}.")
+
+
+def check_learner(where: str, hat: Any) -> None:
+    """What build() makes, or anything that looks like it."""
+    if not (hasattr(hat, "wiring") and hasattr(hat, "tasks")):
+        raise TypeError(
+            f"{where}: hat is a {type(hat).__name__}. Expected the learner that build() made: hat = "
+            f"hatfn.build(module, wiring, classes, optimizer)."
+        )
+
+
+def check_callable(where: str, name: str, value: Any, right: str) -> None:
+    """A function."""
+    if not callable(value):
+        raise TypeError(f"{where}: {name}={value!r}. Expected a function {right}.")
+
+
+def check_list(where: str, name: str, value: Any, right: str) -> None:
+    """Something to go through, one after the other."""
+    if isinstance(value, Tensor | str) or not hasattr(value, "__iter__"):
+        got = f" is a {type(value).__name__}" if isinstance(value, Tensor) else f"={value!r}"
+        raise TypeError(f"{where}: {name}{got}. Expected {right}.")
+
+
+def check_integer(where: str, name: str, value: Any, such_as: int = 1) -> int:
+    """An int."""
+    number = integer(value)
+    if number is None:
+        raise TypeError(
+            f"{where}: {name}={value!r} is a {type(value).__name__}. Expected an int: {name}={such_as}."
+        )
+    return number
+
+
+def check_count(where: str, name: str, value: Any) -> int:
+    """An int of at least 1."""
+    number = check_integer(where, name, value)
+    if number < 1:
+        raise ValueError(f"{where}: {name}={number}. Expected at least 1.")
+    return number
+
+
+def check_seed(where: str, seed: Any) -> int:
+    """A seed as an int of at least 0 that a generator takes."""
+    number = check_integer(where, "seed", seed, such_as=0)
+    if not 0 <= number < 2**63:
+        raise ValueError(
+            f"{where}: seed={number}. Expected an int of at least 0 and below 2**63: seed="
+            f"{abs(number) % 2**31}."
+        )
+    return number
+
+
+def check_real(
+    where: str, name: str, value: Any, right: Callable[[float], bool], expected: str
+) -> None:
+    """A number, or a tensor of numbers, in a range; inside ``vmap`` they are not looked at."""
+    numbers = [value]
+    if isinstance(value, Tensor):
+        ends = map(read, value.aminmax()) if value.numel() else ()
+        numbers = [end for end in ends if end is not None]
+    for number in numbers:
+        if not isinstance(number, Real):
+            raise TypeError(f"{where}: {name}={number!r}. Expected a number {expected}.")
+        if not right(float(number)):
+            raise ValueError(f"{where}: {name}={number!r}. Expected a number {expected}.")
+
+
+def check_alike(where: str, name: str, tree: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """A tensor of the same shape for every name of a tree."""
+    for kind, each in (("the first argument", tree), (name, other)):
+        check_kind(where, kind, each, Mapping, "{name: tensor}, a dict")
+    for key, leaf in tree.items():
+        shape = tuple(other[key].shape) if key in other else None
+        if shape != leaf.shape:
+            raise ValueError(
+                f"{where}: {name}[{key!r}] has shape {shape}, for a tensor of {tuple(leaf.shape)}. "
+                f"Expected one of the same shape for every name."
+            )

@@ -1,0 +1,1 @@
+"""What a step runs on: optimisers, processes, compiled graphs."""

@@ -1,0 +1,117 @@
+"""How well all tasks are done: with the task given, and with the task inferred, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from hatfn.checks.calls import check_batch, check_owned
+from hatfn.evaluation.task_inference import Method, check_logits, classify, infer_task
+from hatfn.learner import HAT
+from hatfn.state import HATState
+
+Row = Float64[np.ndarray, " T"]
+"""A share of each task's samples, in [0, 1]; NaN where the task is not learned."""
+
+
+class Evaluation(NamedTuple):
+    """A row of the accuracy matrix, under both protocols.
+
+    Attributes:
+        task_incremental: (T,), whose class is right, the task given.
+        class_incremental: (T,), whose task was inferred and whose class is right.
+        task_inference: (T,), whose task was inferred.
+    """
+
+    task_incremental: Row
+    class_incremental: Row
+    task_inference: Row
+
+
+def evaluate(
+    hat: HAT,
+    state: HATState,
+    loaders: Sequence[Iterable[tuple[Tensor, Tensor]]],
+    method: Method = "max",
+    chunk_size: int | None = None,
+) -> Evaluation:
+    """Accuracy on every learned task, with the task given and with the task inferred.
+
+    Each batch is predicted once, under all learned tasks: its own task's row gives the first, a choice
+    among all rows the second.
+
+    Args:
+        hat: the learner.
+        state: any state.
+        loaders: for each task in order its batches: x (B, ...), and y (B,) int64, counted within the
+            task. Those of tasks that are not learned are not read. Of processes that train together,
+            each one's share: counts are summed.
+        method: how :func:`infer_task` chooses among the learned tasks.
+        chunk_size: how many tasks at a time; bounds memory.
+
+    Raises:
+        TypeError, ValueError: not one loader for each task; an empty loader; a batch that is no pair of
+            inputs and labels of the task; an output that is not (B, C).
+
+    Example:
+        >>> import hatfn, torchopt
+        >>> net, x = torch.nn.Linear(2, 2), torch.randn(4, 2)
+        >>> hat = hatfn.build(net, hatfn.trace(net, x), None, torchopt.sgd(0.1), num_tasks=2)
+        >>> state = hat.consolidate(hat.init(0), 0)
+        >>> y = net(x).argmax(-1)
+        >>> evaluate(hat, state, [[(x, y)], [(x, y)]]).task_incremental
+        array([ 1., nan])
+    """
+    check_owned("evaluate", hat, state)
+    _check_loaders(loaders, hat.tasks)
+    learned = state.learned.nonzero().flatten().tolist()
+    shares = np.full((3, hat.tasks), np.nan)
+    for row, task in enumerate(learned):
+        hits, count = torch.zeros(3, dtype=torch.int64, device=state.learned.device), 0
+        for batch in loaders[task]:
+            x, y = _check_labelled(batch, task, hat)
+            x, y = x.to(state.learned.device), y.to(state.learned.device)
+            logits = hat.predict(state, x, learned, chunk_size)
+            check_logits("evaluate", logits)
+            rows = infer_task(logits, method)
+            own, found = classify(logits, torch.full_like(rows, row)) == y, rows == row
+            # Where the right task was inferred, the class is the one that its own row gives.
+            hits = hits + torch.stack([own, own & found, found]).sum(1)
+            count += len(y)
+        hits, count = hat.ranks.total((hits, torch.tensor(count, device=hits.device)))
+        if not count:
+            raise ValueError(
+                f"evaluate: loader {task} gave no batch. Expected at least one: a list of batches, or "
+                f"a DataLoader; a generator can be read only once."
+            )
+        shares[:, task] = hits.cpu().numpy() / int(count)
+    return Evaluation(*shares)
+
+
+def _check_loaders(loaders: Any, tasks: int) -> None:
+    if not isinstance(loaders, Sequence) or isinstance(loaders, str):
+        raise TypeError(
+            f"evaluate: loaders is a {type(loaders).__name__}. Expected a list with one for each "
+            f"task: hatfn.evaluate(hat, state, [loader_0, loader_1, ...])."
+        )
+    if len(loaders) != tasks:
+        raise ValueError(
+            f"evaluate: {len(loaders)} loaders for {tasks} tasks. Expected one for each, in order; of "
+            f"tasks that are not learned they are not read, and may be []."
+        )
+
+
+def _check_labelled(batch: Any, task: int, hat: HAT) -> tuple[Tensor, Tensor]:
+    where = f"evaluate, loader {task}"
+    x, y = check_batch(batch, hat.classes[task] if hat.classes else None, where)
+    if y.dim() != 1 or y.dtype != torch.int64:
+        raise TypeError(
+            f"{where}: y is {tuple(y.shape)} of {y.dtype}. Expected a class for each sample, "
+            f"({len(x)},) of torch.int64, counted within the task."
+        )
+    return x, y

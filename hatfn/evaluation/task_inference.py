@@ -1,0 +1,229 @@
+"""Which task is a sample of, when nobody says? And which class, then?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.func import grad, jacfwd
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hatfn.checks.calls import check_chosen, check_input, check_owned
+from hatfn.checks.values import check_list
+from hatfn.learner import HAT
+from hatfn.network.outputs import forward_mixed
+from hatfn.numerics.concrete import integer, read
+from hatfn.numerics.vmap import batchable
+from hatfn.state import HATState
+
+Method = Literal["max", "softmax", "entropy", "energy"]
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """Of the largest softmax probability: the same order, and no rounding to 1 where it is near."""
+    top = logits.argmax(-1, keepdim=True)
+    others = logits.scatter(-1, top, -torch.inf)
+    return logits.amax(-1) - others.logsumexp(-1)
+
+
+def entropy(logits: Float[Tensor, "*B C"]) -> Float[Tensor, "*B"]:
+    """Of the softmax, in nats: -sum_c p_c log p_c; classes of -inf add nothing."""
+    terms: Tensor = torch.special.entr(logits.softmax(-1))
+    return terms.sum(-1)
+
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "max": lambda logits: logits.amax(-1),
+    "softmax": _log_odds,
+    "entropy": lambda logits: -entropy(logits),
+    "energy": lambda logits: logits.logsumexp(-1),
+}
+"""From logits (..., C) to how much they look like the right task's (...,)."""
+
+
+def infer_task(logits: Float[Tensor, "T B C"], method: Method = "max") -> Int64[Tensor, " B"]:
+    """The task whose output is the surest of each sample.
+
+    task = argmax_t score(z_t), z_t the logits of task t, p = softmax(z_t):
+
+        max      max_c z_c
+        softmax  max_c p_c
+        entropy  -H(p) = sum_c p_c log p_c
+        energy   log sum_c exp(z_c)
+
+    With two classes a task, softmax and entropy order alike.
+
+    Args:
+        logits: (T, B, C), as :meth:`HAT.predict` gives them; -inf for classes that a task lacks.
+        method: which score.
+
+    Returns:
+        (B,) int64, rows of the logits, from 0 to T - 1: the tasks that predict was given, by place.
+        The first of equals.
+
+    Raises:
+        TypeError, ValueError: logits of another type or shape; a sample without a finite largest
+            logit in some task; an unknown method.
+
+    Example:
+        >>> logits = torch.tensor([[[3.0, 2.9]], [[1.0, -4.0]]])
+        >>> infer_task(logits, "max"), infer_task(logits, "entropy")
+        (tensor([0]), tensor([1]))
+
+    Source:
+        max: HAT-CL (arXiv 2307.09653); softmax: Hendrycks and Gimpel 2017 (arXiv 1610.02136); energy:
+        Liu et al. 2020 (arXiv 2010.03759), equation 4, at temperature 1.
+    """
+    check_logits("infer_task", logits)
+    if method not in [*SCORES]:
+        raise ValueError(
+            f"infer_task: method={method!r}. Expected one of {', '.join(map(repr, SCORES))}."
+        )
+    return SCORES[method](logits).argmax(0)
+
+
+def infer_task_by_gradient(
+    hat: HAT,
+    state: HATState,
+    x: Tensor,
+    tasks: Sequence[int] | None = None,
+    per: Literal["sample", "batch"] = "sample",
+) -> Int64[Tensor, " B"]:
+    """The task along whose mask the output of a mixture of all masks grows surer the fastest.
+
+    task = argmax_t -dH(p(alpha)) / dalpha_t at alpha = 1/T, with p(alpha) the softmax of the output
+    under gates sum_t alpha_t mask_t;
+    :func:`~hatfn.network.outputs.forward_mixed` says what becomes of heads, norms and
+    statistics. An operator without a forward derivative, such as an LSTM, costs a backward pass for
+    each sample.
+
+    Args:
+        hat: the learner.
+        state: any state.
+        x: (B, ...).
+        tasks: which to choose from, in this order; None: all learned ones, in order.
+        per: "sample": each by itself, T forward derivatives for all; "batch": one task for all of
+            them, by the mean entropy, with one backward derivative.
+
+    Returns:
+        (B,) int64, rows of tasks, from 0 to T - 1, like :func:`infer_task`.
+
+    Raises:
+        TypeError, ValueError: a wrong task or input; a task that was never learned; an output that
+            is not (B, C); an unknown ``per``.
+
+    Source:
+        Wortsman et al. 2020 (SupSup, arXiv 2006.14769), the superposition p(alpha) and its One-Shot
+        rule; there with masks of weights and one head, here with gates of units and a head per task.
+    """
+    where = "infer_task_by_gradient"
+    if per not in ("sample", "batch"):
+        raise ValueError(f"{where}: per={per!r}. Expected 'sample' or 'batch'.")
+    check_owned(where, hat, state)
+    check_input(where, x, hat.wiring)
+    rows = check_chosen(where, state, tasks, hat.tasks)
+    real = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    alpha = torch.full((len(rows),), 1 / len(rows), dtype=real, device=x.device)
+
+    def entropies(alpha: Tensor, x: Tensor = x) -> Tensor:
+        output = forward_mixed(hat.network, state, x, rows, alpha)
+        if not isinstance(output, Tensor) or output.dim() != 2:
+            got = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise ValueError(
+                f"{where}: the output is {got}. Expected one of shape (B, classes): "
+                f"infer_task(logits), on logits of your choice, has no such need."
+            )
+        return entropy(output)
+
+    def slopes(alpha: Tensor, x: Tensor) -> Tensor:
+        return grad(lambda alpha: entropies(alpha, x).mean())(alpha)  # type: ignore[no-any-return]
+
+    # Fused attention has no forward derivative.
+    with batchable(x.device), sdpa_kernel(SDPBackend.MATH):
+        if per == "batch":
+            return slopes(alpha, x).argmin().expand(len(x))
+        try:
+            with warnings.catch_warnings():
+                # PyTorch prepares its first forward derivative by what it deprecates itself.
+                warnings.filterwarnings("ignore", "`torch.jit.script`", FutureWarning)
+                each: Tensor = jacfwd(entropies)(alpha)
+        except ValueError as error:
+            if "forward AD" not in str(error) and "atching rule" not in str(error):
+                raise
+            each = torch.stack([slopes(alpha, one) for one in x.split(1)])
+        return each.argmin(-1)
+
+
+def classify(
+    logits: Float[Tensor, "T B C"],
+    rows: Int64[Tensor, " B"],
+    offsets: Sequence[int] | None = None,
+) -> Int64[Tensor, " B"]:
+    """The class of each sample, by the logits of the task that was inferred for it.
+
+    Args:
+        logits: (T, B, C), as :meth:`HAT.predict` gives them.
+        rows: (B,) int64 in [0, T), as :func:`infer_task` gives them.
+        offsets: for each row the number of its task's first class among the classes of all tasks;
+            None: classes are counted within the task.
+
+    Returns:
+        (B,) int64.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit each other.
+
+    Example:
+        >>> logits = torch.tensor([[[3.0, 4.0]], [[9.0, 2.0]]])
+        >>> rows = infer_task(logits)
+        >>> classify(logits, rows), classify(logits, rows, offsets=[0, 2])
+        (tensor([0]), tensor([2]))
+    """
+    check_logits("classify", logits)
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
+        got = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(f"classify: rows is {got}. Expected an int64 tensor: infer_task(logits).")
+    tasks, samples, _ = logits.shape
+    ends = read(torch.stack(rows.aminmax())) if rows.numel() else None
+    if rows.shape != (samples,) or (ends is not None and not 0 <= ends[0] <= ends[1] < tasks):
+        raise ValueError(
+            f"classify: rows has shape {tuple(rows.shape)} and numbers from {ends}. Expected shape "
+            f"({samples},) and numbers from 0 to {tasks - 1}, as infer_task(logits) gives them."
+        )
+    if offsets is not None:
+        check_list("classify", "offsets", offsets, "one for each row of the logits, such as [0, 2]")
+    if offsets is not None and (len(offsets) < tasks or None in map(integer, offsets)):
+        raise ValueError(
+            f"classify: {len(offsets)} offsets for {tasks} rows: {offsets}. Expected an int for each "
+            f"row of the logits, such as [0, 2, 4] for tasks of two classes."
+        )
+    own = logits[rows, torch.arange(samples, device=logits.device)].argmax(-1)
+    return own if offsets is None else own + torch.as_tensor(offsets, device=rows.device)[rows]
+
+
+def check_logits(where: str, logits: Any) -> None:
+    """A tensor (T, B, C) whose largest number over the classes is finite."""
+    right = "Expected a tensor (T, B, C), as hat.predict(state, x) gives it"
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{where}: logits is a {type(logits).__name__}. {right}; of a module with several outputs "
+            f"choose one, such as logits[0]."
+        )
+    if not logits.is_floating_point():
+        raise TypeError(
+            f"{where}: logits are {logits.dtype}. Expected floating numbers: logits.float()."
+        )
+    if logits.dim() != 3 or not len(logits) or not logits.shape[-1]:
+        raise ValueError(
+            f"{where}: logits has shape {tuple(logits.shape)}. {right}, with at least one task and "
+            f"class: logits[None] for one task."
+        )
+    if read(logits.amax(-1).isfinite().all()) is False:
+        raise ValueError(
+            f"{where}: a sample's logits of one task are all -inf, or hold nan or inf. Expected a "
+            f"finite largest one: -inf stands for classes that a task lacks, and none lacks all."
+        )

@@ -1,0 +1,1 @@
+"""``hatfn bench``: what each way of doing the same work costs."""

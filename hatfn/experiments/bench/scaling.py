@@ -1,0 +1,86 @@
+"""What a learner needs, by formulas: bytes of its state and of a step, from how many numbers it has."""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from hatfn.learner import HAT
+from hatfn.numerics.zeros import PIECE
+
+OPTIMIZERS = {"sgd": (0, 4, PIECE), "momentum": (1, 5, PIECE), "adam": (2, 7, sys.maxsize)}
+"""m, k and l: moments of each number; numbers that a step holds for each that it trains; how much of
+the largest parameter is in the making at most (a piece where the last to be made is the new value)."""
+
+
+class Size(NamedTuple):
+    """How many numbers a learner has; T tasks.
+
+    Attributes:
+        shared: P, shared weights.
+        own: Q, parameters that every task has for itself: norms, a head.
+        units: U, units with a gate.
+        statistics: R, running statistics of each task.
+        leaf: L, the largest shared parameter.
+        saved: A, numbers per sample that a step keeps for its backward pass.
+        layer: D, the largest of these tensors.
+    """
+
+    shared: int
+    own: int
+    units: int
+    statistics: int
+    leaf: int
+    saved: int = 0
+    layer: int = 0
+
+    def state(self, tasks: int, optimizer: str) -> int:
+        """Bytes of a state between two steps: 5 P + T (4 Q + 4 R + 5 U) + 4 m (P + Q + U)."""
+        moments, *_ = OPTIMIZERS[optimizer]
+        per_task = 4 * (self.own + self.statistics) + 5 * self.units
+        trained = self.shared + self.own + self.units
+        return 5 * self.shared + tasks * per_task + 4 * moments * trained
+
+    def stacks(self, tasks: int) -> int:
+        """Bytes of all tasks' own values, which a step copies."""
+        return 4 * tasks * (self.own + self.units + self.statistics)
+
+    def step(self, tasks: int, batch: int, optimizer: str) -> int:
+        """Bytes that a step of B samples holds at most beside the state before it.
+
+        max(4 k (P + Q + U) + 4 min(L, l) + 4 T (Q + U + R), 4 B (A + 2 D)): its second half, or first,
+        in whose backward pass a layer's gradient is made out of the next one's.
+        """
+        _, kept, most = OPTIMIZERS[optimizer]
+        update = 4 * (kept * (self.shared + self.own + self.units) + min(self.leaf, most))
+        return max(update + self.stacks(tasks), 4 * batch * (self.saved + 2 * self.layer))
+
+
+def count(hat: HAT) -> Size:
+    """The numbers of a learner, without what is saved."""
+    state = hat.init(0)
+    trees = (state.task_params, state.embeddings, state.task_buffers)
+    own, units, statistics = (sum(leaf[0].numel() for leaf in tree.values()) for tree in trees)
+    shared = [leaf.numel() for leaf in state.params.values()]
+    return Size(sum(shared), own, units, statistics, max(shared))
+
+
+def count_saved(hat: HAT, x: Tensor, y: Tensor) -> Size:
+    """The numbers of a learner, with what a step keeps of a batch; autograd's own hooks count."""
+    size, state = count(hat), hat.begin(hat.init(0), 0)
+    known = {leaf.untyped_storage().data_ptr() for leaf in state.params.values()}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        hat.update(state, (x, y), 0, 50.0)
+    per_sample = [bytes_ // 4 // len(x) for bytes_ in saved.values()]
+    return size._replace(saved=sum(per_sample), layer=max(per_sample))

@@ -1,0 +1,1 @@
+"""``hatfn run``: one run, its folder and its report."""

@@ -1,0 +1,69 @@
+"""Several processes under torchrun: who they are, and what each of them does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+from hatfn.engine.ranks import ALONE, Ranks, joined
+from hatfn.experiments.run.config import RunConfig
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Ranks]:
+    """The processes that torchrun has started, or this one alone.
+
+    Args:
+        device: where to compute; "cuda": a GPU for each process, talking by nccl, else by gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield joined()
+    finally:
+        dist.destroy_process_group()
+
+
+def shares(config: RunConfig) -> list[RunConfig]:
+    """The runs that a run of several seeds in several processes consists of, each with some seeds.
+
+    There are as many as processes that the run was begun with; of one process or one seed itself alone.
+
+    Raises:
+        ValueError: more processes than seeds.
+    """
+    count = config.processes or 1
+    if count == 1 or config.seeds == 1:
+        return [config]
+    if config.seeds < count:
+        raise ValueError(
+            f"run: {config.seeds} seeds for {count} processes. Expected a seed for each at least, or "
+            f"--seeds 1, whose batches all of them share."
+        )
+    runs = []
+    for part in np.array_split(np.arange(config.seed, config.seed + config.seeds), count):
+        first, last = int(part[0]), int(part[-1])
+        folder = config.folder / f"seeds-{first}-to-{last}"
+        begun = config.resume is not None and (folder / "config.json").exists()
+        runs.append(
+            replace(
+                config,
+                seed=first,
+                seeds=len(part),
+                processes=1,
+                out=folder,
+                resume=folder if begun else None,
+            )
+        )
+    return runs

@@ -1,0 +1,108 @@
+"""A run in progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from hatfn.engine.ranks import ALONE, Ranks
+from hatfn.experiments.run.config import RunConfig
+from hatfn.experiments.run.result import Result, mean
+from hatfn.experiments.streams import Task
+from hatfn.learner import HAT
+from hatfn.replicas import Replicas, replica
+from hatfn.state import HATState
+
+
+class Step(NamedTuple):
+    """One training step, as it is shown and logged; of several seeds and tasks the mean."""
+
+    task: int
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    penalty: float
+    scale: float
+    accuracy: float
+
+
+class Place(NamedTuple):
+    """How far a run is: it goes on with this batch of this epoch of this phase.
+
+    Attributes:
+        phase: which of its phases, each the training of one task or of several together.
+        epoch: in the phase.
+        batch: in the epoch; at the first one of the first epoch, the phase has not begun.
+    """
+
+    phase: int
+    epoch: int
+    batch: int
+
+
+@dataclass
+class Run:
+    """A run in progress, of one seed or of several at once.
+
+    Attributes:
+        config: its settings.
+        seeds: of its replicas.
+        streams: the tasks of each seed.
+        prepare: from images of a stream to inputs of the module, on its device.
+        hat: the learner.
+        state: after the last step; of several seeds stacked.
+        results: what was measured so far, of each seed.
+        logits: of each seed, {task: its logits when it was learned}, by which drift is measured.
+        place: how far it is.
+        ranks: the processes that train it together, each on its share of every batch.
+        seconds: that it took until it was saved, if it was cut off since.
+    """
+
+    config: RunConfig
+    seeds: list[int]
+    streams: list[list[Task]]
+    prepare: Callable[[Tensor], Tensor]
+    hat: HAT
+    state: HATState
+    results: list[Result]
+    logits: list[dict[int, Tensor]]
+    place: Place
+    ranks: Ranks = ALONE
+    seconds: float = 0.0
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step, of all processes."""
+        return self.config.batch_size * (self.config.processes or 1)
+
+    @property
+    def phases(self) -> list[list[int]]:
+        """The tasks that are trained together, one phase after another."""
+        tasks = list(range(len(self.stream)))
+        return [tasks] if self.config.method == "joint" else [[task] for task in tasks]
+
+    @property
+    def stream(self) -> list[Task]:
+        """The tasks of the first seed."""
+        return self.streams[0]
+
+    @property
+    def result(self) -> Result:
+        """What was measured, of several seeds the mean."""
+        return mean(self.results)
+
+    @property
+    def learner(self) -> HAT | Replicas:
+        """What the state is given to."""
+        return self.hat if len(self.seeds) == 1 else Replicas(self.hat)
+
+    @property
+    def states(self) -> list[HATState]:
+        """The state of each seed."""
+        if len(self.seeds) == 1:
+            return [self.state]
+        return [replica(self.state, index) for index in range(len(self.seeds))]

@@ -1,0 +1,1 @@
+"""The life of a task: init, begin, consolidate, similarity, forget, grow."""

@@ -1,0 +1,138 @@
+"""Before a task is closed: is it what will be served, and its statistics under binary gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hatfn.checks.calls import (
+    check_active,
+    check_batch,
+    check_filled,
+    check_input,
+    check_owned,
+    check_scale,
+    check_state,
+    check_task,
+)
+from hatfn.checks.values import check_list, check_real
+from hatfn.method import transforms
+from hatfn.method.masks import binary_gates
+from hatfn.network.call import call
+from hatfn.network.outputs import forward
+from hatfn.numerics.trees import over_groups, put, take
+from hatfn.state import HATState
+
+if TYPE_CHECKING:
+    from hatfn.learner import HAT
+
+
+class Readiness(NamedTuple):
+    """How far a task, as it is trained, is from the task that will be served.
+
+    Attributes:
+        undecided: {group: (U,) bool}, units whose soft gate is not yet binary.
+        soft: (), the mean loss in eval mode under the soft gates.
+        binary: (), the same under the binary gates that the task will be served with.
+    """
+
+    undecided: dict[str, Tensor]
+    soft: Tensor
+    binary: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """(), ``binary - soft``: what serving costs; about 0 for a task that is ready."""
+        return self.binary - self.soft
+
+
+def readiness(
+    hat: HAT,
+    state: HATState,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    task: int,
+    scale: float | Tensor | None = None,
+    tolerance: float = 0.01,
+) -> Readiness:
+    """Whether a task can be consolidated: what differs between training and serving it.
+
+    A unit is undecided where min(a, 1 - a) > tolerance, a = sigmoid(s e): at s = 100 and 0.01 where
+    |e| < 0.046. Such a unit is served fully on or fully off, which is not what the weights around it
+    were tuned for.
+
+    Args:
+        hat: the learner.
+        state: in the middle of the task's training, or at its end.
+        batches: x (B, ...) and y of the task, as many as represent it; of processes that train
+            together, each one's share of them, or all.
+        task: which.
+        scale: of the soft gates; None: the state's s_max.
+        tolerance: in (0, 0.5).
+
+    Raises:
+        TypeError, ValueError: a wrong task, batch or scale; no batch; a tolerance out of its range.
+
+    Example:
+        >>> import hatfn, torchopt
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x, y = torch.randn(16, 4), torch.arange(16) % 2
+        >>> hat = hatfn.build(net, hatfn.trace(net, x, head="2"), [2, 2], torchopt.adam(1e-3))
+        >>> seen = readiness(hat, hat.begin(hat.init(0), 0), [(x, y)], task=0)
+        >>> int(seen.undecided["0"].sum())
+        0
+    """
+    check_owned("readiness", hat, state)
+    t = check_task("readiness", task, hat.tasks)
+    check_real("readiness", "tolerance", tolerance, lambda t: 0 < t < 0.5, "between 0 and 0.5")
+    check_list("readiness", "batches", batches, "a list of pairs [(x, y)], or a loader")
+    top = state.hyper["s_max"] if scale is None else scale
+    check_scale("readiness", top, state.hyper["s_max"])
+    soft = hat.gates(take(state.embeddings, t), top)
+    ways = (soft, take(binary_gates(state), t))
+    totals, count = [torch.zeros((), dtype=torch.float64) for _ in ways], 0
+    for batch in batches:
+        x, y = check_batch(batch, hat.classes[t] if hat.classes else None, "readiness")
+        check_input("readiness", x, hat.wiring)
+        for i, gates in enumerate(ways):
+            with torch.no_grad():
+                loss = hat.loss(forward(hat.network, state, x, t, gates), y)
+            totals[i] = totals[i] + loss.double().cpu() * len(x)
+        count += len(x)
+    sums = torch.stack([*totals, torch.tensor(float(count), dtype=torch.float64)])
+    *losses, everything = hat.ranks.total(sums.to(state.learned.device)).cpu()
+    if not everything:
+        raise ValueError("readiness: no batch. Expected at least one: a list of pairs (x, y).")
+    trained, served = (loss / everything for loss in losses)
+    undecided = over_groups(lambda a: torch.minimum(a, 1 - a) > tolerance, soft)
+    return Readiness(undecided, trained, served)
+
+
+def recalibrate(hat: HAT, state: HATState, batches: Iterable[Tensor], task: int) -> HATState:
+    """The body of :meth:`hatfn.HAT.recalibrate`, which says what goes in and comes out."""
+    check_state("recalibrate", state, hat.wiring, hat.tasks)
+    t = check_task("recalibrate", task, hat.tasks)
+    check_active("recalibrate", state, [t])
+    before, gates = take(state.task_buffers, t), take(binary_gates(state), t)
+    params = {**state.params, **take(state.task_params, t)}
+    check_list("recalibrate", "batches", batches, "a list of inputs [x], or a loader of them")
+    seen = []
+    for x in batches:
+        check_input("recalibrate", x, hat.wiring)
+        check_filled("recalibrate", x)
+        seen.append(call(hat.network, hat.network.calibrate, params, before, gates, x)[1])
+    if not seen:
+        raise ValueError(
+            "recalibrate: no batch. Expected at least one: a list of inputs; a generator can be read "
+            "only once."
+        )
+    mean = {
+        name: torch.stack([of_batch[name] for of_batch in seen]).mean(0)
+        for name, old in before.items()
+        if old.is_floating_point()
+    }
+    mean = hat.ranks.mean(mean, weight=len(seen))
+    buffers = transforms.choose(transforms.finite(mean), before | mean, before)
+    return state._replace(task_buffers=put(state.task_buffers, t, buffers))

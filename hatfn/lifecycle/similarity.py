@@ -1,0 +1,106 @@
+"""Which learned task is most like a new one: how well its subnetwork serves the new task's data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import optree
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hatfn.checks.calls import check_batch, check_chosen, check_input, check_owned
+from hatfn.network.call import call
+from hatfn.network.network import Network
+from hatfn.numerics.trees import take
+from hatfn.state import HATState
+from hatfn.wiring import Head
+
+if TYPE_CHECKING:
+    from hatfn.learner import HAT
+
+_RIDGE = 0.1
+"""The weight decay of the classifier that is fitted, relative to a feature vector's mean square."""
+
+
+def similarity(
+    hat: HAT, state: HATState, batch: tuple[Tensor, Tensor], tasks: Sequence[int] | None = None
+) -> Float[Tensor, " K"]:
+    """How badly each learned task's subnetwork serves a new task, judged by one batch; lower is better.
+
+    With classes, a learned head says nothing about new classes. So a linear one is fitted to the
+    subnetwork's features F, by least squares with a ridge, and judged on samples that it has not seen:
+
+        K = F F^T + 1,  G = (K + ridge)^-1,  error = mean_i |(G Y)_i / G_ii|^2
+
+    the squared leave-one-out error in closed form, Y being the classes one-hot. Without classes it is
+    the learner's loss of the subnetwork's output.
+
+    Args:
+        hat: the learner.
+        state: any state.
+        batch: x (B, ...) and y of the new task: (B,) int64, counted within it, where there are classes.
+        tasks: learned tasks to judge; None: all of them, in order.
+
+    Returns:
+        (K,), the error of each task, in the given order.
+
+    Raises:
+        TypeError, ValueError: a task that is not learned; a batch that is no pair of inputs and class
+            labels, or of a single sample; a head that is a convolution over several places.
+
+    Example:
+        >>> import hatfn, torchopt
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x, y = torch.randn(16, 4), torch.arange(16) % 2
+        >>> hat = hatfn.build(net, hatfn.trace(net, x, head="2"), [2, 2], torchopt.adam(1e-3))
+        >>> similarity(hat, hat.consolidate(hat.init(0), 0), (x, y)).shape
+        torch.Size([1])
+
+    Source:
+        Leave-one-out residuals of ridge regression: Allen 1974 (PRESS).
+    """
+    check_owned("similarity", hat, state)
+    rows = check_chosen("similarity", state, tasks, hat.tasks)
+    x, y = check_batch(batch, None, "similarity")
+    check_input("similarity", x, hat.wiring)
+    if hat.classes is None:
+        return torch.stack([hat.loss(hat.forward(state, x, row), y) for row in rows])
+    if y.dim() != 1 or y.dtype != torch.int64 or len(y) < 2:
+        raise TypeError(
+            f"similarity: y is {tuple(y.shape)} of {y.dtype}. Expected the classes of at least two "
+            f"samples, (B,) of torch.int64."
+        )
+    return torch.stack([_left_out(_features(hat.network, state, x, row), y) for row in rows])
+
+
+def _features(network: Network, state: HATState, x: Tensor, task: int) -> Tensor:
+    """What a task's subnetwork gives to its head, (B, D): the output of a head that changes nothing."""
+    own = take(state.task_params, task)
+    for weight, bias in network.wiring.heads or [Head("head.weight", "head.bias")]:
+        _, size, *kernel = own[weight].shape
+        if any(side > 1 for side in kernel):
+            raise ValueError(
+                f"similarity: the head {weight} is a convolution over {kernel}. Expected heads that "
+                f"see one place: choose the task yourself, begin(..., init_from=0)."
+            )
+        own[weight] = torch.eye(size).to(own[weight]).reshape(size, size, *kernel)
+        if bias is not None:
+            own[bias] = own[bias].new_zeros(size)
+    params, buffers = {**state.params, **own}, take(state.task_buffers, task)
+    output, _ = call(network, network.evaluate, params, buffers, take(state.masks, task), x)
+    first: Tensor = optree.tree_leaves(output)[0]
+    return first.flatten(1)
+
+
+def _left_out(features: Tensor, y: Tensor) -> Tensor:
+    """() mean squared error of a linear classifier on each sample, fitted to the others."""
+    f = features.double()
+    f = f - f.mean(0)
+    kernel = f @ f.T
+    kernel = kernel / kernel.diagonal().mean().clamp(min=torch.finfo(f.dtype).tiny)
+    inverse = torch.linalg.inv(kernel + 1 + _RIDGE * torch.eye(len(f)).to(f))
+    targets = torch.nn.functional.one_hot(y).to(f)
+    residuals: Tensor = (inverse @ targets) / inverse.diagonal()[:, None]
+    return residuals.square().sum(1).mean()

@@ -1,0 +1,1 @@
+"""The equations of the papers: gates, masks, schedule, sparsity, protection, the loss."""

@@ -1,0 +1,191 @@
+"""The pure functions on trees that an update is made of: protect, compensate, clip, apply, clamp."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from hatfn.checks.values import check_alike, check_kind, check_real
+from hatfn.numerics.concrete import read
+from hatfn.numerics.trees import Tree, over_groups, tree_map
+from hatfn.numerics.zeros import add, drop
+from hatfn.state import Trainable
+
+
+def protect(tree: Mapping[str, Tensor], protection: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hold back what earlier tasks depend on: 0 where protected, times (1 - p) where softly so.
+
+    Selecting, not multiplying: a non-finite gradient at a protected entry is dropped, too.
+
+    Args:
+        tree: {name: tensor}, gradients or updates of shared parameters.
+        protection: {name: tensor of the same shape}: bool, or p in [0, 1].
+
+    Example:
+        >>> grads = {"w": torch.tensor([1.0, float("nan")])}
+        >>> protect(grads, {"w": torch.tensor([False, True])})
+        {'w': tensor([1., 0.])}
+
+    Source:
+        Serrà et al. 2018, equation 2, for the factor (1 - p).
+    """
+
+    def hold(value: Tensor, held: Tensor) -> Tensor:
+        if held.dtype != torch.bool:
+            value, held = value * (1 - held).to(value.dtype), held == 1
+        return drop(held, value)
+
+    check_alike("protect", "protection", tree, protection)
+    return {name: hold(value, protection[name]) for name, value in tree.items()}
+
+
+def compensate(
+    gradients: Mapping[str, Tensor],
+    embeddings: Mapping[str, Tensor],
+    scale: float | Tensor,
+    s_max: float | Tensor,
+    factor: float | Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Make the gradient of an embedding what it would be at s = 1, times ``factor``.
+
+        g <- g * factor / s * (cosh(clip(s e, -50, 50)) + 1) / (cosh(e) + 1)
+
+    Annealing s leaves the gate's slope near zero for most of training; this undoes it.
+
+    Args:
+        gradients: g, {group: (U,)}.
+        embeddings: e, {group: (U,)}.
+        scale: s > 0.
+        s_max: the largest scale.
+        factor: HAT-CL's separate factor; default ``s_max``, the first paper's.
+
+    Source:
+        Serrà et al. 2018, section 2.5; Duan 2023, section 3, for the factor.
+    """
+    factor = s_max if factor is None else factor
+    check_alike("compensate", "embeddings", gradients, embeddings)
+    for name, number in (("scale", scale), ("s_max", s_max)):
+        check_real("compensate", name, number, lambda value: value > 0, "above 0")
+    check_real("compensate", "factor", factor, math.isfinite, "that is finite")
+
+    def steepen(g: Tensor, e: Tensor) -> Tensor:
+        soft, plain = torch.cosh((scale * e).clamp(-50, 50)) + 1, torch.cosh(e) + 1
+        return (g * (factor / scale) * (soft / plain)).to(g.dtype)
+
+    return over_groups(steepen, gradients, {group: embeddings[group] for group in gradients})
+
+
+def clip_by_norm(tree: Tree, max_norm: float | None, axes: int = 0) -> tuple[Tree, Tensor]:
+    """Scale the whole tree so that its 2-norm is at most ``max_norm``; also the norm it had.
+
+    Args:
+        tree: gradients, any structure.
+        max_norm: > 0, or None not to clip.
+        axes: how many axes in front of every leaf count replicas, each of which has its own norm.
+
+    Returns:
+        the tree, and its norm before, () or as the replicas are counted.
+    """
+    norms = [torch.linalg.vector_norm(_flat(leaf, axes), dim=-1) for leaf in optree.tree_leaves(tree)]
+    norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    if max_norm is None:
+        return tree, norm
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    if _agreed(factor) == 1.0:
+        return tree, norm
+    return tree_map(lambda leaf: leaf * spread(factor, leaf.dim()).to(leaf.dtype), tree), norm
+
+
+def _flat(leaf: Tensor, axes: int) -> Tensor:
+    """All axes behind the first few as one."""
+    return leaf.unsqueeze(-1).flatten(axes)
+
+
+def spread(number: Tensor, dims: int) -> Tensor:
+    """A number, or one for each replica, broadcastable to leaves of so many axes, replicas first."""
+    return number.reshape((*number.shape, *(1,) * (dims - number.dim())))
+
+
+def apply_updates(
+    old: Trainable, updates: Trainable, rate: Tensor, protection: Mapping[str, Tensor]
+) -> Trainable:
+    """``old + rate * updates`` where that may move, ``old`` at protected entries whatever the update.
+
+    Args:
+        old: what is trained.
+        updates: from the optimiser.
+        rate: (), a factor on the learning rate; one for each replica where leaves lead with them.
+        protection: {name: tensor}, bool or in [0, 1], for the shared weights; 1 holds an entry.
+    """
+    held = {name: p if p.dtype == torch.bool else p == 1 for name, p in protection.items()}
+    own: Trainable = tree_map(
+        lambda p, u: torch.addcmul(p, u, spread(rate, p.dim()).to(u.dtype)),
+        old._replace(params={}),
+        updates._replace(params={}),
+    )
+    params = {
+        name: add(held[name], value, updates.params[name], spread(rate, value.dim()))
+        for name, value in old.params.items()
+    }
+    return own._replace(params=params)
+
+
+def clamp_embeddings(embeddings: Mapping[str, Tensor], limit: float) -> dict[str, Tensor]:
+    """Keep embeddings in [-limit, limit], where the sigmoid at s = 1 still has a slope.
+
+    Source:
+        Serrà et al. 2018, section 2.5 (limit 6).
+    """
+    check_kind("clamp_embeddings", "embeddings", embeddings, Mapping, "{group: tensor}, a dict")
+    check_real("clamp_embeddings", "limit", limit, lambda value: value > 0, "above 0")
+    return {group: e.clamp(-limit, limit) for group, e in embeddings.items()}
+
+
+def finite(tree: Tree, axes: int = 0) -> Tensor:
+    """Whether every number of every floating leaf is finite, () bool; one for each replica.
+
+    By their sum, which is read in one pass and is not finite if one of them is not; leaves whose
+    numbers are finite but too large to add up count as not finite, too.
+
+    Args:
+        tree: any structure.
+        axes: how many axes in front of every leaf count replicas.
+    """
+    floating = [leaf for leaf in optree.tree_leaves(tree) if leaf.is_floating_point()]
+    if not floating:
+        return torch.tensor(True)
+    wide = reduce(torch.promote_types, {leaf.dtype for leaf in floating}, torch.float32)
+    sums = [_flat(leaf, axes).sum(-1, dtype=wide) for leaf in floating]
+    return torch.isfinite(torch.stack(sums)).all(0)
+
+
+def _agreed(numbers: Tensor) -> Any:
+    """The value of some numbers that are all the same and can be read for free, else None.
+
+    That is on a CPU and outside ``vmap``. It may save work, never change a result.
+    """
+    known = read(numbers) if numbers.device.type == "cpu" else None
+    values = {*known} if isinstance(known, list) else {known}
+    return values.pop() if len(values) == 1 else None
+
+
+def choose(condition: Tensor, new: Tree, old: Tree) -> Tree:
+    """``new`` where the condition holds, else ``old``.
+
+    Nothing is copied where the condition is known and the same everywhere.
+
+    Args:
+        condition: () bool, or (S,) for trees whose leaves lead with S.
+        new: tensors.
+        old: of the same structure and shapes.
+    """
+    known = _agreed(condition)
+    if known is not None:
+        return new if known else old
+    return tree_map(lambda new, old: torch.where(spread(condition, new.dim()), new, old), new, old)

@@ -1,0 +1,1 @@
+"""A module that is called with other numbers than its own."""

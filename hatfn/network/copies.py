@@ -1,0 +1,99 @@
+"""Private copies of modules, with and without numbers, and the names of what they hold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor, nn
+
+from hatfn.network.hooks import OWN_BUFFERS, remove_hooks
+
+
+def copied(
+    module: nn.Module, training: bool | None, convert: Callable[[Tensor], Tensor] | None = None
+) -> nn.Module:
+    """A copy of the module's structure, in train or eval mode, that shares the module's tensors.
+
+    Args:
+        module: any.
+        training: train or eval mode; None: every part in the mode it is in.
+        convert: what to put in the place of each parameter and buffer; tied ones stay tied.
+    """
+    memo: dict[int, object] = {}
+    for child in module.modules():
+        for value in attributes(child):
+            if isinstance(value, Tensor) and not value.is_leaf:  # computed: cannot be copied
+                memo[id(value)] = value.detach()
+    for tensor in (*module.parameters(), *module.buffers()):
+        memo[id(tensor)] = tensor if convert is None else convert(tensor)
+    new = copy.deepcopy(module, memo)
+    # Into train mode first: there a module drops what it kept from calls in eval mode.
+    return new if training is None else new.train().train(training)
+
+
+def attributes(module: nn.Module) -> list[Any]:
+    """What a module's attributes hold, containers opened."""
+    return optree.tree_leaves(list(vars(module).values()))  # type: ignore[arg-type]
+
+
+def meta_copy(module: nn.Module, training: bool) -> nn.Module:
+    """A copy without numbers: ``functional_call`` must supply every parameter and buffer.
+
+    Args:
+        module: any.
+        training: train or eval mode.
+    """
+
+    def empty(tensor: Tensor) -> Tensor:
+        hollow = torch.empty_like(tensor, device="meta")
+        return (
+            nn.Parameter(hollow, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else hollow
+        )
+
+    return copied(module, training, empty)
+
+
+def filled(hollow: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """A meta copy with numbers, in eval mode: a module like any other, without hatfn's hooks.
+
+    Args:
+        hollow: from :func:`meta_copy`.
+        values: {name: tensor}, all its parameters and buffers, of any shape; they are copied.
+    """
+    names = {id(t): name for name, t in (*hollow.named_parameters(), *hollow.named_buffers())}
+
+    def real(tensor: Tensor) -> Tensor:
+        name = names[id(tensor)]
+        if name.rpartition(".")[2] in OWN_BUFFERS:
+            return tensor
+        value = values[name].detach().clone()
+        return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+
+    new = copied(hollow, False, real)
+    remove_hooks(new)
+    return new
+
+
+def measure_statistics(module: nn.Module) -> None:
+    """Change a module in eval mode so that batch norms keep the statistics of each batch.
+
+    Only the norms that ``train()`` puts in train mode: a module may keep some of them frozen.
+    """
+    training = [child.training for child in copied(module, training=True).modules()]
+    for child, trains in zip(module.modules(), training, strict=True):
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.track_running_stats and trains:
+            child.train()
+            child.momentum = 1.0
+
+
+def first_names(module: nn.Module) -> dict[str, str]:
+    """{every name of every parameter and buffer: its first name}: tied ones have several."""
+    names: dict[str, str] = {}
+    for walk in (module.named_parameters, module.named_buffers):
+        first = {id(tensor): name for name, tensor in walk()}
+        names |= {name: first[id(tensor)] for name, tensor in walk(remove_duplicate=False)}
+    return names

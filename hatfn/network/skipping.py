@@ -1,0 +1,295 @@
+"""Dead units are not computed: under binary gates a layer works on its live rows and columns alone.
+
+A unit that is off is zero wherever it is read, so a product may leave it out on both sides, and what it
+makes may be left at zero. The module stays as it is: a layer is handed a smaller weight, its input is
+narrowed on the way in and its output widened on the way out, or neither where the next layer reads
+just what this one makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hatfn.network.hooks import BACK, COLUMNS
+from hatfn.wiring import Wiring
+
+WORTH = 16
+"""Multiplications that take about as long as moving a number, on a CPU."""
+
+SMALL = 2**21
+"""Multiplications of a layer below which nothing is looked at: the look takes as long."""
+
+_PLAIN = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
+
+
+class Skippable(NamedTuple):
+    """A layer whose dead rows and columns can be left out.
+
+    Attributes:
+        params: names of its weight (O, I, ...) and, if it has one, its bias.
+        out: (O,) int64, the unit of each row, numbered as in :class:`~hatfn.wiring.Units`; None: no
+            row is ever dead.
+        into: (I,) int64, the unit of each column; None likewise.
+        numbers: of its weight.
+        places: at which it is applied to a sample: one, pixels or tokens.
+        readers: layers that alone read what it returns, and of that only what their columns meet.
+    """
+
+    params: tuple[str, ...]
+    out: Tensor | None
+    into: Tensor | None
+    numbers: int
+    places: int
+    readers: tuple[str, ...] = ()
+
+
+class Skips(NamedTuple):
+    """What a call of the module leaves out.
+
+    Attributes:
+        values: {name: tensor}, smaller weights and biases, and where a layer's input and output lie;
+            each leads with T if several tasks are called at once.
+        bare: layers that return their live rows alone, or dead ones ungated: nobody reads these.
+    """
+
+    values: dict[str, Tensor]
+    bare: frozenset[str] = frozenset()
+
+
+NOTHING = Skips({})
+"""Everything is computed."""
+
+
+class _Side(NamedTuple):
+    """The live entries of an axis for T tasks.
+
+    Attributes:
+        on: (T, size) bool.
+        order: (T, live) int64, where they are; as many as the widest task has, and at least one. Where
+            a task has fewer, its first one again.
+        counts: of each task's live entries.
+    """
+
+    on: Tensor
+    order: Tensor
+    counts: list[int]
+
+    @property
+    def live(self) -> int:
+        """How many are taken for live."""
+        return self.order.shape[1]
+
+    @property
+    def size(self) -> int:
+        """How many entries the axis has."""
+        return self.on.shape[1]
+
+    @property
+    def share(self) -> float:
+        """Of them the part that is live."""
+        return self.live / self.size
+
+    def back(self) -> Tensor:
+        """(T, size) int64, the place of each entry among them, ``live`` if it is dead."""
+        return torch.where(self.on, self.on.cumsum(1) - 1, self.live)
+
+
+class _Cut(NamedTuple):
+    """How a layer is narrowed.
+
+    Attributes:
+        rows: to its live rows, or None.
+        cols: to its live columns, or None.
+    """
+
+    rows: _Side | None
+    cols: _Side | None
+
+
+def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> dict[str, Skippable]:
+    """The layers of a module that may be handed a smaller weight, by their path.
+
+    Linear layers and ungrouped convolutions as PyTorch has them: of a layer with a forward of its own
+    nobody knows what else it does with its input.
+
+    Args:
+        module: any.
+        wiring: its wiring.
+        device: where to put indices.
+    """
+    placed: dict[int, Tensor] = {}  # equal axes are one object, and looked up once per call
+
+    def put(axis: Tensor | None) -> Tensor | None:
+        return None if axis is None else placed.setdefault(id(axis), axis.to(device))
+
+    found = {}
+    for path, (out, into) in wiring.ends.items():
+        child, layer = module.get_submodule(path), wiring.layers[path]
+        plain = type(child).forward in _PLAIN and "forward" not in vars(child)
+        if plain and getattr(child, "groups", 1) == 1 and not (out is None and into is None):
+            shape = wiring.params[layer.params[0]].shape
+            places = layer.size // shape[0]
+            found[path] = Skippable(
+                layer.params, put(out), put(into), torch.Size(shape).numel(), places, layer.readers
+            )
+    # Whoever looks at what modules return sees what they always returned.
+    watched = any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
+    return {
+        path: layer
+        if layer.out is not None and not watched
+        and all(r in found and found[r].into is layer.out for r in layer.readers)
+        else layer._replace(readers=())
+        for path, layer in found.items()
+    }  # fmt: skip
+
+
+def skipped(
+    layers: Mapping[str, Skippable],
+    wiring: Wiring,
+    params: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    samples: int,
+) -> Skips:
+    """What the layers are handed that are worth narrowing, for each of T tasks.
+
+    All tasks get the same shapes: where one has fewer live units than another, others fill up.
+
+    Args:
+        layers: from :func:`find_skippable`.
+        wiring: of the module.
+        params: {name: tensor}; what tasks have of their own leads with T.
+        masks: {group: (T, U)} bool.
+        samples: in the batch.
+
+    Returns:
+        of which the values lead with T.
+    """
+    tasks = len(next(iter(masks.values()))) if masks else 0
+    # What no gate reaches is the same for all tasks, and in one vmap computed once.
+    works = {
+        path: samples * layer.places * layer.numbers * (1 if layer.into is None else tasks)
+        for path, layer in layers.items()
+    }
+    if not tasks or max(works.values(), default=0) < SMALL:
+        return NOTHING
+    flat = [masks[group] for group in wiring.groups]
+    on = torch.cat([*flat, torch.ones_like(flat[0][:, :1])], 1)  # OPEN is -1, the last, which is on
+    sides: dict[int, _Side] = {}
+
+    def side(units: Tensor | None) -> _Side | None:
+        if units is None:
+            return None
+        return sides.get(id(units)) or sides.setdefault(id(units), _live(on[:, units]))
+
+    cuts = {
+        path: _best(layers[path], side(layers[path].out), side(layers[path].into), samples, tasks, work)
+        for path, work in works.items()
+        if work >= SMALL
+    }
+    bare = _bare(layers, cuts, side)
+    inner = {reader for path in bare if cuts[path].rows is not None for reader in layers[path].readers}
+    values: dict[str, Tensor] = {}
+    for path, (rows, cols) in cuts.items():
+        if rows is None and cols is None:
+            continue
+        for name in layers[path].params:
+            own = wiring.params[name].kind != "shared"
+            values[name] = _narrow(params[name], own, rows, cols, tasks, path not in bare)
+        if rows is not None and path not in bare:
+            values[f"{path}.{BACK}"] = rows.back()
+        if cols is not None and path not in inner:
+            values[f"{path}.{COLUMNS}"] = cols.order
+    return Skips(values, frozenset(bare))
+
+
+def _bare(
+    layers: Mapping[str, Skippable],
+    cuts: dict[str, _Cut],
+    side: Callable[[Tensor | None], _Side | None],
+) -> set[str]:
+    """The layers of whose output nothing is read but what is live; their readers are cut to that."""
+    found = set()
+    for path, layer in layers.items():
+        units = side(layer.out) if layer.readers else None
+        if units is None or min(units.counts) == 0:  # then a dead unit stands for a live one
+            continue
+        if path in cuts and cuts[path].rows is not None:
+            for reader in layer.readers:  # what they would read else would be widened first
+                cuts[reader] = _Cut(cuts[reader].rows if reader in cuts else None, units)
+        if all(reader in cuts and cuts[reader].cols is units for reader in layer.readers):
+            found.add(path)
+            cuts.setdefault(path, _Cut(None, None))
+    return found
+
+
+def _live(on: Tensor) -> _Side:
+    """Of (T, size) bool the live entries."""
+    counts = on.sum(1).tolist()
+    live, places = max(1, *counts), on.nonzero()[:, 1]
+    if min(counts) == live:
+        return _Side(on, places.reshape(-1, live), counts)
+    none = places.new_zeros(1)
+    filled = [
+        torch.cat([own, (own if len(own) else none)[:1].expand(live - len(own))])
+        for own in places.split(counts)
+    ]
+    return _Side(on, torch.stack(filled), counts)
+
+
+def _best(
+    layer: Skippable, out: _Side | None, into: _Side | None, samples: int, tasks: int, work: int
+) -> _Cut:
+    """The sides that are worth narrowing; neither if none saves as much as it costs."""
+    places = samples * layer.places
+
+    def cost(rows: _Side | None, cols: _Side | None) -> float:
+        read = layer.numbers * (rows.share if rows else 1.0)
+        moved = read + places * ((rows.size if rows else 0) + (cols.live if cols else 0))
+        return tasks * (places * read * (cols.share if cols else 1.0) + WORTH * moved)
+
+    ways = [_Cut(*way) for way in ((out, into), (out, None), (None, into)) if any(way)]
+    best = min(ways, key=lambda way: cost(*way))
+    return best if cost(*best) < work else _Cut(None, None)
+
+
+def _narrow(
+    value: Tensor, own: bool, rows: _Side | None, cols: _Side | None, tasks: int, widened: bool
+) -> Tensor:
+    """A weight or bias without what is dead, for each task.
+
+    Args:
+        value: (O, I, ...) or (O,); of T tasks if it is their ``own``.
+        own: whether every task has one.
+        rows: to keep, or None for all.
+        cols: likewise; a bias has none.
+        tasks: T.
+        widened: put a row of zeros behind them, for the dead rows.
+    """
+    shape = value.shape[own:]
+    cols = cols if len(shape) > 1 else None
+    index = torch.arange(shape[0], device=value.device).expand(tasks, -1)
+    if rows is not None:
+        index = torch.cat([rows.order, rows.order[:, :1]], 1) if widened else rows.order
+    # There is an index for every number that is kept: a narrow one is made in a quarter of the time.
+    width = torch.int32 if value.numel() < 2**31 else torch.int64
+    index, taken = index.to(width), 1
+    if cols is not None:
+        index, taken = index[:, :, None] * shape[1] + cols.order.to(width)[:, None, :], 2
+    if own:
+        task = torch.arange(tasks, dtype=width, device=value.device).reshape(-1, *(1,) * taken)
+        index = index + task * shape[:taken].numel()
+    # One flat pick of what all tasks keep: many times as fast as one for each axis of each task.
+    whole = value.flatten(0, taken - 1 + own).index_select(0, index.flatten())
+    whole = whole.reshape(*index.shape, *shape[taken:])
+    if cols is not None and min(cols.counts) < cols.live:
+        kept = torch.arange(cols.live, device=value.device) < torch.tensor(cols.counts)[:, None].to(
+            value.device
+        )
+        whole = whole * kept.to(whole.dtype).reshape(tasks, 1, -1, *(1,) * len(shape[taken:]))
+    if rows is not None and widened:
+        whole[:, -1] = 0
+    return whole

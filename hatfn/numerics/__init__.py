@@ -1,0 +1,1 @@
+"""Tensors and numbers: trees, exact zeros, seeds, vmap. Nothing here knows of tasks."""

@@ -1,0 +1,150 @@
+"""Which groups of units can be sliced out of a module: tried, for nothing static tells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial, reduce
+
+import optree
+import torch
+from torch import Tensor
+
+from hatfn.network.network import Output
+from hatfn.network.probe import lively
+from hatfn.subnet.slicing import (
+    Layout,
+    Values,
+    cleared,
+    cut,
+    outline,
+    rows_of,
+    run,
+    seen_input,
+)
+
+_TOLERANCE = 1e-9
+"""How far sliced and masked outputs may lie apart in float64, relative to the largest of them."""
+
+_SAMPLES, _SIDE = 2, 64
+"""A trial's input: one sample would not show a reshape that mixes samples and channels; large images
+show nothing that small ones do not, and are tried only where the module takes no others."""
+
+Case = tuple[Values, list[Tensor]]
+"""Numbers for the module, zero where no unit is on, and the outputs to expect."""
+
+Trial = Callable[[Sequence[str]], bool]
+"""Whether the module still agrees if these groups are sliced."""
+
+
+def _sliceable(this: Layout, raw: Values, x: Tensor | None, groups: list[str]) -> list[str]:
+    """Those of the groups that can be sliced together, found by trial."""
+    seen = seen_input(this)
+    x, cases = _cases(this, raw, x)
+    if not cases:
+        return []
+
+    def fits(sliced: Sequence[str]) -> bool:
+        values, output = cases[0]
+        hollow, small = x.to("meta"), outline(values, rows_of(this, sliced))
+        tried = run(this.network, small, hollow, seen=None if seen is None else seen.to("meta"))
+        return [leaf.shape for leaf in _leaves(tried)] == [leaf.shape for leaf in output]
+
+    def agrees(cases: Sequence[Case], sliced: Sequence[str]) -> bool:
+        rows = rows_of(this, sliced)
+        return all(
+            _close(_leaves(run(this.network, cut(values, rows), x, seen=seen)), output)
+            for values, output in cases
+        )
+
+    if _holds(fits, []):  # else the module cannot be run without numbers
+        groups = _largest(fits, groups)
+    for some in (cases[:1], cases):  # the first tells nearly everything
+        groups = _largest(partial(agrees, some), groups)
+    if not groups and not agrees(cases, []):
+        raise RuntimeError(
+            "compact: the module gives other outputs with dead weights set to zero than under gates. "
+            "Expected the same: two calls of it must agree, hatfn.testing.verify_wiring must pass, and "
+            "a head in a manual_wiring must be fed by the group it names. If all that holds, please "
+            "report it."
+        )
+    return groups
+
+
+def _cases(this: Layout, raw: Values, x: Tensor | None) -> tuple[Tensor, list[Case]]:
+    """An input, and numbers for the module with what it gives for them under gates."""
+    constants, generator = this.network.constants, torch.Generator().manual_seed(0)
+    mine = {name: _double(value).nan_to_num(0, 0, 0) for name, value in raw.items()}
+    drawn = lively({n: v for n, v in mine.items() if n not in constants}, generator)
+    failure: Exception | None = None
+    for sample in _inputs(this, generator) if x is None else [_double(x[:_SAMPLES])]:
+        try:
+            cases: list[Case] = []
+            for values in (mine | drawn, mine):
+                output = _leaves(run(this.network, values, sample, gates=this.masks))
+                if any(bool(leaf.isfinite().any()) for leaf in output):  # else it can tell nothing
+                    cases.append((cleared(this, values), output))
+            return sample, cases
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            failure = error
+    given = "random numbers" if x is None else "x"
+    raise ValueError(
+        f"compact: slices are tried in float64, and the module fails on {given}. Expected an input "
+        f"that it takes: hat.compact(state, task, x=batch). It said: {failure}"
+    ) from failure
+
+
+def _inputs(this: Layout, generator: torch.Generator) -> Iterator[Tensor]:
+    """Random inputs, first of small images if those that were traced are large."""
+    shape, device = this.network.wiring.input_shape, next(iter(this.masks.values())).device
+    small = (*shape[:1], *(min(size, _SIDE) for size in shape[1:])) if len(shape) > 2 else shape
+    for size in dict.fromkeys([small, shape]):
+        x = torch.randn((_SAMPLES, *size), generator=generator, dtype=torch.float64)
+        yield x.to(device)
+
+
+def _holds(trial: Trial, groups: Sequence[str]) -> bool:
+    """A trial that fails in whichever way says no."""
+    try:
+        return trial(groups)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+
+
+def _largest(trial: Trial, groups: list[str]) -> list[str]:
+    """As many of the groups as pass together: all, else kind by kind of name, else half by half."""
+    kinds: dict[str, list[str]] = {}
+    for group in groups:
+        kinds.setdefault(re.sub(r"\d+", "#", group), []).append(group)
+
+    def grow(found: list[str], more: list[str]) -> list[str]:
+        if _holds(trial, found + more):
+            return found + more
+        middle = len(more) // 2
+        return grow(grow(found, more[:middle]), more[middle:]) if middle else found
+
+    return groups if _holds(trial, groups) else reduce(grow, kinds.values(), [])
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.detach().double() if value.is_floating_point() else value
+
+
+def _leaves(output: Output) -> list[Tensor]:
+    return [leaf for leaf in optree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _close(tried: list[Tensor], output: list[Tensor]) -> bool:
+    """Whether outputs are the same but for rounding, shapes and non-finite numbers included."""
+
+    def same(a: Tensor, b: Tensor) -> bool:
+        if a.shape != b.shape:
+            return False
+        largest = b.abs().nan_to_num(0, 0, 0).max().item() if b.numel() else 0.0
+        return torch.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE * largest, equal_nan=True)
+
+    return len(tried) == len(output) and all(map(same, tried, output))

@@ -1,0 +1,55 @@
+"""A digest of what a module computes, whatever the numbers it computes with."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from hatfn.tracing.nodes import operator_name
+from hatfn.wiring import Computed, digest
+
+_SILENT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+"""Operators that do nothing in eval mode: a module may be served with other ones than it was trained
+with."""
+
+
+def read_computed(
+    program: torch.export.ExportedProgram, names: dict[str, str], x: torch.Tensor
+) -> Computed:
+    """Digest the operators in their order, what each reads and the constants that it is given.
+
+    Names of parameters are part of it, their numbers are not, nor is the device.
+
+    Args:
+        program: the exported module.
+        names: the first name of every parameter and buffer.
+        x: what it was exported with.
+    """
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    known: dict[Node, str] = {}
+    lines: list[str] = []
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Node):
+            return known.get(value, str(value.target))
+        return "device" if isinstance(value, torch.device) else repr(value)
+
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            spec = specs[node.name]
+            target = names.get(spec.target, spec.target)
+            if spec.kind.name == "CONSTANT_TENSOR":  # one that is no buffer, so that no state holds it
+                target = digest(program.constants[spec.target])
+            known[node] = target or "x"
+        elif operator_name(node) in _SILENT:
+            known[node] = known[node.args[0]]
+        elif node.op == "output" or node.meta.get("val") is not None:  # the others are assertions
+            known[node] = f"%{len(lines)}"
+            name = str(node.target) if operator_name(node) else getattr(node.target, "__name__", "")
+            lines.append(f"{name} {pytree.tree_map(plain, (node.args, node.kwargs))}")
+    under = f"torch {torch.__version__}, {x.dtype} {tuple(x.shape)}"
+    return Computed(hashlib.sha256("\n".join(lines).encode()).hexdigest(), under)

@@ -1,0 +1,97 @@
+"""From a module to a graph of operators that change none of their operands."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from hatfn.network.copies import copied
+from hatfn.tracing.interpret import is_simple
+from hatfn.tracing.nodes import is_pointwise, operator_name
+from hatfn.tracing.rules import contraction, norms
+
+
+class TraceError(RuntimeError):
+    """The module cannot be exported, or ``strict=True`` met an operator without a rule."""
+
+
+def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+    try:
+        with warnings.catch_warnings():
+            # Export warns of what could not be saved and deployed; this program is read and dropped.
+            warnings.simplefilter("ignore")
+            private = copied(module, training=False)
+            for child in private.modules():
+                if getattr(child, "inplace", False) is True:
+                    vars(child)["inplace"] = False  # the same numbers, without writing over others
+            program = functional(torch.export.export(private, (x,), strict=False))
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise TraceError(
+            f"trace: torch.export cannot read {type(module).__name__} at an input of shape "
+            f"{tuple(x.shape)}. It stops at {_line_of(error)} {reason} Two ways out: let that line do "
+            f"without the numbers in a tensor (torch.where for an if, a constant for an .item()), or "
+            f"write the wiring down with hatfn.manual_wiring."
+        ) from error
+    written = [s.target for s in program.graph_signature.output_specs if "PARAMETER" in s.kind.name]
+    if written:
+        raise TraceError(
+            f"trace: {type(module).__name__} changes its parameter {written[0]} in every forward pass. "
+            f"Expected one that only reads its parameters (an embedding without max_norm, say)."
+        )
+    return program
+
+
+def _line_of(error: BaseException) -> str:
+    """The innermost line, on the way to an error, that is neither PyTorch's nor Python's own."""
+    found = "no line of the model"
+    link: BaseException | None = error
+    while link is not None and found.startswith("no "):
+        for frame in traceback.extract_tb(link.__traceback__)[1:]:  # the first is in this file
+            if frame.filename.startswith("<") or not frame.line:
+                continue
+            path = Path(frame.filename)
+            own = (
+                path.is_relative_to(sysconfig.get_path("stdlib")) and "site-packages" not in path.parts
+            )
+            if not own and not path.is_relative_to(Path(torch.__file__).parent):
+                found = f"{frame.filename}:{frame.lineno}, {frame.line!r}."
+        link = link.__cause__ or link.__context__
+    return found
+
+
+def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with operators that have rules and change none of their operands.
+
+    A write over a value that nothing else reads (``x += shortcut``) is put as the operator that does
+    not write. If more is to be done, PyTorch decomposes the whole, which takes longer than the export.
+    """
+    for node in program.graph.nodes:
+        plain = _plain(node)
+        if plain is not None:
+            node.target = plain
+    return program if all(map(is_simple, program.graph.nodes)) else program.run_decompositions({})
+
+
+def _plain(node: Node) -> torch._ops.OpOverload | None:
+    """``aten.add`` for an ``aten.add_`` whose operand is its alone."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+        return None
+    written = node.args[0] if node.args else None
+    alone = isinstance(written, Node) and len(written.users) == 1 and _is_new(written)
+    packet = getattr(torch.ops.aten, operator_name(node).rstrip("_"), None)
+    overload = getattr(packet, target._overloadname, None)
+    return overload if alone and isinstance(overload, torch._ops.OpOverload) else None
+
+
+def _is_new(node: Node) -> bool:
+    """Whether a value has memory of its own, and is no view of another."""
+    known = operator_name(node) in contraction.RULES.keys() | norms.RULES.keys()
+    return is_simple(node) and (known or is_pointwise(node)) and node.op == "call_function"

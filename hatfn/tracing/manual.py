@@ -1,0 +1,198 @@
+"""manual_wiring(): a wiring written by hand, for a module that torch.export cannot read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hatfn.checks.values import check_kind
+from hatfn.network.copies import copied, first_names
+from hatfn.tracing.inspect import changed_buffers, find_heads, remembers
+from hatfn.tracing.verify import verify_wiring
+from hatfn.wiring import ParamWiring, Units, Wiring, digest
+
+Ends = str | tuple[str | None, str | None]
+"""The group that a layer produces; for one with a matrix also the group that feeds it."""
+
+_MATRIX = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def manual_wiring(
+    module: nn.Module,
+    x: Tensor,
+    layers: Mapping[str, Ends],
+    head: str | tuple[str, ...] | None = None,
+    verify: bool = True,
+) -> Wiring:
+    """Say which group of units every layer produces and which one feeds it.
+
+    Layers that add into one residual stream produce the same group. What is not listed is per task,
+    which is always sound. The head is per task anyway; as ``(None, group)`` it says what feeds it,
+    which lets ``hat.compact`` cut its columns.
+
+    Args:
+        module: any module.
+        x: (B, ...), an input, B >= 2.
+        layers: {name of a layer: (group it produces, group that feeds it)} for linear layers and
+            convolutions, None where there is no group (the module's input, say); {name: group} for
+            norms and other layers whose parameters are vectors. A group that a flattened image feeds
+            on holds one unit per channel.
+        head: names of the classifier's layers, as for :func:`hatfn.trace`.
+        verify: prove the wiring by :func:`hatfn.testing.verify_wiring`.
+
+    Returns:
+        The wiring, as from :func:`hatfn.trace`.
+
+    Raises:
+        TypeError: no module, no input of two samples, no dict.
+        ValueError: a layer that does not exist, sizes that do not fit, a group that nothing produces.
+        AssertionError: ``verify`` saw a weight leak that should be off: a wrong group.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a, self.b, self.head = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+        ...
+        ...     def forward(self, x):
+        ...         x = self.b(self.a(x).relu())
+        ...         return self.head(x.relu() if x.sum() > 0 else x)  # no graph has this
+        >>> layers = {"a": ("a", None), "b": ("b", "a")}
+        >>> manual_wiring(Net(), torch.randn(2, 4), layers, head="head").groups
+        mappingproxy({'a': 8, 'b': 6})
+    """
+    check_kind("manual_wiring", "module", module, nn.Module, "an nn.Module")
+    check_kind("manual_wiring", "layers", layers, Mapping, '{"conv1": ("stem", None)}: a dict')
+    if not isinstance(x, Tensor) or len(x) < 2:
+        raise TypeError(
+            f"manual_wiring: x is {'of one sample' if isinstance(x, Tensor) else x!r}. Expected an "
+            f"input (B, ...) of at least two samples: torch.zeros(2, 3, 32, 32)."
+        )
+    names, modules = first_names(module), dict(module.named_modules())
+    heads = find_heads(module, head)
+    for layer in layers:
+        if layer not in modules:
+            close = difflib.get_close_matches(layer, modules, 3, 0.0)
+            raise ValueError(
+                f"manual_wiring: {layer!r} is no layer of {type(module).__name__}. "
+                f"Expected names such as {', '.join(map(repr, close))}."
+            )
+    groups = _groups(layers, modules)
+    ids = dict(
+        zip(groups, torch.arange(sum(groups.values())).split(list(groups.values())), strict=True)
+    )
+    params = {name: ParamWiring(tuple(p.shape), "task") for name, p in module.named_parameters()}
+    for layer, ends in layers.items():
+        for leaf, role in _roles(modules[layer], layer, *_ends(ends), ids):
+            params[names[f"{layer}.{leaf}"]] = role
+    for name in (name for found in heads for name in found if name is not None):
+        params[name] = ParamWiring(params[name].shape, "head", into=params[name].into)
+    try:
+        buffers, changed = dict(module.named_buffers()), changed_buffers(module, x, names)
+        with torch.no_grad():
+            output = copied(module, training=False)(x.clone())
+    except RuntimeError as error:
+        raise ValueError(
+            f"manual_wiring: {type(module).__name__} fails on x of shape {tuple(x.shape)}: {error}"
+        ) from error
+    wiring = Wiring(
+        groups=groups,
+        params=params,
+        buffers=changed,
+        heads=tuple(heads),
+        input_shape=tuple(x.shape[1:]),
+        output_shape=tuple(output.shape[1:]),
+        remembers=remembers(module, x),
+        constants=tuple((name, digest(b)) for name, b in buffers.items() if name not in changed),
+    )
+    if verify:
+        verify_wiring(module, wiring, x)
+    return wiring
+
+
+def _ends(ends: Ends) -> tuple[str | None, str | None]:
+    return ends if isinstance(ends, tuple) else (ends, None)
+
+
+def _groups(layers: Mapping[str, Ends], modules: dict[str, nn.Module]) -> dict[str, int]:
+    """{group: units}, as wide as the layers that produce it."""
+    groups: dict[str, int] = {}
+    for layer, ends in layers.items():
+        out, count = _ends(ends)[0], _channels(modules[layer])[0]
+        if out is not None and groups.setdefault(out, count) != count:
+            raise ValueError(
+                f"manual_wiring: {layer} produces {count} units of the group {out!r}, which has "
+                f"{groups[out]}. Expected as many, as in a residual stream, or another group."
+            )
+    for layer, ends in layers.items():
+        into, count = _ends(ends)[1], _channels(modules[layer])[1]
+        if into is not None and into not in groups:
+            raise ValueError(
+                f"manual_wiring: {layer} is fed by the group {into!r}, which no layer produces. "
+                f"Expected one of {list(groups)}, or None for what has no gate."
+            )
+        if into is not None and (count == 0 or count % groups[into]):
+            raise ValueError(
+                f"manual_wiring: {layer} takes {count} features from the group {into!r} of "
+                f"{groups[into]} units. Expected a multiple: one unit per channel of what is flattened."
+            )
+    return groups
+
+
+def _channels(layer: nn.Module) -> tuple[int, int]:
+    """How many units a layer makes and takes."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, nn.Parameter):
+        raise ValueError(
+            f"manual_wiring: {type(layer).__name__} has no weight of its own. Name the layer inside."
+        )
+    groups = getattr(layer, "groups", 1)
+    if weight.dim() < 2:
+        return len(weight), 0
+    if isinstance(layer, _TRANSPOSED):
+        return weight.shape[1] * groups, len(weight)
+    return (len(weight), weight.shape[1] * groups) if isinstance(layer, _MATRIX) else (0, 0)
+
+
+def _roles(
+    layer: nn.Module, name: str, out: str | None, into: str | None, ids: dict[str, Tensor]
+) -> Iterator[tuple[str, ParamWiring]]:
+    """What the ends of a layer mean for each of its parameters."""
+    makes, takes = _channels(layer)
+    for leaf, param in layer.named_parameters(recurse=False):
+        shape = tuple(param.shape)
+        produced = feeding = None
+        if len(shape) == 1:
+            produced = _along(out, ids, makes, 1, shape, dim=0)
+        else:
+            swap, groups = isinstance(layer, _TRANSPOSED), getattr(layer, "groups", 1)
+            produced = _along(out, ids, makes, groups, shape, dim=int(swap))
+            feeding = _along(into, ids, takes, groups, shape, dim=int(not swap))
+        known = takes and (produced if len(shape) == 1 else produced or feeding)
+        yield leaf, ParamWiring(shape, "shared" if known else "task", produced, feeding)
+
+
+def _along(
+    group: str | None, ids: dict[str, Tensor], count: int, blocks: int, shape: tuple[int, ...], dim: int
+) -> Units | None:
+    """A group's units along the rows (dim 0) or the columns of a parameter.
+
+    The columns of a convolution in blocks start anew with each block of rows.
+    """
+    if group is None:
+        return None
+    units = ids[group].repeat_interleave(count // len(ids[group]))
+    ones = (1,) * (len(shape) - 2)
+    if dim == 0:
+        index = units.reshape(-1, *(1,) * (len(shape) - 1))
+    elif blocks == 1:
+        index = units.reshape(1, -1, *ones)
+    else:
+        index = units.reshape(blocks, -1).repeat_interleave(shape[0] // blocks, 0)
+        index = index.reshape(*index.shape, *ones)
+    whole = index.numel() == len(ids[group])
+    return Units(index, group if whole else None)

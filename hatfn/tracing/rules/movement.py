@@ -1,0 +1,126 @@
+"""Rules for data movement: the operator itself, run on the labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from hatfn.tracing.labels import ZERO, shrink
+from hatfn.tracing.nodes import shape_of
+from hatfn.tracing.rules.registry import registrar
+from hatfn.tracing.tracer import Result, Rule, Tracer, Value
+from hatfn.wiring import OPEN
+
+RULES: dict[str, Rule] = {}
+rule = registrar(RULES)
+
+
+@rule(
+    "permute", "transpose", "t", "numpy_T", "mT", "expand", "expand_as", "squeeze", "unsqueeze",
+    "select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind", "unflatten", "flatten",
+    "roll", "flip", "repeat", "repeat_interleave", "movedim", "swapaxes", "pixel_shuffle",
+    "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "diagonal", "unfold", "index",
+    "index_select", "gather", "stack", "tile",
+)  # fmt: skip
+def move(t: Tracer, node: Node, *args: Any, **kwargs: Any) -> Result:
+    """Operators that place elements without changing them, run on labels instead of numbers.
+
+    Indices keep their numbers; an index that depends on the input can put any element anywhere.
+    """
+    moved, *rest = args
+    if any(isinstance(leaf, Value) and leaf.data is None for leaf in pytree.tree_leaves(rest)):
+        if node.target is not torch.ops.aten.expand_as.default:
+            return _anywhere(t, node, moved)
+        rest = [arg.label if isinstance(arg, Value) else arg for arg in rest]
+
+    def label(arg: Any) -> Any:
+        return t.label(arg) if isinstance(arg, Value) else arg
+
+    def number(arg: Any) -> Any:
+        return arg.data if isinstance(arg, Value) else arg
+
+    result = node.target(  # type: ignore[operator]
+        pytree.tree_map(label, moved), *pytree.tree_map(number, rest), **kwargs
+    )
+    return result if isinstance(result, Tensor) else tuple(result)
+
+
+def _anywhere(t: Tracer, node: Node, moved: Value) -> Tensor:
+    """The label of a choice among all elements of one value."""
+    entries = shrink(t.roots(moved)).unique()
+    return entries.expand(shape_of(node)) if len(entries) == 1 else _open(node)
+
+
+def _open(node: Node) -> Tensor:
+    return torch.full((), OPEN).expand(shape_of(node))
+
+
+@rule("view", "reshape", "_unsafe_view", "view_as", "reshape_as", "_reshape_alias")
+def reshape(t: Tracer, node: Node, x: Value, *_: Any) -> Tensor:
+    """An expanded label often has no view of the new shape, hence reshape."""
+    return t.label(x).reshape(shape_of(node))
+
+
+@rule(
+    "alias", "clone", "contiguous", "detach", "to", "_to_copy", "type_as", "dropout", "feature_dropout",
+    "alpha_dropout", "lift_fresh_copy", "lift_fresh", "native_dropout",
+)  # fmt: skip
+def same(t: Tracer, node: Node, x: Value, *_: Any, **__: Any) -> Tensor:
+    """The same elements, elsewhere or in another type; a dropped element is zero."""
+    return t.label(x)
+
+
+@rule("copy")
+def copy(t: Tracer, node: Node, onto: Value, x: Value, *_: Any) -> Tensor:
+    """What is copied, whatever was there."""
+    return t.label(x).expand(shape_of(node))
+
+
+@rule("slice_scatter", "select_scatter", "diagonal_scatter")
+def scatter(t: Tracer, node: Node, x: Value, part: Value, *place: Any, **kwargs: Any) -> Tensor:
+    """One value written into a part of another."""
+    result: Tensor = node.target(t.label(x), t.label(part), *place, **kwargs)  # type: ignore[operator]
+    return result
+
+
+@rule("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like")
+def constant(t: Tracer, node: Node, x: Value, *args: Any, **__: Any) -> Tensor:
+    """Numbers that no unit has a part in."""
+    name = str(node.target)
+    value = args[-1] if "full" in name else float("zeros" not in name)
+    return torch.full((), ZERO if value == 0 else OPEN).expand(shape_of(node))
+
+
+@rule("cat", "concat")
+def cat(t: Tracer, node: Node, tensors: list[Value], dim: int = 0) -> Tensor:
+    """Concatenation; dimensions along which no operand varies stay expanded."""
+    shape = shape_of(node)
+    labels = [t.label(value) for value in tensors if value.label.dim() == len(shape)]
+    dim = dim % len(shape)
+    for other in range(len(shape)):
+        if other != dim and all(label.stride(other) == 0 for label in labels):
+            labels = [label.narrow(other, 0, min(1, label.shape[other])) for label in labels]
+    return torch.cat(labels, dim).expand(shape)
+
+
+@rule("pad", "constant_pad_nd")
+def pad(t: Tracer, node: Node, x: Value, pad: list[int], *mode: Any, **kwargs: Any) -> Tensor:
+    """Padding with zeros adds elements that are always zero; other modes repeat elements.
+
+    What is padded with -inf only to be pooled by a maximum is never seen.
+    """
+    label = t.label(x)
+    if "constant_pad_nd" in str(node.target):
+        kind, value = "constant", (*mode, 0)[0]
+    else:
+        kind, value = (*mode, "constant")[0], (*mode, "constant", None)[1]
+    if kind == "constant":
+        pooled = value == -torch.inf and all("max_pool" in str(user.target) for user in node.users)
+        edge = ZERO if not value or pooled else OPEN
+        return torch.nn.functional.pad(label, pad, value=edge)
+    # Reflection and its kin are defined for floats; 53 bits hold any label.
+    return torch.nn.functional.pad(label.double(), pad, mode=kind).long()

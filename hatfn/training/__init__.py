@@ -1,0 +1,1 @@
+"""One step of training, for one state and for several at once."""

@@ -1,0 +1,87 @@
+"""What goes into a step and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from hatfn.network.network import Output
+from hatfn.state import Trainable
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+"""Inputs and targets of each of the K tasks that are trained."""
+
+
+class Info(NamedTuple):
+    """What one update reports; every leaf a tensor. K: tasks trained together.
+
+    Attributes:
+        loss: (), the criterion without the penalty; (K,) for several tasks.
+        penalty: () or (K,), the sparsity before its weight.
+        logits: (B, classes of the task), or the module's several outputs, before the step, in train
+            mode; for several tasks a tuple of them.
+        grad_norm: (), of everything trained, after protection and compensation, before the clip.
+        ok: () bool; False: something was not finite, and the step was refused.
+    """
+
+    loss: Tensor
+    penalty: Tensor
+    logits: Output
+    grad_norm: Tensor
+    ok: Tensor
+
+
+Scale = float | Tensor | None
+"""The mask scale; None: binary gates."""
+
+
+class Before(NamedTuple):
+    """What a step of K tasks reads of a state.
+
+    Attributes:
+        own: what it trains.
+        buffers: {name: (K, ...)}, the tasks' running statistics.
+        used: {group: (U,)}, the cumulative mask.
+        protection: {name: tensor}, of the shared weights.
+        hyper: {name: ()}, or {name: (K,)} for what each task has of its own.
+        opt_state: the optimiser's.
+        open: () bool, whether the tasks may be written to.
+    """
+
+    own: Trainable
+    buffers: dict[str, Tensor]
+    used: dict[str, Tensor]
+    protection: dict[str, Tensor]
+    hyper: dict[str, Tensor]
+    opt_state: Any
+    open: Tensor
+
+
+class After(NamedTuple):
+    """What a step writes: fields as in :class:`Before`."""
+
+    own: Trainable
+    buffers: dict[str, Tensor]
+    opt_state: Any
+
+
+class Seen(NamedTuple):
+    """What the forward pass of a step leaves behind.
+
+    Attributes:
+        loss: (K,).
+        penalty: (K,).
+        logits: K outputs.
+        buffers: {name: (K, ...)}, new running statistics.
+    """
+
+    loss: Tensor
+    penalty: Tensor
+    logits: tuple[Output, ...]
+    buffers: dict[str, Tensor]
+
+
+Advanced = tuple[Seen, After, Tensor, Tensor]
+"""What :func:`advance` returns."""
