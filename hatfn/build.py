@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatfn.checks.capacity import check_groups
 from hatfn.checks.settings import check_choice, check_classes, check_each, check_number, check_wiring
 from hatfn.checks.values import check_callable, check_count, check_kind
-from hatfn.engine.compiled import Compiler, Part, check_compile
+from hatfn.engine.compiled import Part, check_compile
 from hatfn.engine.optimizer import Optimizer, check_optimizer
 from hatfn.engine.ranks import ALONE, Ranks
 from hatfn.learner import HAT
@@ -161,15 +161,17 @@ def build(
     }
     network = make_network(module, wiring, classes, precision, grad_checkpointing)
     check_compile(compile, pure, ranks, network.recomputes)
+    device = next((value.device for value in network.initial.values()), "cpu")
     return HAT(
         network=network,
+        wiring=wiring.to(device),
         tasks=tasks,
         optimizer=pure,
         loss=loss,
         regularizer=regularizer,
-        squash=gate,
+        gate=gate,
         embedding_init=init,
-        lock=protection if isinstance(protection, Lock) else LOCKS[protection](),
+        protection=protection if isinstance(protection, Lock) else LOCKS[protection](),
         hyper=hyper,
         compensated=compensation is not None,
         max_norm=max_norm,
@@ -177,5 +179,5 @@ def build(
         decay_embeddings=decay_embeddings,
         ranks=ranks,
         accumulate=check_count("build", "accumulate", accumulate),
-        compiler=None if compile is None else Compiler(compile),
+        compile=compile,
     )

@@ -1,17 +1,22 @@
-"""The learner: init, begin, update, consolidate, forward, predict."""
+"""The learner: signatures, their descriptions, every check, and one call each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from hatfn.checks.calls import (
+    check_active,
+    check_batch,
+    check_batches,
     check_chosen,
+    check_class_batch,
+    check_each_task,
     check_init_from,
     check_input,
+    check_inputs,
     check_learned,
     check_locked,
     check_sample_tasks,
@@ -19,62 +24,38 @@ from hatfn.checks.calls import (
     check_state,
     check_task,
     check_tasks,
+    is_several,
 )
-from hatfn.checks.capacity import check_alive, check_free, check_left
-from hatfn.checks.values import check_count, check_kind, check_seed
-from hatfn.engine.compiled import Compiler
-from hatfn.engine.optimizer import Optimizer, check_carried
-from hatfn.engine.ranks import Ranks
-from hatfn.lifecycle.begin import warm_start
-from hatfn.lifecycle.consolidate import recalibrate
-from hatfn.lifecycle.forget import Forgotten, forget, prune
-from hatfn.lifecycle.init import initial_state
-from hatfn.method.gates import Init, flush, gate, hard_gate
-from hatfn.method.masks import binary_gates
-from hatfn.method.protection import Lock, Locked
-from hatfn.network.network import Network, Output
+from hatfn.checks.capacity import (
+    check_alive,
+    check_free,
+    check_left,
+    check_statistics,
+    check_unfinished,
+    warn_untouched,
+)
+from hatfn.checks.settings import check_checkpointing
+from hatfn.checks.values import check_count, check_kind, check_list, check_seed
+from hatfn.lifecycle.begin import begin, warm_start
+from hatfn.lifecycle.consolidate import consolidate, recalibrate, settle
+from hatfn.lifecycle.forget import Forgotten, forget
+from hatfn.lifecycle.init import init
+from hatfn.network.network import Output
 from hatfn.network.outputs import forward, forward_each, forward_plain, predict
-from hatfn.numerics.trees import over_groups, put, take
-from hatfn.state import HATState, trainable
+from hatfn.numerics.trees import take
+from hatfn.spec import Spec
+from hatfn.state import HATState
 from hatfn.subnet.compact import Subnet, compact
+from hatfn.training.objective import is_nested
 from hatfn.training.step import step
-from hatfn.training.types import Info
-from hatfn.wiring import Wiring
+from hatfn.training.types import Info, report
 
 
-class HAT(NamedTuple):
+class HAT(Spec):
     """A continual learner: pure functions over a :class:`~hatfn.state.HATState`.
 
-    Made by :func:`build`; its fields are what build() was given. No method changes anything it is
-    given: each returns a new state.
+    Made by :func:`build`. No method changes anything it is given: each returns a new state.
     """
-
-    network: Network
-    tasks: int
-    optimizer: Optimizer
-    loss: Callable[[Output, Tensor], Tensor]
-    regularizer: Callable[[dict[str, Tensor], dict[str, Tensor], Tensor], Tensor]
-    squash: Callable[[Tensor], Tensor]
-    embedding_init: Init
-    lock: Lock
-    hyper: dict[str, float | tuple[float, ...]]
-    compensated: bool
-    max_norm: float | None
-    clamp: float
-    decay_embeddings: bool
-    ranks: Ranks
-    accumulate: int
-    compiler: Compiler | None
-
-    @property
-    def wiring(self) -> Wiring:
-        """The wiring it was built with."""
-        return self.network.wiring
-
-    @property
-    def classes(self) -> tuple[int, ...] | None:
-        """Classes of each task."""
-        return self.network.classes
 
     def init(self, seed: int, fresh: bool = False) -> HATState:
         """The state before the first task.
@@ -91,11 +72,7 @@ class HAT(NamedTuple):
         Raises:
             TypeError, ValueError: a seed that is no integer, or negative.
         """
-        number = check_seed("init", seed)
-        state = initial_state(
-            self.network, self.tasks, self.embedding_init, self.lock, self.hyper, number, fresh
-        )
-        return state._replace(opt_state=self.optimizer.init(trainable(state, [0])))
+        return init(self, check_seed("init", seed), fresh)
 
     def begin(
         self,
@@ -116,7 +93,7 @@ class HAT(NamedTuple):
             locked: the tasks to keep unchanged; None: every learned task but the open ones. One that
                 is not learned counts with its current binary gates. A learned task left out is no
                 longer guaranteed: ``state.locked`` says so.
-            carry: keep the optimiser's moments instead of starting anew; as many tasks as before.
+            carry: keep the optimizer state instead of starting anew; as many tasks as before.
             init_from: warm start: a learned task whose embeddings, norms and statistics (not the head)
                 the task starts from; "similar": the one whose subnetwork does best on ``batch``, by
                 :func:`hatfn.similarity`, if any is learned yet. None: initial values, or those the
@@ -129,29 +106,21 @@ class HAT(NamedTuple):
                 for several tasks; "similar" without a batch.
 
         Warns:
-            HATWarning: a group without a free unit.
+            HATWarning: a group without a free unit; an open task that was not consolidated.
         """
         check_state("begin", state, self.wiring, self.tasks)
-        opened = check_tasks("begin", task, self.tasks)
+        rows = check_tasks("begin", task, self.tasks)
+        held = check_locked("begin", locked, rows, self.tasks)
+        if held is None:
+            check_unfinished("begin", rows, state)
         if init_from is not None:
-            check_init_from("begin", state, opened, init_from, batch, self.tasks)
-            state = warm_start(self, state, opened[0], init_from, batch)
-        here = self.flags(state, opened)
-        learned = state.learned & ~here
-        rows = check_locked("begin", locked, opened, self.tasks)
-        holds = learned if rows is None else self.flags(state, rows)
-        before = state
-        state = state._replace(
-            masks={group: mask & ~here[:, None] for group, mask in state.masks.items()},
-            learned=learned,
-            locked=holds,
-            active=here,
-        )
-        check_free("begin", opened, self.used(state))
-        opt_state = self.optimizer.init(trainable(state, opened))
-        if carry:
-            opt_state = check_carried("begin", state.opt_state, opt_state, len(opened))
-        return state._replace(protection=self.protect(state, before), opt_state=opt_state)
+            check_init_from("begin", state, rows, init_from, batch, self.tasks)
+            if batch is not None:
+                batch = check_class_batch("begin", batch, self.classes, self.wiring)
+            state = warm_start(self, state, rows[0], init_from, batch)
+        opened, used = begin(self, state, rows, held, carry)
+        check_free("begin", rows, used)
+        return opened
 
     def update(
         self,
@@ -183,54 +152,85 @@ class HAT(NamedTuple):
         Raises:
             TypeError, ValueError: a wrong task, batch or scale, or a task that is not open.
         """
-        return step(self, state, batch, task, scale)
+        check_state("update", state, self.wiring, self.tasks)
+        rows = check_tasks("update", task, self.tasks)
+        check_active("update", state, rows, together=True)
+        if scale is not None:
+            check_scale("update", scale, state.hyper["s_max"])
+        batches = check_batches(batch, task, rows, self.classes, self.wiring)
+        if nested := is_nested(state, batches, scale):
+            check_checkpointing("update", self.network.recomputes)
+        new, applied = step(self, state, batches, rows, scale, nested=nested)
+        return new, report(applied, is_several(task))
 
-    def recalibrate(self, state: HATState, batches: Iterable[Tensor], task: int) -> HATState:
+    def recalibrate(
+        self, state: HATState, batches: Iterable[tuple[Tensor, Any] | Tensor], task: int
+    ) -> HATState:
         """Re-estimate the open task's batch-norm statistics under binary gates.
 
         While a task is trained its running statistics mix the activations of every scale of the
         schedule; it is served under one. This replaces them by the mean over the given batches, with
-        dropout off. Call it between the last update and :meth:`consolidate`.
+        dropout off. :meth:`consolidate` does it where it is given batches and measures that it helps.
 
         Args:
             state: with ``task`` opened by :meth:`begin`.
-            batches: inputs (B, ...), as many as represent the task; targets are not needed.
+            batches: inputs x (B, ...), or pairs (x, y), as many as represent the task; targets are not
+                looked at.
             task: which.
 
         Returns:
             The state with new statistics of this task, unchanged if the module has none or if they
-            are not finite.
+            are not finite. Counts of batches start anew.
 
         Raises:
             TypeError, ValueError: a wrong task or input; no batch, or an empty one; a task that is not
                 open: a learned task's outputs must not move.
         """
-        return recalibrate(self, state, batches, task)
+        check_state("recalibrate", state, self.wiring, self.tasks)
+        t = check_task("recalibrate", task, self.tasks)
+        check_active("recalibrate", state, [t])
+        return recalibrate(self, state, check_inputs("recalibrate", batches, self.wiring), t)
 
-    def consolidate(self, state: HATState, task: int) -> HATState:
+    def consolidate(
+        self,
+        state: HATState,
+        task: int,
+        batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    ) -> HATState:
         """Close a task: its binary gates become its mask, and it counts as learned.
 
-        Of processes that train together, the running statistics of the task are averaged.
+        With batches, running statistics are re-estimated under binary gates if that lowers the loss on
+        these batches: see :meth:`recalibrate`. Of processes that train together, the statistics are
+        averaged.
+
+        Args:
+            state: any state.
+            task: which.
+            batches: x (B, ...) and y of the task's training data, as many as represent it; an empty
+                list: keep the statistics as they are. Only a module with running statistics reads them.
 
         Raises:
-            TypeError, ValueError: a task that does not exist.
+            TypeError, ValueError: a task that does not exist, a wrong batch.
 
         Warns:
             HATWarning: a group in which the task uses no unit, or in which it leaves fewer units free
-                than there are tasks to come.
+                than there are tasks to come; running statistics as training left them, where no
+                batches are given.
         """
         check_state("consolidate", state, self.wiring, self.tasks)
         t = check_task("consolidate", task, self.tasks)
-        here = self.flags(state, [t])
-        gates = take(binary_gates(state), t)
-        check_alive("consolidate", t, gates)
-        statistics = self.ranks.mean(take(state.task_buffers, t), weight=1)
-        closed = state._replace(
-            task_buffers=put(state.task_buffers, t, statistics),
-            masks=put(state.masks, t, gates),
-            learned=state.learned | here,
-            active=state.active & ~here,
-        )
+        if batches is None:
+            check_statistics("consolidate", t, state)
+        else:
+            check_list("consolidate", "batches", batches, "a list of pairs [(x, y)], or a loader")
+            classes = self.classes[t] if self.classes else None
+            pairs = [check_batch(batch, classes, "consolidate") for batch in batches]
+            for x, _ in pairs:
+                check_input("consolidate", x, self.wiring)
+            if pairs and state.task_buffers:
+                state, _, _ = settle(self, state, pairs, t)
+        closed = consolidate(self, state, t)
+        check_alive("consolidate", t, take(closed.masks, t))
         check_left("consolidate", t, state, closed)
         return closed
 
@@ -269,14 +269,9 @@ class HAT(NamedTuple):
             check_learned("forward", state, [t] if isinstance(t, int) else t.unique().tolist())
         else:
             check_scale("forward", scale, state.hyper["s_max"])
-
-        def gates(task: int) -> dict[str, Tensor]:
-            own = take(state.masks if scale is None else state.embeddings, task)
-            return own if scale is None else self.gates(own, scale)
-
         if isinstance(t, int):
-            return forward(self.network, state, x, t, gates(t))
-        return forward_each(self.network, state, x, t, gates)
+            return forward(self.network, state, x, t, self.gates_of(state, t, scale))
+        return forward_each(self.network, state, x, t, lambda row: self.gates_of(state, row, scale))
 
     def predict(
         self,
@@ -316,9 +311,9 @@ class HAT(NamedTuple):
     ) -> tuple[HATState, Forgotten]:
         """Forget tasks: what only they used goes back to its initial value, and is free again.
 
-        That are the shared weights that they depend on and no other task does, their embeddings,
-        norms, heads and statistics; the values are those that the state's seed gave, not what is left
-        over. Their masks are cleared. The optimiser's moments start anew.
+        This resets the shared weights that only these tasks use, and their embeddings, norms, heads
+        and statistics, to the values that the state's seed gave. Their masks are cleared. The
+        optimizer state starts anew.
 
         Args:
             state: any state.
@@ -336,7 +331,16 @@ class HAT(NamedTuple):
         Warns:
             HATWarning: a task with nothing to forget, or no task at all.
         """
-        return forget(self, state, task, locked, dry_run)
+        check_state("forget", state, self.wiring, self.tasks)
+        rows = check_each_task("forget", task, self.tasks)
+        kept = check_locked("forget", locked, rows, self.tasks)
+        new, found = forget(self, state, rows, kept, dry_run)
+        if untouched := [row for row in rows if row not in found.tasks]:
+            which = ", ".join(map(str, untouched))
+            warn_untouched("forget", f"task {which} was never trained, or was forgotten already")
+        if not rows:
+            warn_untouched("forget", "no task was given")
+        return new, found
 
     def prune(
         self, state: HATState, keep: int | Sequence[int], dry_run: bool = False
@@ -348,7 +352,13 @@ class HAT(NamedTuple):
             keep: the task to keep; a list: several.
             dry_run: change nothing, report only.
         """
-        return prune(self, state, keep, dry_run)
+        check_state("prune", state, self.wiring, self.tasks)
+        kept = check_each_task("prune", keep, self.tasks)
+        rest = [task for task in range(self.tasks) if task not in kept]
+        new, found = forget(self, state, rest, kept, dry_run)
+        if not found.tasks:  # of "every other task" it is no surprise that some were never trained
+            warn_untouched("prune", "no other task was ever trained, or all were forgotten already")
+        return new, found
 
     def compact(self, state: HATState, task: int, x: Tensor | None = None) -> Subnet:
         """A learned task's subnetwork, its dead units sliced out of parameters and statistics.
@@ -377,39 +387,4 @@ class HAT(NamedTuple):
     def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
         """Gates of task embeddings, {group: (..., U)} in [0, 1], at a scale; None: binary ones."""
         check_kind("gates", "embeddings", embeddings, dict, "{group: tensor}: state.embeddings")
-        if scale is None:
-            return over_groups(lambda e: hard_gate(e).to(e.dtype), embeddings)
-
-        def soft(e: Tensor) -> Tensor:
-            own = scale.to(e.dtype) if isinstance(scale, Tensor) else scale
-            return flush(gate(e, own, self.squash))
-
-        return over_groups(soft, embeddings)
-
-    def used(self, state: HATState) -> dict[str, Tensor]:
-        """The cumulative mask: which units the locked tasks use, {group: (U,)}, bool or in [0, 1].
-
-        Of stacked states {group: (S, U)}.
-        """
-        lock = state.locked[..., None]
-        if self.lock.units == "binary":
-            return over_groups(lambda on: (on & lock).any(-2), binary_gates(state))
-        soft = self.gates(state.embeddings, state.hyper["s_max"][..., None, None])
-        return over_groups(lambda a: (a * lock).amax(-2), soft)
-
-    def protect(self, state: HATState, before: HATState) -> dict[str, Tensor]:
-        """The cumulative mask per weight: what ``state.locked`` holds, and weights that never train.
-
-        Args:
-            state: with new tasks locked.
-            before: the state until now.
-        """
-        now = (binary_gates(state), self.used(state), state.locked, state.params)
-        seen = Locked(*now, before.protection, before.locked)
-        protection = self.lock.rule(self.wiring, seen)
-        frozen = self.network.frozen & protection.keys()
-        return protection | {name: torch.ones_like(protection[name]) for name in frozen}
-
-    def flags(self, state: HATState, rows: Sequence[int]) -> Tensor:
-        """(T,) bool, True for some tasks."""
-        return torch.tensor([t in rows for t in range(self.tasks)], device=state.learned.device)
+        return super().gates(embeddings, scale)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,29 +10,46 @@ from torch import Tensor
 
 from hatfn.checks.calls import (
     check_active,
-    check_batch,
+    check_axis,
     check_batches,
     check_chosen,
-    check_labels,
+    check_input,
+    check_inputs,
     check_learned,
+    check_locked,
+    check_pair,
     check_state,
     check_task,
     check_tasks,
     is_several,
 )
-from hatfn.checks.capacity import check_alive, check_free, check_left
-from hatfn.checks.replicas import check_axis, check_replicated, check_scales, check_seeds
-from hatfn.checks.values import check_kind, check_learner, check_list
-from hatfn.engine.optimizer import Optimizer, PureOptimizer, vectorized
+from hatfn.checks.capacity import (
+    check_alive,
+    check_free,
+    check_left,
+    check_statistics,
+    check_unfinished,
+)
+from hatfn.checks.replicas import (
+    check_alike_states,
+    check_replica,
+    check_replicated,
+    check_scales,
+    check_seeds,
+    check_stacked,
+)
+from hatfn.checks.settings import check_checkpointing
+from hatfn.checks.values import check_count, check_learner, check_list
 from hatfn.learner import HAT
+from hatfn.lifecycle.begin import begin
+from hatfn.lifecycle.consolidate import consolidate, recalibrate
 from hatfn.network.network import Output
+from hatfn.network.outputs import forward, predict
 from hatfn.numerics.trees import tree_map
 from hatfn.numerics.vmap import batchable, batched
-from hatfn.state import HATState, Trainable
-from hatfn.training.apply import advance, settled
-from hatfn.training.objective import accumulated, refuse_checkpointing, split, total_loss
-from hatfn.training.step import read, report, trained, write
-from hatfn.training.types import Advanced, Before, Info, Scale, Seen
+from hatfn.state import HATState
+from hatfn.training.step import step
+from hatfn.training.types import Info, Scale, report
 
 
 def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) -> HATState:
@@ -85,23 +101,41 @@ def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) 
 
 
 def stack(states: Sequence[HATState]) -> HATState:
-    """States of one structure as replicas, in order."""
+    """States of one structure as replicas, in order.
+
+    Args:
+        states: of one learner, at least one.
+
+    Raises:
+        TypeError, ValueError: no list of states, none of them, or states of other shapes.
+    """
+    check_alike_states(states)
     stacked: HATState = tree_map(lambda *leaves: torch.stack(leaves), *states)
     return stacked
 
 
 def replica(states: HATState, index: int) -> HATState:
-    """One state out of stacked ones, for every function that takes a state."""
+    """One state out of stacked ones, for every function that takes a state.
+
+    Args:
+        states: stacked, of S learners.
+        index: which, from 0 to S - 1.
+
+    Raises:
+        TypeError, ValueError: states that are not stacked, or an index out of range.
+    """
+    check_stacked("replica", states)
+    check_replica(index, len(states.learned))
     one: HATState = tree_map(lambda leaf: leaf[index], states)
     return one
 
 
 class Replicas(NamedTuple):
-    """A learner's functions for S states at once, each one ``vmap`` of the method of that name.
+    """A learner's functions for S states at once.
 
-    What they take and give is described there, with an axis S in front of states, of what is reported
-    and, unless ``shared``, of batches: S batches of B samples, x (S, B, ...) and y (S, B). Each replica
-    draws its own dropout masks. A scale may be (S,), one for each.
+    What they take and give is described at the method of that name, with an axis S in front of states,
+    of what is reported and, unless ``shared``, of batches: S batches of B samples, x (S, B, ...) and
+    y (S, B). Each replica draws its own dropout masks. A scale may be (S,), one for each.
 
     Attributes:
         hat: the learner.
@@ -119,11 +153,11 @@ class Replicas(NamedTuple):
         batch: tuple[Tensor, Tensor] | None = None,
     ) -> HATState:
         """:meth:`hatfn.HAT.begin` of every replica; a batch for each, x (S, B, ...) and y (S, B)."""
-        self._first("begin", states)
+        first = self._checked("begin", states)
         if init_from is not None:  # a choice among tasks, which vmap cannot make
             pairs: Iterable[Any] = [None] * len(states.learned)
             if batch is not None:
-                x, y = check_batch(batch, None, "begin")
+                x, y = check_pair("begin", batch)
                 check_axis("begin", x, len(states.learned), shared=None)
                 pairs = zip(x, y, strict=True)
             return stack(
@@ -132,9 +166,13 @@ class Replicas(NamedTuple):
                     for i, pair in enumerate(pairs)
                 ]
             )
-        opened = check_tasks("begin", task, self.hat.tasks)
-        begun: HATState = _over(partial(self.hat.begin, task=task, locked=locked, carry=carry), states)
-        check_free("begin", opened, self.hat.used(begun))
+        rows = check_tasks("begin", task, self.hat.tasks)
+        held = check_locked("begin", locked, rows, self.hat.tasks)
+        if held is None:
+            check_unfinished("begin", rows, first)
+        opened, used = _each(lambda state: begin(self.hat, state, rows, held, carry), states)
+        check_free("begin", rows, used)
+        begun: HATState = opened
         return begun
 
     def update(
@@ -149,81 +187,60 @@ class Replicas(NamedTuple):
 
         ``info.ok`` is (S,): a replica whose step is refused stays as it was, the others go on.
         """
-        first = self._first("update", states)
-        rows = check_tasks("update", task, self.hat.tasks)
-        if self.hat.ranks.size > 1:
+        hat, first = self.hat, self._checked("update", states)
+        rows = check_tasks("update", task, hat.tasks)
+        if hat.ranks.size > 1:
             raise ValueError(
-                f"update: ranks.size={self.hat.ranks.size}, and replicas train in one process. "
-                f"Expected a learner built without ranks: each process trains its own seeds."
+                f"update: ranks.size={hat.ranks.size}, and replicas train in one process. Expected a "
+                f"learner built without ranks: each process trains its own seeds."
             )
-        refuse_checkpointing(self.hat)
+        check_checkpointing("update", hat.network.recomputes)
         check_active("update", first, rows, together=True)
-        x, y = check_batch(batch, None)
         if not shared:
-            check_axis("update", x, len(states.learned))
-        axis = 0 if shared else 1  # that counts tasks, where there are several
-        several = is_several(task) and y.dim() > axis
-        for k, row in enumerate(rows if self.hat.classes else ()):  # vmap cannot read labels
-            labels = y.select(axis, k) if several and k < y.shape[axis] else y
-            check_labels(labels, self.hat.classes[row], "update")  # type: ignore[index]
+            check_axis("update", check_pair("update", batch)[0], len(states.learned))
+        batches = check_batches(batch, task, rows, hat.classes, hat.wiring, lead=0 if shared else 1)
         check_scales("update", scale, states.hyper["s_max"])
-        hat = self.hat._replace(optimizer=_stacked(self.hat.optimizer))
-        before = read(hat, states, rows, axis=1)
-        per_batch = None if shared else 0
-        counted = axis + is_several(task)  # the axis of samples
-
-        def forward(before: Before, batch: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tensor, Seen]:
-            batches = check_batches(batch, task, rows, hat.classes, hat.wiring)
-            return total_loss(hat, before, batches, rows, scale)
-
-        def slopes(
-            before: Before, batch: tuple[Tensor, Tensor], scale: Scale
-        ) -> tuple[Trainable, Seen]:
-            per_scale = 0 if isinstance(scale, Tensor) and scale.dim() == 1 else None
-            every = batched(forward, (0, per_batch, per_scale))
-
-            def objective(own: Trainable, buffers: dict[str, Tensor], part: Any) -> tuple[Tensor, Seen]:
-                # Replicas have nothing in common: the gradient of the sum is the gradient of each.
-                reads = before._replace(own=own, buffers=buffers, protection={}, opt_state=())
-                totals, seen = every(reads, part, scale)
-                return totals.sum(), seen
-
-            parts = split(batch, hat.accumulate, counted)
-            return accumulated(objective, before, parts, nested=False, axis=1)
-
-        def advanced(before: Before, raw: Trainable, seen: Seen, scale: Scale) -> Advanced:
-            return advance(hat, before, raw, seen, scale, samples=1, axes=1)
-
-        name = shared, *(hat.classes[row] for row in rows if hat.classes)
-        with batchable(x.device):
-            seen, after, norm, ok = trained(
-                hat.compiler, name, self.hat, slopes, advanced, before, (x, y), scale, axes=1
-            )
-        new = write(states, rows, settled(ok, after, before), axis=1)
-        return new, report(seen, norm, ok, task)
+        with batchable(states.learned.device):
+            new, applied = step(hat, states, batches, rows, scale, lead=1, shared=shared)
+        return new, report(applied, is_several(task))
 
     def recalibrate(
-        self, states: HATState, batches: Iterable[Tensor], task: int, shared: bool = False
+        self,
+        states: HATState,
+        batches: Iterable[tuple[Tensor, Any] | Tensor],
+        task: int,
+        shared: bool = False,
     ) -> HATState:
         """:meth:`hatfn.HAT.recalibrate` of every replica; each batch (S, B, ...), or shared."""
-        first = self._first("recalibrate", states)
-        row = check_task("recalibrate", task, self.hat.tasks)
+        hat, first = self.hat, self._checked("recalibrate", states)
+        row = check_task("recalibrate", task, hat.tasks)
         check_active("recalibrate", first, [row])
-        check_list("recalibrate", "batches", batches, "a list of inputs [x], or a loader of them")
-        inputs = list(batches)
-        for x in () if shared else inputs:
-            check_axis("recalibrate", x, len(states.learned))
-        new: HATState = _over(
-            lambda state, xs: self.hat.recalibrate(state, xs, row), states, inputs, shared=shared
+        lead = 0 if shared else 1
+        inputs = list(check_inputs("recalibrate", batches, hat.wiring, lead, len(states.learned)))
+        new: HATState = _each(
+            lambda state, xs: recalibrate(hat, state, xs, row), states, inputs, shared=shared
         )
         return new
 
-    def consolidate(self, states: HATState, task: int) -> HATState:
-        """:meth:`hatfn.HAT.consolidate` of every replica."""
-        self._first("consolidate", states)
-        closed: HATState = _over(partial(self.hat.consolidate, task=task), states)
-        check_alive("consolidate", task, {g: m[:, task] for g, m in closed.masks.items()})
-        check_left("consolidate", task, states, closed)
+    def consolidate(
+        self, states: HATState, task: int, batches: Sequence[tuple[Tensor, Tensor]] | None = None
+    ) -> HATState:
+        """:meth:`hatfn.HAT.consolidate` of every replica; each batch x (S, B, ...) and y (S, B)."""
+        self._checked("consolidate", states)
+        row = check_task("consolidate", task, self.hat.tasks)
+        if batches is None:
+            check_statistics("consolidate", row, states)
+        else:
+            check_list("consolidate", "batches", batches, "a list of pairs [(x, y)]")
+        if batches:  # each replica decides for itself
+            pairs = [check_pair("consolidate", batch) for batch in batches]
+            for x, _ in pairs:
+                check_axis("consolidate", x, len(states.learned), shared=None)
+            every = enumerate(zip(*(zip(*pair, strict=True) for pair in pairs), strict=True))
+            return stack([self.hat.consolidate(replica(states, i), row, own) for i, own in every])
+        closed: HATState = _each(lambda state: consolidate(self.hat, state, row), states)
+        check_alive("consolidate", row, {group: m[:, row] for group, m in closed.masks.items()})
+        check_left("consolidate", row, states, closed)
         return closed
 
     def forward(
@@ -235,16 +252,15 @@ class Replicas(NamedTuple):
         shared: bool = True,
     ) -> Output:
         """:meth:`hatfn.HAT.forward` of every replica, (S, B, classes); ``shared``: of the same x."""
-        first = self._first("forward", states)
-        row = check_task("forward", task, self.hat.tasks)
+        hat, first = self.hat, self._checked("forward", states)
+        row = check_task("forward", task, hat.tasks)
         if scale is None:
             check_learned("forward", first, [row])
         check_scales("forward", scale, states.hyper["s_max"])
-        if not shared:
-            check_axis("forward", x, len(states.learned))
+        self._check_inputs("forward", states, x, shared)
 
         def one(state: HATState, x: Tensor, scale: Scale) -> Output:
-            return self.hat.forward(state, x, row, scale)
+            return forward(hat.network, state, x, row, hat.gates_of(state, row, scale))
 
         each = 0 if isinstance(scale, Tensor) and scale.dim() == 1 else None
         with batchable(states.learned.device):
@@ -259,42 +275,30 @@ class Replicas(NamedTuple):
         shared: bool = True,
     ) -> Output:
         """:meth:`hatfn.HAT.predict` of every replica, (S, T, B, C); ``shared``: of the same x."""
-        rows = check_chosen("predict", self._first("predict", states), tasks, self.hat.tasks)
-        if not shared:
-            check_axis("predict", x, len(states.learned))
-        return _over(
-            lambda state, x: self.hat.predict(state, x, rows, chunk_size), states, x, shared=shared
+        network = self.hat.network
+        rows = check_chosen("predict", self._checked("predict", states), tasks, self.hat.tasks)
+        self._check_inputs("predict", states, x, shared)
+        if chunk_size is not None:
+            check_count("predict", "chunk_size", chunk_size)
+        return _each(
+            lambda state, x: predict(network, state, x, rows, chunk_size), states, x, shared=shared
         )
 
-    def _first(self, where: str, states: HATState) -> HATState:
-        """The flags that all replicas have in common, which cannot be read inside ``vmap``."""
+    def _checked(self, where: str, states: HATState) -> HATState:
+        """The flags that all replicas have in common, as of one state."""
         check_learner(where, self.hat)
-        check_kind(where, "states", states, HATState, "stacked ones: hatfn.replicate(hat, seeds)")
-        if states.learned.dim() != 2:
-            raise ValueError(
-                f"{where}: states.learned has shape {tuple(states.learned.shape)}. Expected states "
-                f"with an axis in front: hatfn.replicate(hat, seeds), or replicas.stack([state, ...])."
-            )
+        check_stacked(where, states)
         first = states._replace(learned=states.learned.all(0), active=states.active.all(0))
         check_state(where, first, self.hat.wiring, self.hat.tasks)
         return first
 
-
-def _stacked(optimizer: Optimizer) -> PureOptimizer:
-    """An optimiser of stacked trees: its own way to step them, or each replica's in one ``vmap``."""
-
-    def each(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        return pure.update(gradients, state, params=params)
-
-    def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        every: tuple[Any, Any] = batched(each, (0, 0, 0))(gradients, state, params)
-        return every
-
-    pure, own = vectorized(optimizer), getattr(optimizer, "stacked", None)
-    return PureOptimizer(batched(pure.init, (0,)), update if own is None else own)
+    def _check_inputs(self, where: str, states: HATState, x: Any, shared: bool) -> None:
+        if not shared:
+            check_axis(where, x, len(states.learned))
+        check_input(where, x, self.hat.wiring, lead=0 if shared else 1)
 
 
-def _over(function: Callable[..., Any], states: HATState, *rest: Any, shared: bool = False) -> Any:
+def _each(function: Callable[..., Any], states: HATState, *rest: Any, shared: bool = False) -> Any:
     """``function`` of every replica, and of its own slice of what else is given unless shared."""
     with batchable(states.learned.device):
         return batched(function, (0, *(None if shared else 0 for _ in rest)))(states, *rest)

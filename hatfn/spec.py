@@ -1,1 +1,126 @@
-"""What build() fixed."""
+"""What build() fixed, and what follows from it for any state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hatfn.engine.compiled import Graphs, Part
+from hatfn.engine.optimizer import PureOptimizer
+from hatfn.engine.ranks import Ranks
+from hatfn.method.gates import Init, flush, gate, hard_gate
+from hatfn.method.masks import binary_gates
+from hatfn.method.protection import Lock, Locked
+from hatfn.network.network import Network, Output
+from hatfn.numerics.trees import over_groups, take
+from hatfn.state import HATState
+from hatfn.wiring import Wiring
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """Everything about a learner that no step changes.
+
+    The names are those of :func:`hatfn.build`'s arguments, which describes them. A spec is equal to
+    itself alone. ``dataclasses.replace`` makes a new one, whose compiled graphs are its own.
+
+    Attributes:
+        network: the module, its wiring and its heads, without what tasks change.
+        wiring: of the module, as it was traced.
+        tasks: T.
+        optimizer: a pair of pure functions.
+        loss: (output, y) -> ().
+        regularizer: (gates, cumulative mask, quota) -> ().
+        gate: from s * e to a gate.
+        embedding_init: build's ``init``, the name of how task embeddings start.
+        protection: the lock rule.
+        hyper: settings that become data of a state, see :class:`~hatfn.state.HATState`.
+        compensated: whether the gradients of embeddings are compensated.
+        max_norm: of the gradient, or None.
+        clamp: embeddings stay in [-clamp, clamp].
+        decay_embeddings: whether weight decay acts on embeddings.
+        ranks: the processes that train together.
+        accumulate: parts that a batch is split into.
+        compile: what of a step is compiled, or None.
+        graphs: what is compiled already; it saves work and changes no result.
+    """
+
+    network: Network
+    wiring: Wiring
+    tasks: int
+    optimizer: PureOptimizer
+    loss: Callable[[Output, Tensor], Tensor]
+    regularizer: Callable[[dict[str, Tensor], dict[str, Tensor], Tensor], Tensor]
+    gate: Callable[[Tensor], Tensor]
+    embedding_init: Init
+    protection: Lock
+    hyper: Mapping[str, float | tuple[float, ...]]
+    compensated: bool
+    max_norm: float | None
+    clamp: float
+    decay_embeddings: bool
+    ranks: Ranks
+    accumulate: int
+    compile: Part | None
+    graphs: Graphs = field(default_factory=Graphs, init=False, repr=False)
+
+    @property
+    def classes(self) -> tuple[int, ...] | None:
+        """Classes of each task; None: the module's output as it is."""
+        return self.network.classes
+
+    def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
+        """Gates of task embeddings, {group: (..., U)} in [0, 1], at a scale; None: binary ones."""
+        if scale is None:
+            return over_groups(lambda e: hard_gate(e).to(e.dtype), embeddings)
+
+        def soft(e: Tensor) -> Tensor:
+            own = scale.to(e.dtype) if isinstance(scale, Tensor) else scale
+            return flush(gate(e, own, self.gate))
+
+        return over_groups(soft, embeddings)
+
+    def gates_of(self, state: HATState, task: int, scale: float | Tensor | None) -> dict[str, Tensor]:
+        """A task's gates, {group: (U,)}: soft ones at a scale; None: the mask of a learned task."""
+        if scale is None:
+            return take(state.masks, task)
+        return self.gates(take(state.embeddings, task), scale)
+
+    def used(self, state: HATState) -> dict[str, Tensor]:
+        """The cumulative mask: which units the locked tasks use, {group: (U,)}, bool or in [0, 1].
+
+        Of stacked states {group: (S, U)}.
+        """
+        if self.protection.units == "binary":
+            return self._used(state, binary_gates(state))
+        lock = state.locked[..., None]
+        soft = self.gates(state.embeddings, state.hyper["s_max"][..., None, None])
+        return over_groups(lambda a: (a * lock).amax(-2), soft)
+
+    def protect(self, state: HATState, before: HATState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What ``state.locked`` protects of each shared weight; and the cumulative mask behind it.
+
+        Weights that the module does not train are protected as well.
+
+        Args:
+            state: with new tasks locked.
+            before: the state until now.
+        """
+        gates = binary_gates(state)
+        binary = self.protection.units == "binary"
+        used = self._used(state, gates) if binary else self.used(state)
+        told = Locked(gates, used, state.locked, state.params, before.protection, before.locked)
+        protection = self.protection.rule(self.network.wiring, told)
+        frozen = self.network.frozen & protection.keys()
+        return protection | {name: torch.ones_like(protection[name]) for name in frozen}, used
+
+    def flags(self, state: HATState, rows: Sequence[int]) -> Tensor:
+        """(T,) bool, True for some tasks."""
+        return torch.tensor([t in rows for t in range(self.tasks)], device=state.learned.device)
+
+    def _used(self, state: HATState, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        lock = state.locked[..., None]
+        return over_groups(lambda on: (on & lock).any(-2), gates)

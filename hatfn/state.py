@@ -62,7 +62,7 @@ class Trainable(NamedTuple):
     embeddings: dict[str, Tensor]
 
 
-def trainable(state: HATState, rows: Sequence[int], axis: int = 0) -> Trainable:
+def trainable(state: HATState, rows: Sequence[int], lead: int = 0) -> Trainable:
     """What a step of some tasks trains; arguments as in :func:`take_rows`."""
-    own, embeddings = (take_rows(t, rows, axis) for t in (state.task_params, state.embeddings))
+    own, embeddings = (take_rows(t, rows, lead) for t in (state.task_params, state.embeddings))
     return Trainable(state.params, own, embeddings)

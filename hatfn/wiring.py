@@ -90,6 +90,18 @@ class Layer(NamedTuple):
     readers: tuple[str, ...] = ()
 
 
+class Ends(NamedTuple):
+    """Which units lie along the weights of layers.
+
+    Attributes:
+        axes: (size,) int64 each, the unit of each entry of an axis; no two are equal.
+        of_layers: {path: (number of the axis of its rows, number of the axis of its columns)}.
+    """
+
+    axes: tuple[Tensor, ...]
+    of_layers: dict[str, tuple[int | None, int | None]]
+
+
 class Computed(NamedTuple):
     """What a module computes, whatever its numbers: modules of equal wirings may differ in it.
 
@@ -218,32 +230,30 @@ class Wiring:
         }
 
     @cached_property
-    def ends(self) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-        """The unit of each row and of each column of the weights of layers, (O,) and (I,) int64.
+    def ends(self) -> Ends:
+        """The unit of each row and of each column of the weights of layers.
 
         None where no gate reaches that side, where an entry has no unit of its own, and where weight
-        and bias disagree; a head's rows are classes. Equal ones are one object.
+        and bias disagree; a head's rows are classes.
         """
-        known: list[Tensor] = []
+        axes: list[Tensor] = []
 
-        def axis(units: Units | None, size: int) -> Tensor | None:
+        def number(units: Units | None, size: int) -> int | None:
             if units is None or units.index.numel() != size or bool((units.index == OPEN).all()):
                 return None
             flat = units.index.flatten()
-            for other in known:
-                if torch.equal(flat, other):
-                    return other
-            known.append(flat)
-            return flat
+            known = (i for i, axis in enumerate(axes) if torch.equal(axis, flat))
+            if (found := next(known, None)) is None:
+                axes.append(flat)
+            return len(axes) - 1 if found is None else found
 
-        found = {}
+        of_layers = {}
         for path, layer in self.layers.items():
             roles = [self.params[name] for name in layer.params]
-            outs = [axis(role.out, roles[0].shape[0]) for role in roles]
-            agree = all(out is outs[0] for out in outs) and len({role.gated for role in roles}) == 1
-            agree &= roles[0].kind != "head"
-            found[path] = (outs[0] if agree else None, axis(roles[0].into, roles[0].shape[1]))
-        return found
+            outs = {number(role.out, roles[0].shape[0]) for role in roles}
+            agree = len(outs) == len({role.gated for role in roles}) == 1 and roles[0].kind != "head"
+            of_layers[path] = (outs.pop() if agree else None, number(roles[0].into, roles[0].shape[1]))
+        return Ends(tuple(axes), of_layers)
 
     @cached_property
     def measures(self) -> Measures:

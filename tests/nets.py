@@ -113,7 +113,7 @@ def learn(
     for step in range(steps):
         state, info = hat.update(state, (x, y), task, scale=20.0 * (step + 1))
         assert info.ok
-    return hat.consolidate(state, task)
+    return hat.consolidate(state, task, [])
 
 
 def examples(count: int) -> settings:

@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_a_module_without_buffers_comes_back(tmp_path: Path) -> None:
 
 def test_moments_of_another_optimiser_start_anew(saved) -> None:
     hat, state, path = saved
-    other = hat._replace(optimizer=learner(ConvNet(), X, optimizer=torchopt.adam(1e-3)).optimizer)
+    other = replace(hat, optimizer=learner(ConvNet(), X, optimizer=torchopt.adam(1e-3)).optimizer)
     with pytest.warns(hatfn.HATWarning, match="no moments of this optimiser"):
         loaded = hatfn.load(path, other)
     assert equal(loaded._replace(opt_state=()), state._replace(opt_state=()))

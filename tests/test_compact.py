@@ -23,7 +23,7 @@ from hatfn.models import MLP, AlexNet
 from hatfn.network.probe import lively
 from hatfn.numerics.trees import take
 from hatfn.state import HATState
-from hatfn.subnet import compact as compacting
+from hatfn.subnet import trials
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 
@@ -319,7 +319,7 @@ def test_trials_are_few() -> None:
         return not any("qkv" in group for group in groups)
 
     groups = [f"blocks.{i}.{layer}" for i in range(12) for layer in ("qkv", "fc1")]
-    found = compacting._largest(even, groups)
+    found = trials._largest(even, groups)
     assert sorted(found) == sorted(group for group in groups if "fc1" in group)
     assert len(calls) <= 26
 

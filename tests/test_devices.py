@@ -37,7 +37,7 @@ def test_no_leaf_leaves_the_device(
     shape = (1, 6, 6) if make is ConvNet else (4, 5)
     wiring = hatfn.trace(make(), torch.zeros(1, *shape), head="head", input_gate=True)
     assert set(wiring.outputs) == (set() if make is ConvNet else {"embed", "qkv", "proj", "fc1", "fc2"})
-    assert len(wiring.ends) == (3 if make is ConvNet else 6)
+    assert len(wiring.ends.of_layers) == (3 if make is ConvNet else 6)
     pair, build = torchopt.adam(1e-3), import_module("hatfn.build")
     monkeypatch.setattr(torch.func, "grad", pretend)
     monkeypatch.setattr(

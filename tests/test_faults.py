@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 import hatfn
 from hatfn.experiments import cli
 from hatfn.experiments.run import loop as run_loop
-from hatfn.experiments.run import plots
+from hatfn.experiments.run import measure, plots
 from hatfn.experiments.run.folder import LOG
 from hatfn.storage import container
 
@@ -95,11 +96,11 @@ def test_what_is_not_finite_is_refused(where: str, scale: float | None, bad: flo
         case "one pixel":
             x = X.index_put((torch.tensor([3]), *[torch.tensor([0])] * 3), torch.tensor(bad))
         case "loss":
-            hat = hat._replace(loss=lambda logits, y: HAT.loss(logits, y) + bad)
+            hat = replace(hat, loss=lambda logits, y: HAT.loss(logits, y) + bad)
         case "gradient":
-            hat = hat._replace(loss=with_slope(bad))
+            hat = replace(hat, loss=with_slope(bad))
         case "update":
-            hat = hat._replace(optimizer=adam_of(lambda step: step + bad))
+            hat = replace(hat, optimizer=adam_of(lambda step: step + bad))
     before = fingerprint(OPEN)
     after, info = hat.update(OPEN, (x, Y), 1, scale)
     assert not info.ok
@@ -156,11 +157,11 @@ def test_an_update_is_broken_off(where: str, fault: type[BaseException]) -> None
         raise fault("in the middle")
 
     hat = {
-        "loss": lambda: HAT._replace(loss=broken),
-        "backward": lambda: HAT._replace(loss=with_slope(broken)),
-        "regularizer": lambda: HAT._replace(regularizer=broken),
-        "optimizer": lambda: HAT._replace(optimizer=HAT.optimizer._replace(update=broken)),
-        "after the optimizer": lambda: HAT._replace(optimizer=adam_of(broken)),
+        "loss": lambda: replace(HAT, loss=broken),
+        "backward": lambda: replace(HAT, loss=with_slope(broken)),
+        "regularizer": lambda: replace(HAT, regularizer=broken),
+        "optimizer": lambda: replace(HAT, optimizer=HAT.optimizer._replace(update=broken)),
+        "after the optimizer": lambda: replace(HAT, optimizer=adam_of(broken)),
     }[where]()
     state, _ = HAT.update(OPEN, (X, Y), 1, 10.0)
     before, random = fingerprint(state), torch.get_rng_state()
@@ -202,7 +203,7 @@ CUTS = {  # what fails, how, and at which call
     "before a task": (hatfn.HAT, "begin", CTRL_C, 1),
     "at the end of a task": (hatfn.HAT, "consolidate", CTRL_C, 0),
     "after a step": (run_loop, "accuracy", MEMORY, 3),
-    "while it is measured": (run_loop, "evaluate", MEMORY, 1),
+    "while it is measured": (measure, "evaluate", MEMORY, 1),
     "while data are read": (run_loop, "training_part", OSError(errno.EIO, "the loader died"), 1),
     "before a save": (container, "serialize", CTRL_C, 4),
     "in a save": (os, "fsync", DISK, 10),
@@ -309,7 +310,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
 def test_a_failed_write_leaves_a_whole_file(
     where: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, new = tmp_path / "state.safetensors", HAT.consolidate(OPEN, 1)
+    path, new = tmp_path / "state.safetensors", HAT.consolidate(OPEN, 1, [])
     hatfn.save(path, OPEN, HAT)
     with monkeypatch.context() as patch:
         refuse(patch, where, number)
@@ -367,7 +368,7 @@ def dying(batches: list[Any]) -> Iterator[Any]:
     raise ConnectionError("the loader died")
 
 
-LEARNED = HAT.consolidate(OPEN, 1)
+LEARNED = HAT.consolidate(OPEN, 1, [])
 READERS: dict[str, Callable[[Any], Any]] = {
     "evaluate": lambda read: hatfn.evaluate(HAT, LEARNED, [[(X, Y)], read([(X, Y)] * 2), []]),
     "readiness": lambda read: hatfn.readiness(HAT, OPEN, read([(X, Y)] * 2), 1),
@@ -411,7 +412,7 @@ LABELS = [torch.int32, torch.uint8, torch.bool, torch.float32, torch.float64]
         "update": lambda y: HAT.update(OPEN, (X, y), 1, 5.0),
         "readiness": lambda y: hatfn.readiness(HAT, OPEN, [(X, y)], 1),
         "evaluate, loader 0": lambda y: hatfn.evaluate(HAT, LEARNED, [[(X, y)], [(X, Y)], []]),
-        "similarity": lambda y: HAT.begin(LEARNED, 2, init_from="similar", batch=(X, y)),
+        "begin": lambda y: HAT.begin(LEARNED, 2, init_from="similar", batch=(X, y)),
         "update replicas": lambda y: hatfn.Replicas(HAT).update(
             hatfn.replicas.stack([OPEN]), (X, y), 1, 5.0, shared=True
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -83,7 +84,7 @@ def test_no_step_whatever_moves_what_is_protected(data: st.DataObject, size: flo
     learned = state.learned.nonzero().flatten().tolist()
     logits = [hat.forward(state, x, t) for t in learned]
     if where == "update":
-        hat = hat._replace(optimizer=Adversary(size))
+        hat = replace(hat, optimizer=Adversary(size))
         state = hat.begin(state, task)
     batch = (x * torch.tensor(size).to(x), y) if where == "data" else (x, y)
     scale = data.draw(st.sampled_from((None, 0.1, 5.0, 400.0)))

@@ -28,16 +28,7 @@ STOREYS = (
 FRONT = {"hatfn", "hatfn.__main__"}
 """What users import and what ``python -m hatfn`` runs: they stand outside and see everything."""
 
-EXCEPTIONS = {
-    *(
-        (f"hatfn.{name}", "hatfn.learner")
-        for name in (
-            "evaluation.evaluate", "evaluation.task_inference", "lifecycle.begin", "lifecycle.consolidate",
-            "lifecycle.forget", "lifecycle.grow", "lifecycle.init", "lifecycle.similarity", "subnet.export",
-            "training.apply", "training.objective", "training.step",
-        )
-    ),
-}  # fmt: skip
+EXCEPTIONS: set[tuple[str, str]] = set()
 """(module, what it imports) that break the order today."""
 
 

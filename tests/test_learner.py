@@ -416,7 +416,7 @@ def test_verify_no_forgetting_can_fail() -> None:
     flipped = wrong._replace(into=Units(wrong.into.index.flip(1)))
     params = dict(hat.wiring.params) | {"hidden.1.weight": flipped}
     wiring = replace(hat.wiring, params=params)
-    broken = hat._replace(network=hat.network._replace(wiring=wiring))
+    broken = replace(hat, network=hat.network._replace(wiring=wiring))
     with pytest.raises(AssertionError, match=r"hidden\.1\.weight by"):
         verify_no_forgetting(broken, state, x)
 

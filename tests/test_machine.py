@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -227,10 +228,10 @@ class Life(RuleBasedStateMachine):
         """The process is interrupted in the middle of a step; the live state is still good."""
         hat, loss = self.hat, self.hat.loss
         broke = {
-            "loss": lambda: hat._replace(loss=broken),
-            "backward": lambda: hat._replace(loss=lambda a, b: BreaksBackward.apply(loss(a, b))),
-            "optimizer": lambda: hat._replace(optimizer=hat.optimizer._replace(update=broken)),
-            "regularizer": lambda: hat._replace(regularizer=broken),
+            "loss": lambda: replace(hat, loss=broken),
+            "backward": lambda: replace(hat, loss=lambda a, b: BreaksBackward.apply(loss(a, b))),
+            "optimizer": lambda: replace(hat, optimizer=hat.optimizer._replace(update=broken)),
+            "regularizer": lambda: replace(hat, regularizer=broken),
         }[where]()
         with pytest.raises(FaultError):
             broke.update(self.state, self.batch(list(self.model.active), number), self.opened(), 5.0)

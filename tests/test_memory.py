@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import optree
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import hatfn
 from hatfn.experiments.bench.timing import Contender, peak_memory
-from hatfn.network import copies as modules
+from hatfn.network.checkpointing import recomputes
 from hatfn.replicas import replica
 from hatfn.state import HATState
 from hatfn.testing import verify_no_forgetting
@@ -96,7 +97,7 @@ def test_replicas_take_their_steps_in_parts(task: Any, shared: bool) -> None:
     hat = double(ConvNet(), images, accumulate=4)
     many, states = hatfn.Replicas(hat), hatfn.replicate(hat, [3, 7])
     states, info = many.update(many.begin(states, task), (x, y), task, 5.0, shared)
-    whole = many._replace(hat=hat._replace(accumulate=1))
+    whole = many._replace(hat=replace(hat, accumulate=1))
     other, _ = whole.update(many.begin(states, task), (x, y), task, 5.0, shared)
     assert not equal(other.task_buffers, states.task_buffers)
     for i, seed in enumerate([3, 7]):
@@ -245,8 +246,8 @@ def test_a_module_that_checkpoints_serves_without() -> None:
         lambda hat: hatfn.export(hat, state, 0)(PICTURES),
     ):
         assert torch.equal(call(own), call(plain))
-    assert not modules.recomputes(hatfn.export(own, state, 0))
-    assert modules.recomputes(own.network.train)
+    assert not recomputes(hatfn.export(own, state, 0))
+    assert recomputes(own.network.train)
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_it_is_traced_and_does_not_forget(name: str) -> None:
         target = torch.randint(4, (4, 8, 8))
         state, info = hat.update(hat.begin(state, 1), (x, target), 1, 5.0)
         assert info.ok
-        assert hat.predict(hat.consolidate(state, 1), x).shape == (2, 4, 4, 8, 8)
+        assert hat.predict(hat.consolidate(state, 1, []), x).shape == (2, 4, 4, 8, 8)
         return
     state = learn(hat, hat.init(seed=0), x, 0, steps=3)
     before = hat.forward(state, x, 0)
@@ -194,4 +194,4 @@ def test_auxiliary_heads_in_train_mode() -> None:
     state, info = hat.update(state, (x, torch.randint(4, (4,))), 0, 5.0)
     assert info.ok
     assert [tuple(logits.shape) for logits in info.logits] == [(4, 4)] * 3
-    assert hat.forward(hat.consolidate(state, 0), x, 0).shape == (4, 4)
+    assert hat.forward(hat.consolidate(state, 0, []), x, 0).shape == (4, 4)

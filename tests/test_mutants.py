@@ -17,7 +17,7 @@ from torch import Tensor
 import hatfn
 from hatfn.models import MLP
 from hatfn.testing import verify_wiring
-from hatfn.tracing import interpret, labels, tracer
+from hatfn.tracing import interpret, labels, nodes, tracer
 from hatfn.tracing.rules import contraction, elementwise, movement, norms, reduction
 from hatfn.wiring import OPEN
 
@@ -46,8 +46,8 @@ def merge_everything(patch: Patch) -> None:
 def open_everything(patch: Patch) -> None:
     wrap = interpret._wrap
 
-    def opened(node, result, *rest):
-        return wrap(node, labels.filled(tracer.shape_of(node), OPEN), *rest)
+    def opened(at, result, *rest):
+        return wrap(at, labels.filled(nodes.shape_of(at), OPEN), *rest)
 
     patch.setattr(interpret, "_wrap", opened)
 

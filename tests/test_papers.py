@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -300,7 +301,7 @@ def test_the_clip_comes_after_the_compensation_and_the_clamp_after_the_step() ->
     hat, state = small([FIRST, SECOND], s_max=400.0, sparsity=0.0, max_norm=0.01, clamp=1e9)
     state = hat.begin(state, 2)
     clipped, info = hat.update(state, BATCH, 2, scale=10.0)
-    whole, same = hat._replace(max_norm=None).update(state, BATCH, 2, scale=10.0)
+    whole, same = replace(hat, max_norm=None).update(state, BATCH, 2, scale=10.0)
     torch.testing.assert_close(info.grad_norm, same.grad_norm)
     factor = 0.01 / (float(info.grad_norm) + 1e-6)
     assert factor < 0.1
@@ -309,7 +310,7 @@ def test_the_clip_comes_after_the_compensation_and_the_clamp_after_the_step() ->
     ):
         torch.testing.assert_close(old - short, (old - long) * factor)
     limit = 0.25
-    bounded, _ = hat._replace(max_norm=None, clamp=limit).update(state, BATCH, 2, scale=10.0)
+    bounded, _ = replace(hat, max_norm=None, clamp=limit).update(state, BATCH, 2, scale=10.0)
     for layer in LAYERS:
         torch.testing.assert_close(
             bounded.embeddings[layer][2], whole.embeddings[layer][2].clamp(-limit, limit)

@@ -55,6 +55,8 @@ CALLS = {
     "verify_wiring": (testing.verify_wiring, (MODULE, HAT.wiring, X), {}),
     "verify_no_forgetting": (testing.verify_no_forgetting, (HAT, LEARNED, X), {}),
     "replicate": (hatfn.replicate, (HAT, [0, 1]), {"lr": [0.5, 1.0]}),
+    "replica": (hatfn.replica, (STATES, 0), {}),
+    "stack": (hatfn.stack, ([LEARNED, OPEN],), {}),
     "Replicas": (MANY.begin, (STATES, 0), {}),
     "Replicas.update": (MANY.update, (MANY.begin(STATES, 1), (X, Y), 1, 5.0), {"shared": True}),
     "Replicas.recalibrate": (MANY.recalibrate, (MANY.begin(STATES, 1), [X], 1), {"shared": True}),
@@ -71,9 +73,10 @@ CALLS = {
         HAT.update, (HAT.begin(LEARNED, [0, 2]), (torch.stack([X, X]), torch.stack([Y, Y])), [0, 2], 5.0), {},
     ),
     "HAT.gates": (HAT.gates, (OPEN.embeddings, 5.0), {}),
+    "HAT.gates_of": (HAT.gates_of, (LEARNED, 1, 5.0), {}),
     "HAT.used": (HAT.used, (OPEN,), {}),
     "HAT.recalibrate": (HAT.recalibrate, (OPEN, [X, X], 1), {}),
-    "HAT.consolidate": (HAT.consolidate, (OPEN, 1), {}),
+    "HAT.consolidate": (HAT.consolidate, (OPEN, 1, [(X, Y)]), {}),
     "HAT.forward": (HAT.forward, (LEARNED, X, 1), {}),
     "HAT.forward soft": (HAT.forward, (LEARNED, X, 1, 5.0), {}),
     "HAT.forward each": (HAT.forward, (LEARNED, X, torch.tensor([1, 0] * 4)), {}),
@@ -99,7 +102,7 @@ CALLS = {
 }  # fmt: skip
 NOT_CALLED = {
     "HAT", "HATState", "HATWarning", "Info", "Evaluation", "Forgotten", "Readiness", "TraceError", "CheckpointError", "Wiring",  # types
-    "schedule", "testing", "save", "load",  # numbers only; modules; files, see test_checkpoint.py
+    "schedule", "testing", "metrics", "protection", "ranks", "save", "load", "read_meta",  # numbers only; modules; files, see test_checkpoint.py
 }  # fmt: skip
 
 

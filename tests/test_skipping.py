@@ -53,7 +53,8 @@ def handed(hat: hatfn.HAT, state: HATState, x: Tensor, task: int) -> dict[str, T
     """What layers are handed for a task."""
     masks = {group: mask[task][None] for group, mask in state.masks.items()}
     params = {**state.params, **{n: leaf[task][None] for n, leaf in state.task_params.items()}}
-    return skipping.skipped(hat.network.skippable, hat.wiring, params, masks, len(x)).values
+    skips = skipping.skipped(hat.network.skippable, hat.network.wiring, params, masks, len(x))
+    return {**skips.params, **skips.hooks}
 
 
 @pytest.mark.usefixtures("everywhere")
@@ -81,7 +82,9 @@ def test_what_is_dead_is_not_read(make: type[nn.Module], shape: tuple[int, ...])
     for task in range(3):
         used = hat.begin(state, (task + 1) % 3, locked=[task]).protection
         wiped = {n: torch.where(used[n], p, torch.nan) for n, p in state.params.items()}
-        layers = [n for layer in hat.network.skippable.values() for n in layer.params if n in used]
+        layers = [
+            n for layer in hat.network.skippable.layers.values() for n in layer.params if n in used
+        ]
         spoiled = state._replace(params={**state.params, **{n: wiped[n] for n in layers}})
         assert any(wiped[name].isnan().any() for name in layers)
         assert torch.equal(hat.forward(spoiled, x, task), hat.forward(state, x, task))
@@ -227,7 +230,7 @@ def test_layers_of_which_more_is_known_to_nobody_are_left_alone() -> None:
     seen: list[torch.Size] = []
     module.plain.register_forward_hook(lambda layer, args, out: seen.append(out.shape))
     hat = learner(module, x)
-    assert set(hat.network.skippable) == {"plain", "head"}
+    assert set(hat.network.skippable.layers) == {"plain", "head"}
     state = drawn(hat, 0.5)
     assert handed(hat, state, x, 0)
     torch.testing.assert_close(hat.forward(state, x, 0), masked(hat, state, x, 0))

@@ -47,11 +47,11 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 # No pickle, no code.
 
 LOADERS = [
-    "container.py",
-    "checkpoint.py",
-    "experiments/folder.py",
-    "experiments/result.py",
-    "experiments/config.py",
+    "storage/container.py",
+    "storage/checkpoint.py",
+    "experiments/run/folder.py",
+    "experiments/run/result.py",
+    "experiments/run/config.py",
 ]
 MODULES = {
     "pickle",

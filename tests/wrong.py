@@ -90,6 +90,8 @@ RIGHT: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "HAT.prune": (HAT.prune, {"state": LEARNED, "keep": 0}),
     "HAT.compact": (HAT.compact, {"state": LEARNED, "task": 1}),
     "HAT.gates": (HAT.gates, {"embeddings": OPEN.embeddings, "scale": 5.0}),
+    "replica": (hatfn.replica, {"states": CLOSED, "index": 0}),
+    "stack": (hatfn.stack, {"states": [LEARNED, LEARNED]}),
     "Replicas.begin": (MANY.begin, {"states": CLOSED, "task": 2}),
     "Replicas.update": (MANY.update, {"states": OPENED, "batch": BATCHES, "task": 1, "scale": 1.0}),
     "Replicas.recalibrate": (MANY.recalibrate, {"states": OPENED, "batches": [XS], "task": 1}),
@@ -138,6 +140,7 @@ RIGHT: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "drift": (metrics.drift, {"before": X, "after": X}),
     "save": (hatfn.save, {"path": Path(__file__).parent / "never written", "state": LEARNED, "hat": HAT}),
     "load": (hatfn.load, {"path": FILE, "hat": HAT}),
+    "read_meta": (hatfn.read_meta, {"path": FILE}),
     "verify_wiring": (testing.verify_wiring, {"module": MODULE, "wiring": WIRING, "x": X}),
     "verify_no_forgetting": (testing.verify_no_forgetting, {"hat": HAT, "state": LEARNED, "x": X}),
 }  # fmt: skip

@@ -59,7 +59,7 @@ SQUARES = [
 ]
 
 CASES = [*LEARNERS, *STATES, *SQUARES, *[
-    wrong("export", "state", OPEN, ValueError, "export", "task 1", "never learned", "hat.consolidate(state, 1)"),
+    wrong("export", "state", OPEN, ValueError, "export", "task 1", "open for training", "hat.consolidate(state, 1)"),
     wrong("export", "task", 4, ValueError, "export", "task=4", "0 to 2"),
     wrong("export", "task", [1], TypeError, "export", "task=[1]", "list", "task=0"),
     wrong("export", "task", None, TypeError, "export", "task=None", "int"),
@@ -137,6 +137,7 @@ CASES = [*LEARNERS, *STATES, *SQUARES, *[
     wrong("save", "meta", {"x": X}, TypeError, "save", "meta", "JSON", "Tensor"),
     wrong("save", "meta", 3, TypeError, "save", "meta", "int", "dict"),
     wrong("load", "path", FILE, hatfn.CheckpointError, "load", "no such folder", "No such file"),
+    wrong("read_meta", "path", FILE, hatfn.CheckpointError, "load", "no such folder", "No such file"),
     wrong("load", "path", None, TypeError, "load", "path", "NoneType"),
     wrong("load", "hat", MODULE, TypeError, "load", "MLP", "build()", "wiring"),
     # verifiers

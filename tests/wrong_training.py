@@ -39,7 +39,7 @@ STACKED = [
     for where in ("begin", "update", "recalibrate", "consolidate", "forward", "predict")
     for case in (
         wrong(f"Replicas.{where}", "states", [OPEN, OPEN], TypeError, where, "list", "hatfn.replicate(hat, seeds)"),
-        wrong(f"Replicas.{where}", "states", OPEN, ValueError, where, "(3,)", "axis in front", "replicas.stack"),
+        wrong(f"Replicas.{where}", "states", OPEN, ValueError, where, "(3,)", "axis in front", "hatfn.stack"),
     )
 ]  # fmt: skip
 TASK = [
@@ -49,7 +49,7 @@ TASK = [
                   "Replicas.consolidate", "Replicas.forward")
     for name in [where.split(".")[1]]
     for case in (
-        wrong(where, "task", 3, ValueError, name, "task=3", "from 0 to 2", "3 tasks", "build()"),
+        wrong(where, "task", 3, ValueError, name, "task=3", "from 0 to 2", "3 tasks", "hatfn.grow"),
         wrong(where, "task", -1, ValueError, name, "task=-1", "0 to 2", "negative"),
         wrong(where, "task", 1.0, TypeError, name, "task=1.0", "float", "task=0"),
         wrong(where, "task", "1", TypeError, name, "task='1'", "str", "int"),
@@ -127,18 +127,31 @@ CASES = [*STATE, *STACKED, *TASK, *SCALE, *[
     wrong("Replicas.update", "scale", torch.tensor([1.0, 1.0, -1.0]), ValueError, "update", "scale=-1.0", "invert"),
     wrong("Replicas.forward", "scale", torch.tensor([1.0, 401.0, 1.0]), ValueError, "forward", "401.0", states=OPENED),
     # recalibrate, consolidate
+    wrong("replica", "states", LEARNED, ValueError, "replica", "axis in front", "hatfn.stack"),
+    wrong("replica", "index", 3, ValueError, "replica", "index=3", "from 0 to 2"),
+    wrong("replica", "index", -1, ValueError, "replica", "index=-1", "from 0 to 2"),
+    wrong("replica", "index", 0.0, TypeError, "replica", "index=0.0", "int"),
+    wrong("stack", "states", LEARNED, TypeError, "stack", "a list of states"),
+    wrong("stack", "states", [], ValueError, "stack", "0 states", "at least one"),
+    wrong("stack", "states", [LEARNED, 1], TypeError, "stack", "int", "a list of states"),
+    wrong("HAT.consolidate", "batches", [X], TypeError, "consolidate", "Tensor", "(x, y)"),
+    wrong("HAT.consolidate", "batches", X, TypeError, "consolidate", "Tensor", "[(x, y)]"),
+    wrong("HAT.consolidate", "batches", [(X, Y + 3)], ValueError, "consolidate", "labels from 3"),
+    wrong("Replicas.consolidate", "batches", [BATCH], ValueError, "consolidate", "(8, 5)", "3 replicas"),
+    wrong("Replicas.consolidate", "batches", X, TypeError, "consolidate", "Tensor", "[(x, y)]"),
     wrong("HAT.recalibrate", "state", LEARNED, ValueError, "recalibrate", "task 1 is not open"),
     wrong("HAT.recalibrate", "batches", X, TypeError, "recalibrate", "Tensor", "[x]"),
     wrong("HAT.recalibrate", "batches", None, TypeError, "recalibrate", "None", "[x]"),
     wrong("HAT.recalibrate", "batches", [], ValueError, "recalibrate", "no batch", "a list of inputs"),
-    wrong("HAT.recalibrate", "batches", [(X, Y)], TypeError, "recalibrate", "tuple", "tensor"),
+    wrong("HAT.recalibrate", "batches", [(X, Y, Y)], TypeError, "recalibrate", "tuple", "(x, y)"),
+    wrong("HAT.recalibrate", "batches", ["x"], TypeError, "recalibrate", "str", "tensor"),
     wrong("HAT.recalibrate", "batches", [X[0]], ValueError, "recalibrate", "(5,)", "(B, 5)"),
     wrong("Replicas.recalibrate", "batches", [X], ValueError, "recalibrate", "(8, 5)", "3 replicas", "shared=True"),
     wrong("Replicas.recalibrate", "batches", [XS, XS[:2]], ValueError, "recalibrate", "(2, 8, 5)", "3 replicas"),
     wrong("Replicas.recalibrate", "batches", X, TypeError, "recalibrate", "Tensor", "[x]"),
     wrong("Replicas.recalibrate", "task", 0, ValueError, "recalibrate", "task 0 is not open"),
     # forward, predict
-    wrong("HAT.forward", "state", OPEN, ValueError, "forward", "task 1", "never learned", "hat.consolidate(state, 1)", "scale"),
+    wrong("HAT.forward", "state", OPEN, ValueError, "forward", "task 1", "open for training", "hat.consolidate(state, 1)", "scale"),
     wrong("HAT.forward", "x", X[0], ValueError, "forward", "(5,)", "(B, 5)", "x[None]"),
     wrong("HAT.forward", "x", X[:, :4], ValueError, "(8, 4)", "(B, 5)", "traced"),
     wrong("HAT.forward", "x", X.tolist(), TypeError, "forward", "list", "tensor"),
@@ -173,7 +186,7 @@ CASES = [*STATE, *STACKED, *TASK, *SCALE, *[
     wrong("HAT.prune", "keep", "1", TypeError, "prune", "'1'", "int"),
     wrong("HAT.prune", "keep", 3, ValueError, "prune", "task=3", "0 to 2"),
     wrong("HAT.prune", "keep", None, TypeError, "prune", "None", "int"),
-    wrong("HAT.compact", "state", OPEN, ValueError, "compact", "task 1", "never learned", "hat.consolidate(state, 1)"),
+    wrong("HAT.compact", "state", OPEN, ValueError, "compact", "task 1", "open for training", "hat.consolidate(state, 1)"),
     wrong("HAT.compact", "x", X[0], ValueError, "compact", "(5,)", "(B, 5)", "x[None]"),
     wrong("HAT.compact", "x", X[:, :4], ValueError, "compact", "fails on x", "(B, 5)"),
     wrong("HAT.gates", "embeddings", OPEN, TypeError, "gates", "HATState", "state.embeddings"),

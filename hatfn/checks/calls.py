@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hatfn.checks.values import check_learner, check_list
+from hatfn.checks.values import check_kind, check_learner, check_list
 from hatfn.numerics.concrete import integer, read
 from hatfn.state import HATState
 from hatfn.wiring import Wiring
@@ -24,7 +24,7 @@ def check_task(where: str, task: Any, tasks: int) -> int:
     if not 0 <= index < tasks:
         raise ValueError(
             f"{where}: task={index} is out of range. {right}; negative numbers do not count from the "
-            f"end. For more tasks, give build() one entry in classes per task."
+            f"end. For more tasks: hat, state = hatfn.grow(hat, state, classes=[2])."
         )
     return index
 
@@ -40,7 +40,7 @@ def check_state(where: str, state: Any, wiring: Wiring, tasks: int | None = None
     if len(shape) != 1 or tasks not in (None, *shape):
         raise ValueError(
             f"{where}: state.learned has shape {shape}. Expected ({tasks or 'T'},), one state of this "
-            f"learner: of stacked ones hatfn.replicas.replica(states, i), or hatfn.Replicas(hat) for "
+            f"learner: of stacked ones hatfn.replica(states, i), or hatfn.Replicas(hat) for "
             f"all; of a grown learner the state that came with it."
         )
     groups = {group: e.shape[-1] for group, e in state.embeddings.items()}
@@ -148,9 +148,11 @@ def check_learned(where: str, state: HATState, tasks: Sequence[int]) -> None:
     learned = read(state.learned)
     missing = [] if learned is None else [task for task in tasks if not learned[task]]
     if missing:
+        task = missing[0]
+        why = "it is open for training" if read(state.active[task]) else "it was never learned"
         raise ValueError(
-            f"{where}: task {missing[0]} has no binary gates: it was never learned. Write state = "
-            f"hat.consolidate(state, {missing[0]}) after training it, or give a scale."
+            f"{where}: task {task} has no binary gates: {why}. Write state = hat.consolidate(state, "
+            f"{task}) after training it, or give a scale."
         )
 
 
@@ -208,29 +210,64 @@ def check_init_from(
     check_learned(where, state, [source])
 
 
+def check_class_batch(
+    where: str, batch: Any, classes: Sequence[int] | None, wiring: Wiring
+) -> tuple[Tensor, Tensor]:
+    """A pair of inputs and targets; where there are classes, those of two samples or more."""
+    x, y = check_batch(batch, None, where)
+    check_input(where, x, wiring)
+    if classes is not None and (y.dim() != 1 or y.dtype != torch.int64 or len(y) < 2):
+        raise TypeError(
+            f"{where}: y is {tuple(y.shape)} of {y.dtype}. Expected the classes of at least two "
+            f"samples, (B,) of torch.int64."
+        )
+    return x, y
+
+
 def check_batches(
-    batch: Any, task: Any, rows: Sequence[int], classes: Sequence[int] | None, wiring: Wiring
-) -> list[tuple[Tensor, Tensor]]:
-    """A batch for each task: the pair itself, or slices of a pair with a leading axis over tasks."""
-    counts = [None if classes is None else classes[row] for row in rows]
+    batch: Any,
+    task: Any,
+    rows: Sequence[int],
+    classes: Sequence[int] | None,
+    wiring: Wiring,
+    lead: int = 0,
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """A batch for each task: the pair itself, or slices of a pair with an axis over tasks.
+
+    Args:
+        batch: anything.
+        task: as the caller gave it; a list: x and y have an axis over tasks.
+        rows: the tasks.
+        classes: of each task of the learner.
+        wiring: of the module.
+        lead: number of axes in front that count states.
+    """
+    x, y = check_pair("update", batch)
     if not is_several(task):
-        batches = [check_batch(batch, counts[0])]
+        batches = [(x, y)]
+    elif min(x.dim(), y.dim()) <= lead or not (x.shape[lead] == y.shape[lead] == len(rows)):
+        raise ValueError(
+            f"update: x has shape {tuple(x.shape)} and y {tuple(y.shape)} for {len(rows)} tasks. "
+            f"Expected an axis over tasks in front, (K, B, ...): hat.update(state, (torch.stack(xs), "
+            f"torch.stack(ys)), {list(rows)}, scale)."
+        )
     else:
-        x, y = check_batch(batch, None)
-        if len(x) != len(rows):
-            raise ValueError(
-                f"update: x has shape {tuple(x.shape)} for {len(rows)} tasks. Expected an axis over "
-                f"tasks in front, (K, B, ...): hat.update(state, (torch.stack(xs), torch.stack(ys)), "
-                f"{list(rows)}, scale)."
-            )
-        batches = [check_batch((x[k], y[k]), count) for k, count in enumerate(counts)]
-    for x, _ in batches:
-        check_input("update", x, wiring)
-    return batches
+        batches = list(zip(x.unbind(lead), y.unbind(lead), strict=True))
+    for row, (x, y) in zip(rows, batches, strict=True):
+        check_samples("update", x, y, None if classes is None else classes[row], lead)
+        check_input("update", x, wiring, lead)
+    return tuple(batches)
 
 
 def check_batch(batch: Any, classes: int | None, where: str = "update") -> tuple[Tensor, Tensor]:
     """A pair of inputs and targets; class labels from 0 to classes - 1."""
+    x, y = check_pair(where, batch)
+    check_samples(where, x, y, classes)
+    return x, y
+
+
+def check_pair(where: str, batch: Any) -> tuple[Tensor, Tensor]:
+    """A pair of tensors."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise TypeError(
             f"{where}: batch is a {type(batch).__name__}. Expected a pair of tensors (x, y)."
@@ -239,15 +276,60 @@ def check_batch(batch: Any, classes: int | None, where: str = "update") -> tuple
     if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
         raise TypeError(
             f"{where}: batch = ({type(x).__name__}, {type(y).__name__}). Expected two tensors: "
-            f"torch.as_tensor(...) each."
+            f"torch.as_tensor(x).float(), torch.as_tensor(y)."
         )
+    return x, y
+
+
+def check_samples(where: str, x: Tensor, y: Tensor, classes: int | None, lead: int = 0) -> None:
+    """As many targets as samples, and at least one.
+
+    Args:
+        where: the function that was called.
+        x: (B, ...), behind the leading axes.
+        y: (B, ...), likewise.
+        classes: of the task; None: any targets.
+        lead: number of axes in front that count states.
+    """
     check_filled(where, x)
-    if x.shape[:1] != y.shape[:1]:
+    if x.shape[: lead + 1] != y.shape[: lead + 1]:
         raise ValueError(
             f"{where}: x has {x.shape[0]} samples and y {tuple(y.shape)}. Expected as many targets."
         )
-    check_labels(y, classes, where)
-    return x, y
+    check_labels(y, classes, where, lead)
+
+
+def check_inputs(
+    where: str, batches: Any, wiring: Wiring, lead: int = 0, replicas: int = 0
+) -> Iterator[Tensor]:
+    """The inputs of batches, each a pair (x, y) or x alone, checked as they are read.
+
+    Args:
+        where: the function that was called.
+        batches: anything.
+        wiring: of the module.
+        lead: number of axes in front that count states.
+        replicas: how many states the axis in front counts.
+    """
+    check_list(where, "batches", batches, "a list of batches [(x, y)], or of inputs [x], or a loader")
+    for batch in batches:
+        x = check_pair(where, batch)[0] if isinstance(batch, tuple | list) else batch
+        if lead:
+            check_axis(where, x, replicas)
+        check_input(where, x, wiring, lead)
+        check_filled(where, x)
+        yield x
+
+
+def check_axis(where: str, x: Any, replicas: int, shared: bool | None = False) -> None:
+    """A batch of its own for every replica; ``shared``: None where there is no other way."""
+    check_kind(where, "x", x, Tensor, "a tensor")
+    if x.dim() < 2 or len(x) != replicas:
+        other = "" if shared is None else "; for the same one give shared=True"
+        raise ValueError(
+            f"{where}: x has shape {tuple(x.shape)} for {replicas} replicas. Expected a batch for "
+            f"each, (S, B, ...){other}."
+        )
 
 
 def check_filled(where: str, x: Tensor) -> None:
@@ -258,9 +340,9 @@ def check_filled(where: str, x: Tensor) -> None:
         )
 
 
-def check_labels(y: Tensor, classes: int | None, where: str) -> None:
+def check_labels(y: Tensor, classes: int | None, where: str, lead: int = 0) -> None:
     """Class labels, if that is what the targets are, from 0 to classes - 1."""
-    if classes is not None and (y.dim() == 1 or not y.is_floating_point()):
+    if classes is not None and (y.dim() == 1 + lead or not y.is_floating_point()):
         if y.dtype != torch.int64:
             raise TypeError(f"{where}: labels are {y.dtype}. Expected torch.int64: write y.long().")
         ends = read(torch.stack([y.min(), y.max()])) if y.numel() else None
@@ -272,16 +354,15 @@ def check_labels(y: Tensor, classes: int | None, where: str) -> None:
             )
 
 
-def check_input(where: str, x: Any, wiring: Wiring) -> None:
-    """A tensor with as many dimensions as the input that was traced."""
+def check_input(where: str, x: Any, wiring: Wiring, lead: int = 0) -> None:
+    """A tensor with as many dimensions as the input that was traced, and ``lead`` more."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{where}: x is a {type(x).__name__}. Expected a tensor.")
-    if x.dim() != len(wiring.input_shape) + 1:
+        raise TypeError(
+            f"{where}: x is a {type(x).__name__}. Expected a tensor: torch.as_tensor(x).float()."
+        )
+    if x.dim() != len(wiring.input_shape) + 1 + lead:
+        shape = ", ".join(["S"] * lead + ["B", *map(str, wiring.input_shape)])
         raise ValueError(
-            f"{where}: x has shape {tuple(x.shape)}. Expected {_shape(wiring)}, as it was traced: "
+            f"{where}: x has shape {tuple(x.shape)}. Expected ({shape}), as it was traced: "
             f"x[None] for a single sample, x.flatten(1) for flat ones."
         )
-
-
-def _shape(wiring: Wiring) -> str:
-    return f"(B, {', '.join(map(str, wiring.input_shape))})"

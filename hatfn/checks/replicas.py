@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
 from hatfn.checks.calls import check_scale
 from hatfn.checks.settings import check_number
-from hatfn.checks.values import check_kind, check_list, check_seed
+from hatfn.checks.values import check_integer, check_kind, check_list, check_seed
+from hatfn.state import HATState
 
 
 def check_seeds(seeds: Any) -> list[int]:
@@ -46,6 +48,38 @@ def check_replicated(
     return values
 
 
+def check_stacked(where: str, states: Any) -> None:
+    """Stacked states."""
+    check_kind(where, "states", states, HATState, "stacked ones: hatfn.replicate(hat, seeds)")
+    if states.learned.dim() != 2:
+        raise ValueError(
+            f"{where}: states.learned has shape {tuple(states.learned.shape)}. Expected states "
+            f"with an axis in front: hatfn.replicate(hat, seeds), or hatfn.stack([state, ...])."
+        )
+
+
+def check_replica(index: Any, replicas: int) -> None:
+    """The number of a replica."""
+    number = check_integer("replica", "index", index, such_as=0)
+    if not 0 <= number < replicas:
+        raise ValueError(
+            f"replica: index={number}. Expected an int from 0 to {replicas - 1} ({replicas} replicas)."
+        )
+
+
+def check_alike_states(states: Any) -> None:
+    """At least one state, all of the same structure and shapes."""
+    check_list("stack", "states", states, "a list of states [state, ...]")
+    for state in states:
+        check_kind("stack", "states", state, HATState, "a list of states [state, ...]")
+    shapes = [[leaf.shape for leaf in optree.tree_leaves(state)] for state in states]
+    if not shapes or any(other != shapes[0] for other in shapes):
+        raise ValueError(
+            f"stack: {len(shapes)} states{' of different shapes' if shapes else ''}. Expected at least "
+            f"one, all of the same learner and with as many tasks open."
+        )
+
+
 def check_scales(where: str, scale: Any, s_max: Tensor) -> None:
     """One scale for all replicas, or (S,), one for each; None for binary gates."""
     if scale is None:
@@ -60,14 +94,3 @@ def check_scales(where: str, scale: Any, s_max: Tensor) -> None:
         )
     for one, top in zip(scale, s_max, strict=True):
         check_scale(where, one, top)
-
-
-def check_axis(where: str, x: Any, replicas: int, shared: bool | None = False) -> None:
-    """A batch of its own for every replica; ``shared``: None where there is no other way."""
-    check_kind(where, "x", x, Tensor, "a tensor")
-    if x.dim() < 2 or len(x) != replicas:
-        other = "" if shared is None else "; for the same one give shared=True"
-        raise ValueError(
-            f"{where}: x has shape {tuple(x.shape)} for {replicas} replicas. Expected a batch for "
-            f"each, (S, B, ...){other}."
-        )

@@ -1,4 +1,4 @@
-"""What build(), adopt(), replicate() and Replicas refuse, with messages as in checks.py."""
+"""What build(), adopt() and grow() refuse."""
 
 from __future__ import annotations
 
@@ -163,3 +163,13 @@ def check_more(classes: Any, num_tasks: int | None, known: Sequence[int] | None,
             f"hatfn.grow(hat, state, {right})."
         )
     return check_classes(classes, num_tasks, wiring, "grow")
+
+
+def check_checkpointing(where: str, recomputes: bool) -> None:
+    """Refuse checkpointing where the backward pass is batched or derived: PyTorch cannot do both."""
+    if recomputes:
+        raise ValueError(
+            f"{where}: the module checkpoints activations, which goes neither with replicas nor with "
+            f"vmap nor where the step is differentiated. Turn it off: build without "
+            f"grad_checkpointing=True, from a module after module.set_grad_checkpointing(False)."
+        )

@@ -59,35 +59,34 @@ class Graph(NamedTuple):
     Attributes:
         run: from leaves to leaves.
         structure: of what it returns.
-        parts: what it was made of; held, lest another object is given the identity of one.
     """
 
     run: Callable[..., Any]
     structure: Any
-    parts: tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Compiler:
-    """Functions of trees of tensors, each compiled once for every shape of what it is given.
+class Graphs:
+    """The compiled functions of one learner, each compiled once for every shape of its arguments.
 
     Attributes:
-        part: of a step that is to be compiled.
-        graphs: what is compiled already: a memo, which saves work and changes no result.
+        known: a memo, which saves work and changes no result.
     """
 
-    part: Part
-    graphs: dict[Hashable, Graph] = field(default_factory=dict)
+    known: dict[Hashable, Graph] = field(default_factory=dict)
 
-    def __call__(
-        self, function: Callable[..., Any], name: Hashable, parts: tuple[Any, ...], *trees: Any
-    ) -> Any:
+    def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
+        return Graphs, ()  # machine code stays where it was made
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def run(self, function: Callable[..., Any], name: Hashable, *trees: Any) -> Any:
         """``function(*trees)`` from its graph; the graph is made if there is none.
 
         Args:
             function: of tensors alone: it may depend on their numbers by operators only.
-            name: tells it from other functions of the same parts.
-            parts: all else that it depends on, the very objects.
+            name: tells it from other functions of this learner, by everything that it depends on.
             trees: its arguments.
 
         Raises:
@@ -97,10 +96,10 @@ class Compiler:
         leaves, structure = optree.tree_flatten(trees)  # type: ignore[arg-type]
         kinds = tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves)
         # A graph's loops divide their work among as many threads as there were.
-        key = (name, *map(id, parts), structure, kinds, torch.get_num_threads())
-        if key not in self.graphs:
-            self.graphs[key] = Graph(*_compiled(function, trees, leaves), parts)
-        graph = self.graphs[key]
+        key = (name, structure, kinds, torch.get_num_threads())
+        if key not in self.known:
+            self.known[key] = Graph(*_compiled(function, trees, leaves))
+        graph = self.known[key]
         with torch.no_grad():
             return optree.tree_unflatten(graph.structure, graph.run(*leaves))
 

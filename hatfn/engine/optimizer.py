@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from hatfn.numerics.vmap import batched, is_unbatchable
 from hatfn.state import HATState, trainable
 
 
@@ -69,15 +70,29 @@ class _OutOfPlace(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def vectorized(optimizer: Optimizer) -> PureOptimizer:
-    """The same pair, to the bit, as ``vmap`` batches it best."""
+def stacked(optimizer: Optimizer) -> PureOptimizer:
+    """The optimiser of S stacked trees: by its own way to step them, or by ``vmap``."""
+    own = getattr(optimizer, "stacked", None)
+    if own is None:
 
-    def update(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        def own(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+            every: tuple[Any, Any] = batched(_vectorized(optimizer), (0, 0, 0))(
+                gradients, state, params
+            )
+            return every
+
+    return PureOptimizer(batched(optimizer.init, (0,)), own)
+
+
+def _vectorized(optimizer: Optimizer) -> Callable[..., tuple[Any, Any]]:
+    """The update, to the bit, as ``vmap`` batches it best."""
+
+    def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
         try:
             with _OutOfPlace():
-                return optimizer.update(*args, **kwargs)
+                return optimizer.update(gradients, state, params=params)
         except RuntimeError as error:
-            if "functorch" not in str(error):
+            if not is_unbatchable(error):
                 raise
             raise ValueError(
                 "replicas: the optimizer has an operator of its own that vmap cannot batch, as "
@@ -85,7 +100,22 @@ def vectorized(optimizer: Optimizer) -> PureOptimizer:
                 "torchopt.adam(1e-3)."
             ) from error
 
-    return PureOptimizer(optimizer.init, update)
+    return update
+
+
+def advanced(optimizer: Optimizer, gradients: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+    """The optimiser's updates and new state; moments of other tasks are refused, even if they fit.
+
+    Raises:
+        ValueError: the moments are of other tasks than the parameters.
+    """
+    try:
+        steps, new = optimizer.update(gradients, opt_state, params=params)
+    except RuntimeError:
+        _check_moments(opt_state, optimizer.init(params))
+        raise
+    _check_moments(steps, params)
+    return steps, new
 
 
 def check_optimizer(optimizer: Any) -> PureOptimizer:
@@ -126,13 +156,13 @@ def check_carried(where: str, carried: Any, fresh: Any, count: int) -> Any:
     return carried
 
 
-def check_moments(where: str, given: Any, expected: Any) -> None:
+def _check_moments(given: Any, expected: Any) -> None:
     """Shapes that follow from moments of the very tasks that are open."""
     if not _same_shapes(given, expected):
         raise ValueError(
-            f"{where}: the optimiser's moments are not those of the open tasks alone: others were "
-            f"opened with them, and closed since. Write state = hat.begin(state, task) for those that "
-            f"remain."
+            "update: the optimiser's moments are not those of the open tasks alone: others were "
+            "opened with them, and closed since. Write state = hat.begin(state, task) for those that "
+            "remain."
         )
 
 

@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from hatfn.checks.calls import check_batch, check_owned
+from hatfn.checks.calls import check_batch, check_input, check_owned
+from hatfn.checks.values import check_count
 from hatfn.evaluation.task_inference import Method, check_logits, classify, infer_task
-from hatfn.learner import HAT
+from hatfn.network.outputs import predict
+from hatfn.spec import Spec
 from hatfn.state import HATState
 
 Row = Float64[np.ndarray, " T"]
@@ -34,7 +36,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    hat: HAT,
+    hat: Spec,
     state: HATState,
     loaders: Sequence[Iterable[tuple[Tensor, Tensor]]],
     method: Method = "max",
@@ -69,6 +71,8 @@ def evaluate(
     """
     check_owned("evaluate", hat, state)
     _check_loaders(loaders, hat.tasks)
+    if chunk_size is not None:
+        check_count("evaluate", "chunk_size", chunk_size)
     learned = state.learned.nonzero().flatten().tolist()
     shares = np.full((3, hat.tasks), np.nan)
     for row, task in enumerate(learned):
@@ -76,7 +80,8 @@ def evaluate(
         for batch in loaders[task]:
             x, y = _check_labelled(batch, task, hat)
             x, y = x.to(state.learned.device), y.to(state.learned.device)
-            logits = hat.predict(state, x, learned, chunk_size)
+            check_input("evaluate", x, hat.wiring)
+            logits = predict(hat.network, state, x, learned, chunk_size)
             check_logits("evaluate", logits)
             rows = infer_task(logits, method)
             own, found = classify(logits, torch.full_like(rows, row)) == y, rows == row
@@ -106,7 +111,7 @@ def _check_loaders(loaders: Any, tasks: int) -> None:
         )
 
 
-def _check_labelled(batch: Any, task: int, hat: HAT) -> tuple[Tensor, Tensor]:
+def _check_labelled(batch: Any, task: int, hat: Spec) -> tuple[Tensor, Tensor]:
     where = f"evaluate, loader {task}"
     x, y = check_batch(batch, hat.classes[task] if hat.classes else None, where)
     if y.dim() != 1 or y.dtype != torch.int64:

@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hatfn.checks.calls import check_chosen, check_input, check_owned
 from hatfn.checks.values import check_list
-from hatfn.learner import HAT
 from hatfn.network.outputs import forward_mixed
 from hatfn.numerics.concrete import integer, read
-from hatfn.numerics.vmap import batchable
+from hatfn.numerics.vmap import batchable, is_unbatchable
+from hatfn.spec import Spec
 from hatfn.state import HATState
 
 Method = Literal["max", "softmax", "entropy", "energy"]
@@ -87,7 +87,7 @@ def infer_task(logits: Float[Tensor, "T B C"], method: Method = "max") -> Int64[
 
 
 def infer_task_by_gradient(
-    hat: HAT,
+    hat: Spec,
     state: HATState,
     x: Tensor,
     tasks: Sequence[int] | None = None,
@@ -152,7 +152,7 @@ def infer_task_by_gradient(
                 warnings.filterwarnings("ignore", "`torch.jit.script`", FutureWarning)
                 each: Tensor = jacfwd(entropies)(alpha)
         except ValueError as error:
-            if "forward AD" not in str(error) and "atching rule" not in str(error):
+            if not is_unbatchable(error):
                 raise
             each = torch.stack([slopes(alpha, one) for one in x.split(1)])
         return each.argmin(-1)

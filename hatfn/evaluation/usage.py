@@ -46,7 +46,7 @@ def overlap(state: HATState, wiring: Wiring) -> pd.DataFrame:
         units that it uses. ``overlap(...).groupby("task").sum()`` is over all groups.
 
     Example:
-        >>> import hatfn, torchopt
+        >>> import hatfn, torch, torchopt
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> hat = hatfn.build(
         ...     net, wiring := hatfn.trace(net, torch.zeros(1, 4), head="2"), [2, 2], torchopt.sgd(0.1)

@@ -1,22 +1,45 @@
-"""Opening a task."""
+"""Opening tasks for training, and warm starts."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
-from hatfn.lifecycle.similarity import similarity
+from hatfn.engine.optimizer import check_carried
+from hatfn.lifecycle.similarity import errors
 from hatfn.numerics.trees import over_groups, put, take
-from hatfn.state import HATState
+from hatfn.spec import Spec
+from hatfn.state import HATState, trainable
 
-if TYPE_CHECKING:
-    from hatfn.learner import HAT
+
+def begin(
+    spec: Spec,
+    state: HATState,
+    rows: Sequence[int],
+    locked: Sequence[int] | None,
+    carry: bool,
+) -> tuple[HATState, dict[str, Tensor]]:
+    """The state with open tasks, and the cumulative mask; see :meth:`hatfn.HAT.begin`."""
+    here = spec.flags(state, rows)
+    learned = state.learned & ~here
+    opened = state._replace(
+        masks={group: mask & ~here[:, None] for group, mask in state.masks.items()},
+        learned=learned,
+        locked=learned if locked is None else spec.flags(state, locked),
+        active=here,
+    )
+    opt_state = spec.optimizer.init(trainable(opened, rows))
+    if carry:
+        opt_state = check_carried("begin", state.opt_state, opt_state, len(rows))
+    protection, used = spec.protect(opened, state)
+    return opened._replace(protection=protection, opt_state=opt_state), used
 
 
 def warm_start(
-    hat: HAT,
+    spec: Spec,
     state: HATState,
     task: int,
     source: int | Literal["similar"],
@@ -31,7 +54,7 @@ def warm_start(
     with the task's.
 
     Args:
-        hat: the learner.
+        spec: of the learner.
         state: any state.
         task: that starts.
         source: a learned task, or "similar": the one that is most like it, if there is any.
@@ -42,13 +65,13 @@ def warm_start(
         others = [other for other in state.learned.nonzero().flatten().tolist() if other != task]
         if not others or batch is None:
             return state
-        row = others[int(similarity(hat, state, batch, others).argmin())]
+        row = others[int(errors(spec, state, batch, others).argmin())]
     mixed = over_groups(
         lambda theirs, own: (theirs.clamp(-1, 1) + own) / math.sqrt(2),
         take(state.embeddings, row),
         take(state.embeddings, task),
     )
-    heads = hat.network.heads if hat.classes else ()
+    heads = spec.network.heads if spec.classes else ()
     lent = {name: leaf for name, leaf in state.task_params.items() if name not in heads}
     return state._replace(
         task_params=state.task_params | put(lent, task, take(lent, row)),

@@ -1,21 +1,18 @@
-"""Before a task is closed: is it what will be served, and its statistics under binary gates."""
+"""Closing a task: its running statistics under binary gates, what serving it costs, its mask."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hatfn.checks.calls import (
-    check_active,
     check_batch,
-    check_filled,
     check_input,
     check_owned,
     check_scale,
-    check_state,
     check_task,
 )
 from hatfn.checks.values import check_list, check_real
@@ -24,10 +21,8 @@ from hatfn.method.masks import binary_gates
 from hatfn.network.call import call
 from hatfn.network.outputs import forward
 from hatfn.numerics.trees import over_groups, put, take
+from hatfn.spec import Spec
 from hatfn.state import HATState
-
-if TYPE_CHECKING:
-    from hatfn.learner import HAT
 
 
 class Readiness(NamedTuple):
@@ -50,7 +45,7 @@ class Readiness(NamedTuple):
 
 
 def readiness(
-    hat: HAT,
+    hat: Spec,
     state: HATState,
     batches: Iterable[tuple[Tensor, Tensor]],
     task: int,
@@ -90,19 +85,37 @@ def readiness(
     check_list("readiness", "batches", batches, "a list of pairs [(x, y)], or a loader")
     top = state.hyper["s_max"] if scale is None else scale
     check_scale("readiness", top, state.hyper["s_max"])
-    soft = hat.gates(take(state.embeddings, t), top)
-    ways = (soft, take(binary_gates(state), t))
+    classes = hat.classes[t] if hat.classes else None
+
+    def checked() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            x, y = check_batch(batch, classes, "readiness")
+            check_input("readiness", x, hat.wiring)
+            yield x, y
+
+    return measure(hat, state, checked(), t, top, tolerance)
+
+
+def measure(
+    spec: Spec,
+    state: HATState,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    task: int,
+    scale: float | Tensor,
+    tolerance: float = 0.01,
+) -> Readiness:
+    """The body of :func:`readiness`."""
+    soft = spec.gates(take(state.embeddings, task), scale)
+    ways = (soft, take(binary_gates(state), task))
     totals, count = [torch.zeros((), dtype=torch.float64) for _ in ways], 0
-    for batch in batches:
-        x, y = check_batch(batch, hat.classes[t] if hat.classes else None, "readiness")
-        check_input("readiness", x, hat.wiring)
+    for x, y in batches:
         for i, gates in enumerate(ways):
             with torch.no_grad():
-                loss = hat.loss(forward(hat.network, state, x, t, gates), y)
+                loss = spec.loss(forward(spec.network, state, x, task, gates), y)
             totals[i] = totals[i] + loss.double().cpu() * len(x)
         count += len(x)
     sums = torch.stack([*totals, torch.tensor(float(count), dtype=torch.float64)])
-    *losses, everything = hat.ranks.total(sums.to(state.learned.device)).cpu()
+    *losses, everything = spec.ranks.total(sums.to(state.learned.device)).cpu()
     if not everything:
         raise ValueError("readiness: no batch. Expected at least one: a list of pairs (x, y).")
     trained, served = (loss / everything for loss in losses)
@@ -110,19 +123,12 @@ def readiness(
     return Readiness(undecided, trained, served)
 
 
-def recalibrate(hat: HAT, state: HATState, batches: Iterable[Tensor], task: int) -> HATState:
-    """The body of :meth:`hatfn.HAT.recalibrate`, which says what goes in and comes out."""
-    check_state("recalibrate", state, hat.wiring, hat.tasks)
-    t = check_task("recalibrate", task, hat.tasks)
-    check_active("recalibrate", state, [t])
-    before, gates = take(state.task_buffers, t), take(binary_gates(state), t)
-    params = {**state.params, **take(state.task_params, t)}
-    check_list("recalibrate", "batches", batches, "a list of inputs [x], or a loader of them")
-    seen = []
-    for x in batches:
-        check_input("recalibrate", x, hat.wiring)
-        check_filled("recalibrate", x)
-        seen.append(call(hat.network, hat.network.calibrate, params, before, gates, x)[1])
+def recalibrate(spec: Spec, state: HATState, inputs: Iterable[Tensor], task: int) -> HATState:
+    """The state with a task's statistics re-estimated; see :meth:`hatfn.HAT.recalibrate`."""
+    before, gates = take(state.task_buffers, task), take(binary_gates(state), task)
+    params = {**state.params, **take(state.task_params, task)}
+    network = spec.network
+    seen = [call(network, network.calibrate, params, before, gates, x)[1] for x in inputs]
     if not seen:
         raise ValueError(
             "recalibrate: no batch. Expected at least one: a list of inputs; a generator can be read "
@@ -133,6 +139,51 @@ def recalibrate(hat: HAT, state: HATState, batches: Iterable[Tensor], task: int)
         for name, old in before.items()
         if old.is_floating_point()
     }
-    mean = hat.ranks.mean(mean, weight=len(seen))
-    buffers = transforms.choose(transforms.finite(mean), before | mean, before)
-    return state._replace(task_buffers=put(state.task_buffers, t, buffers))
+    mean = spec.ranks.mean(mean, weight=len(seen))
+    counts = {name: torch.zeros_like(old) for name, old in before.items() if is_count(name)}
+    new = transforms.choose(transforms.finite(mean), before | mean | counts, before)
+    return state._replace(task_buffers=put(state.task_buffers, task, new))
+
+
+def settle(
+    spec: Spec,
+    state: HATState,
+    batches: list[tuple[Tensor, Tensor]],
+    task: int,
+) -> tuple[HATState, Readiness, bool]:
+    """The state with the running statistics that serve a task better: re-estimated, or as trained.
+
+    Args:
+        spec: of the learner.
+        state: with the task open.
+        batches: x and y of the task.
+        task: which.
+
+    Returns:
+        The state; how ready its task is; whether its statistics are re-estimated.
+    """
+    top = state.hyper["s_max"]
+    seen = measure(spec, state, batches, task, top)
+    if not state.task_buffers:
+        return state, seen, False
+    new = recalibrate(spec, state, [x for x, _ in batches], task)
+    then = measure(spec, new, batches, task, top)
+    return (new, then, True) if bool(then.binary < seen.binary) else (state, seen, False)
+
+
+def is_count(name: str) -> bool:
+    """Whether a buffer counts the batches since a norm's statistics were re-estimated."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+def consolidate(spec: Spec, state: HATState, task: int) -> HATState:
+    """The state with a task closed; see :meth:`hatfn.HAT.consolidate`."""
+    here = spec.flags(state, [task])
+    gates = take(binary_gates(state), task)
+    statistics = spec.ranks.mean(take(state.task_buffers, task), weight=1)
+    return state._replace(
+        task_buffers=put(state.task_buffers, task, statistics),
+        masks=put(state.masks, task, gates),
+        learned=state.learned | here,
+        active=state.active & ~here,
+    )

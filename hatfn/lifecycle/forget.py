@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from hatfn.checks.calls import check_each_task, check_locked, check_state
-from hatfn.checks.capacity import warn_untouched
 from hatfn.engine.optimizer import fresh_moments
-from hatfn.lifecycle.init import Own, _initial
+from hatfn.lifecycle.init import Own, initial_values
 from hatfn.method.masks import binary_gates
 from hatfn.method.protection import exact_protection
 from hatfn.numerics.trees import put
+from hatfn.spec import Spec
 from hatfn.state import HATState
-
-if TYPE_CHECKING:
-    from hatfn.learner import HAT
 
 
 class Forgotten(NamedTuple):
@@ -39,44 +35,25 @@ class Forgotten(NamedTuple):
 
 
 def forget(
-    hat: HAT, state: HATState, task: Any, locked: Sequence[int] | None, dry_run: bool
+    spec: Spec, state: HATState, asked: Sequence[int], kept: Sequence[int] | None, dry_run: bool
 ) -> tuple[HATState, Forgotten]:
-    """The body of :meth:`hatfn.HAT.forget`, which says what goes in and comes out."""
-    check_state("forget", state, hat.wiring, hat.tasks)
-    rows = check_each_task("forget", task, hat.tasks)
-    kept = check_locked("forget", locked, rows, hat.tasks)
-    new, report = _forget(hat, state, rows, kept, dry_run)
-    if untouched := [row for row in rows if row not in report.tasks]:
-        which = ", ".join(map(str, untouched))
-        warn_untouched("forget", f"task {which} was never trained, or was forgotten already")
-    if not rows:
-        warn_untouched("forget", "no task was given")
-    return new, report
+    """Forget those of the tasks that hold anything; see :meth:`hatfn.HAT.forget`.
 
-
-def prune(hat: HAT, state: HATState, keep: Any, dry_run: bool) -> tuple[HATState, Forgotten]:
-    """The body of :meth:`hatfn.HAT.prune`."""
-    check_state("prune", state, hat.wiring, hat.tasks)
-    kept = check_each_task("prune", keep, hat.tasks)
-    rest = [task for task in range(hat.tasks) if task not in kept]
-    new, report = _forget(hat, state, rest, kept, dry_run)
-    if not report.tasks:  # of "every other task" it is no surprise that some were never trained
-        warn_untouched("prune", "no other task was ever trained, or all were forgotten already")
-    return new, report
-
-
-def _forget(
-    hat: HAT, state: HATState, asked: Sequence[int], kept: Sequence[int] | None, dry_run: bool
-) -> tuple[HATState, Forgotten]:
-    """Forget those of the tasks that hold anything; ``kept`` is what ``forget`` calls ``locked``."""
-    gone = hat.flags(state, asked)
-    stays = (state.learned | state.active) & ~gone if kept is None else hat.flags(state, kept)
-    initial, owns = _initial(hat, state, asked)
+    Args:
+        spec: of the learner.
+        state: any state.
+        asked: the tasks to forget.
+        kept: the tasks that stay unchanged; None: every other one that is learned or open.
+        dry_run: only report.
+    """
+    gone = spec.flags(state, asked)
+    stays = (state.learned | state.active) & ~gone if kept is None else spec.flags(state, kept)
+    initial, owns = initial_values(spec, asked, int(state.seed), bool(state.fresh))
     touched = {row: own for row, own in owns.items() if not _untouched(state, row, own)}
 
     gates = binary_gates(state)
-    used = exact_protection(hat.wiring, gates, hat.flags(state, [*touched]))
-    held = exact_protection(hat.wiring, gates, stays)
+    used = exact_protection(spec.wiring, gates, spec.flags(state, [*touched]))
+    held = exact_protection(spec.wiring, gates, stays)
     freed = {name: used[name] & ~held[name] for name in used}
     report = Forgotten(tuple(touched), freed, _counts(freed, held))
     if dry_run or not touched:
@@ -95,8 +72,8 @@ def _forget(
         locked=state.locked & stays,
         active=state.active & ~gone,
     )
-    moments = fresh_moments(hat.optimizer, new)
-    return new._replace(protection=hat.protect(new, state), opt_state=moments), report
+    protection, _ = spec.protect(new, state)
+    return new._replace(protection=protection, opt_state=fresh_moments(spec.optimizer, new)), report
 
 
 def _untouched(state: HATState, task: int, initial: Own) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import optree
 import torch
@@ -14,17 +15,17 @@ from hatfn.checks.calls import check_owned
 from hatfn.checks.capacity import check_groups
 from hatfn.checks.settings import check_more
 from hatfn.engine.optimizer import Optimizer, fresh_moments, possible_moments
-from hatfn.lifecycle.init import Own, _initial, widened
+from hatfn.lifecycle.init import Own, initial_values, padded
 from hatfn.numerics.trees import tree_map
+from hatfn.spec import Spec
 from hatfn.state import HATState
 
-if TYPE_CHECKING:
-    from hatfn.learner import HAT
+S = TypeVar("S", bound=Spec)
 
 
 def grow(
-    hat: HAT, state: HATState, classes: Sequence[int] | None = None, *, num_tasks: int | None = None
-) -> tuple[HAT, HATState]:
+    hat: S, state: HATState, classes: Sequence[int] | None = None, *, num_tasks: int | None = None
+) -> tuple[S, HATState]:
     """A learner and a state with more tasks; what was there keeps its outputs to the bit.
 
     The new tasks start from what the seed gives them, as if they had been planned. (Embeddings drawn as
@@ -65,9 +66,11 @@ def grow(
         name: (*value, *value[-1:] * more) if isinstance(value, tuple) else value
         for name, value in hat.hyper.items()
     }
-    grown = hat._replace(network=hat.network._replace(classes=counts), tasks=tasks, hyper=hyper)
+    network = hat.network._replace(classes=counts)
+    grown = replace(hat, network=network, tasks=tasks, hyper=hyper)
 
-    _, added = _initial(grown, state, range(hat.tasks, tasks))
+    seed, fresh = int(state.seed), bool(state.fresh)
+    _, added = initial_values(grown, range(hat.tasks, tasks), seed, fresh)
     own = Own(_wider(grown, state.task_params), state.task_buffers, state.embeddings)
     own = tree_map(lambda old, *new: torch.cat([old, torch.stack(new)]), own, *added.values())
     no = torch.zeros(more, dtype=torch.bool, device=state.learned.device)
@@ -84,11 +87,11 @@ def grow(
     return grown, new._replace(opt_state=_wider_moments(hat.optimizer, state.opt_state, new))
 
 
-def _wider(hat: HAT, own: dict[str, Tensor]) -> dict[str, Tensor]:
+def _wider(hat: Spec, own: dict[str, Tensor]) -> dict[str, Tensor]:
     """Stacked heads (T, ...) as wide as the widest task's."""
     if hat.classes is None:
         return own
-    widen = torch.vmap(partial(widened, widest=max(hat.classes)))
+    widen = torch.vmap(partial(padded, widest=max(hat.classes)))
     return {**own, **{name: widen(own[name]) for name in hat.network.heads}}
 
 

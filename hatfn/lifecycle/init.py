@@ -5,21 +5,18 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hatfn.method.gates import Init, initial_embeddings
-from hatfn.method.protection import Lock
+from hatfn.method.gates import initial_embeddings
 from hatfn.network.copies import filled
 from hatfn.network.network import Network
 from hatfn.numerics.seeds import mixed, seeded
 from hatfn.numerics.trees import tree_map
-from hatfn.state import HATState
-
-if TYPE_CHECKING:
-    from hatfn.learner import HAT
+from hatfn.spec import Spec
+from hatfn.state import HATState, trainable
 
 
 class Own(NamedTuple):
@@ -36,24 +33,16 @@ class Own(NamedTuple):
     embeddings: dict[str, Tensor]
 
 
-def initial_state(
-    network: Network,
-    tasks: int,
-    init: Init,
-    lock: Lock,
-    hyper: Mapping[str, float | tuple[float, ...]],
-    seed: int,
-    fresh: bool,
-) -> HATState:
-    """The state before any task, without an optimiser state."""
-    values = initial_values(network, seed, fresh)
-    owns = [initial_own(network, values, tasks, task, init, seed, fresh) for task in range(tasks)]
-    own: Own = tree_map(lambda *slices: torch.stack(slices), *owns)
+def init(spec: Spec, seed: int, fresh: bool) -> HATState:
+    """The state before the first task; arguments as in :meth:`hatfn.HAT.init`."""
+    network = spec.network
+    values, owns = initial_values(spec, range(spec.tasks), seed, fresh)
+    own: Own = tree_map(lambda *slices: torch.stack(slices), *owns.values())
     params = {name: values[name].clone() for name in network.wiring.shared}
     some = _some(network)
-    held = _real(network) if lock.soft else torch.bool
-    no_task = torch.zeros(tasks, dtype=torch.bool, device=some.device)
-    return HATState(
+    kind = _real(network) if spec.protection.soft else torch.bool
+    no_task = torch.zeros(spec.tasks, dtype=torch.bool, device=some.device)
+    state = HATState(
         params=params,
         task_params=own.params,
         task_buffers=own.buffers,
@@ -62,45 +51,46 @@ def initial_state(
         learned=no_task,
         locked=no_task.clone(),
         active=no_task.clone(),
-        protection={name: torch.zeros_like(p, dtype=held) for name, p in params.items()},
+        protection={name: torch.zeros_like(p, dtype=kind) for name, p in params.items()},
         hyper={
             name: torch.tensor(value, dtype=torch.float64, device=some.device)
-            for name, value in hyper.items()
+            for name, value in spec.hyper.items()
         },
         seed=torch.tensor(seed, device=some.device),
         fresh=torch.tensor(fresh, device=some.device),
         opt_state=(),
     )
+    return state._replace(opt_state=spec.optimizer.init(trainable(state, [0])))
 
 
-def initial_values(network: Network, seed: int, fresh: bool) -> dict[str, Tensor]:
-    """The module's parameters and buffers as it brought them, or drawn anew from the seed."""
-    return _fresh_values(network, seed) if fresh else network.initial
+def initial_values(
+    spec: Spec, tasks: Sequence[int], seed: int, fresh: bool
+) -> tuple[dict[str, Tensor], dict[int, Own]]:
+    """What the module's parameters and buffers, and some tasks, start with.
 
-
-def initial_own(
-    network: Network,
-    values: Mapping[str, Tensor],
-    tasks: int,
-    task: int,
-    init: Init,
-    seed: int,
-    fresh: bool,
-) -> Own:
-    """What one task starts with: a function of the seed and the task, whatever the other tasks are.
+    The values of a task depend on the seed and the task alone, not on the other tasks; but "sparse"
+    embeddings depend on the number of tasks.
 
     Args:
-        network: the static half; its classes give the width of the heads.
-        values: from :func:`initial_values`.
-        tasks: T, which only the "sparse" embeddings depend on.
-        task: which.
-        init: of the embeddings.
+        spec: of the learner.
+        tasks: which.
         seed: of the state.
-        fresh: whether heads are drawn even where the module's own would fit.
+        fresh: whether weights, and heads even where the module's own would fit, are drawn.
+
+    Returns:
+        {name: tensor}, of the module; {task: its own values}.
     """
+    values = _fresh_values(spec.network, seed) if fresh else spec.network.initial
+    return values, {task: _initial_own(spec, values, task, seed, fresh) for task in tasks}
+
+
+def _initial_own(spec: Spec, values: Mapping[str, Tensor], task: int, seed: int, fresh: bool) -> Own:
+    network = spec.network
     some, generator = _some(network), torch.Generator().manual_seed(mixed(seed, task))
     embeddings = {
-        group: initial_embeddings(init, tasks, units, generator).to(some.device, _real(network))
+        group: initial_embeddings(spec.embedding_init, spec.tasks, units, generator).to(
+            some.device, _real(network)
+        )
         for group, units in network.wiring.groups.items()
     }
     own = {name: values[name] for name, role in network.wiring.params.items() if role.kind == "task"}
@@ -109,7 +99,7 @@ def initial_own(
 
 
 def _some(network: Network) -> Tensor:
-    """A tensor on the device, and of the type, that the module's numbers are."""
+    """A tensor on the device, and of the type, of the module's numbers."""
     return next(iter(network.initial.values()))
 
 
@@ -123,7 +113,7 @@ def _fresh_values(network: Network, seed: int) -> dict[str, Tensor]:
     """The module's parameters and buffers, drawn anew by its own ``reset_parameters`` and, as timm's
     models have it, ``init_weights``. What neither of them sets keeps its value.
     """
-    start, module = network.initial, filled(network.evaluate, network.initial)
+    start, module = network.initial, filled(network.plain, network.initial)
     device = next((value.device for value in start.values()), torch.device("cpu"))
     with seeded(device, seed), torch.no_grad():
         for child in module.modules():
@@ -135,7 +125,7 @@ def _fresh_values(network: Network, seed: int) -> dict[str, Tensor]:
             told = {"zero_init_last"} & inspect.signature(weights).parameters.keys()
             weights(**dict.fromkeys(told, False))
     drawn = dict((*module.named_parameters(), *module.named_buffers()))
-    return {name: drawn[name].detach() for name in start}
+    return start | {name: value.detach() for name, value in drawn.items()}
 
 
 def _heads(
@@ -153,37 +143,16 @@ def _heads(
         return {}
     classes, heads = network.classes[task], {}
     for name in network.heads:
-        shape = _head_shape(network, name)
-        fan_in = math.prod(_head_shape(network, network.heads[0])[1:])
+        shape = values[name].shape
+        fan_in = math.prod(values[network.heads[0]].shape[1:])
         bound = 1 / math.sqrt(max(fan_in, 1))
         rows = (torch.rand(classes, *shape[1:], generator=generator) * 2 - 1) * bound
         if not fresh and shape[:1] == (classes,):
             rows = values[name]
-        dtype = _some(network).dtype if network.added else values[name].dtype
-        heads[name] = widened(rows.to(_some(network).device, dtype), max(network.classes))
+        heads[name] = padded(rows.to(values[name]), max(network.classes))
     return heads
 
 
-def widened(rows: Tensor, widest: int) -> Tensor:
+def padded(rows: Tensor, widest: int) -> Tensor:
     """A head (classes, ...) with rows of zeros behind, (widest, ...)."""
     return nn.functional.pad(rows, [0, 0] * (rows.dim() - 1) + [0, widest - len(rows)])
-
-
-def _head_shape(network: Network, name: str) -> tuple[int, ...]:
-    """A head parameter's shape in the module; of one that is put behind it, without classes."""
-    if not network.added:
-        return network.wiring.params[name].shape
-    return (0,) if name == "head.bias" else (0, *network.wiring.output_shape)
-
-
-def _initial(
-    hat: HAT, state: HATState, tasks: Sequence[int]
-) -> tuple[dict[str, Tensor], dict[int, Own]]:
-    """What the shared weights of a state, and some of its tasks, started with."""
-    seed, fresh = int(state.seed), bool(state.fresh)
-    values = initial_values(hat.network, seed, fresh)
-    owns = {
-        task: initial_own(hat.network, values, hat.tasks, task, hat.embedding_init, seed, fresh)
-        for task in tasks
-    }
-    return values, owns

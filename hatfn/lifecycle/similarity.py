@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import optree
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hatfn.checks.calls import check_batch, check_chosen, check_input, check_owned
+from hatfn.checks.calls import check_chosen, check_class_batch, check_owned
 from hatfn.network.call import call
 from hatfn.network.network import Network
+from hatfn.network.outputs import forward
 from hatfn.numerics.trees import take
+from hatfn.spec import Spec
 from hatfn.state import HATState
-from hatfn.wiring import Head
-
-if TYPE_CHECKING:
-    from hatfn.learner import HAT
 
 _RIDGE = 0.1
 """The weight decay of the classifier that is fitted, relative to a feature vector's mean square."""
 
 
 def similarity(
-    hat: HAT, state: HATState, batch: tuple[Tensor, Tensor], tasks: Sequence[int] | None = None
+    hat: Spec, state: HATState, batch: tuple[Tensor, Tensor], tasks: Sequence[int] | None = None
 ) -> Float[Tensor, " K"]:
     """How badly each learned task's subnetwork serves a new task, judged by one batch; lower is better.
 
@@ -63,22 +60,25 @@ def similarity(
     """
     check_owned("similarity", hat, state)
     rows = check_chosen("similarity", state, tasks, hat.tasks)
-    x, y = check_batch(batch, None, "similarity")
-    check_input("similarity", x, hat.wiring)
-    if hat.classes is None:
-        return torch.stack([hat.loss(hat.forward(state, x, row), y) for row in rows])
-    if y.dim() != 1 or y.dtype != torch.int64 or len(y) < 2:
-        raise TypeError(
-            f"similarity: y is {tuple(y.shape)} of {y.dtype}. Expected the classes of at least two "
-            f"samples, (B,) of torch.int64."
-        )
-    return torch.stack([_left_out(_features(hat.network, state, x, row), y) for row in rows])
+    pair = check_class_batch("similarity", batch, hat.classes, hat.wiring)
+    return errors(hat, state, pair, rows)
+
+
+def errors(
+    spec: Spec, state: HATState, batch: tuple[Tensor, Tensor], rows: Sequence[int]
+) -> Float[Tensor, " K"]:
+    """The body of :func:`similarity`."""
+    x, y = batch
+    if spec.classes is None:
+        outputs = (forward(spec.network, state, x, row, take(state.masks, row)) for row in rows)
+        return torch.stack([spec.loss(output, y) for output in outputs])
+    return torch.stack([_left_out(_features(spec.network, state, x, row), y) for row in rows])
 
 
 def _features(network: Network, state: HATState, x: Tensor, task: int) -> Tensor:
     """What a task's subnetwork gives to its head, (B, D): the output of a head that changes nothing."""
     own = take(state.task_params, task)
-    for weight, bias in network.wiring.heads or [Head("head.weight", "head.bias")]:
+    for weight, bias in network.wiring.heads:
         _, size, *kernel = own[weight].shape
         if any(side > 1 for side in kernel):
             raise ValueError(

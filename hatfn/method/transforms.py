@@ -81,18 +81,18 @@ def compensate(
     return over_groups(steepen, gradients, {group: embeddings[group] for group in gradients})
 
 
-def clip_by_norm(tree: Tree, max_norm: float | None, axes: int = 0) -> tuple[Tree, Tensor]:
+def clip_by_norm(tree: Tree, max_norm: float | None, lead: int = 0) -> tuple[Tree, Tensor]:
     """Scale the whole tree so that its 2-norm is at most ``max_norm``; also the norm it had.
 
     Args:
         tree: gradients, any structure.
         max_norm: > 0, or None not to clip.
-        axes: how many axes in front of every leaf count replicas, each of which has its own norm.
+        lead: number of axes in front of every leaf that count states; each state has its own norm.
 
     Returns:
         the tree, and its norm before, () or as the replicas are counted.
     """
-    norms = [torch.linalg.vector_norm(_flat(leaf, axes), dim=-1) for leaf in optree.tree_leaves(tree)]
+    norms = [torch.linalg.vector_norm(_flat(leaf, lead), dim=-1) for leaf in optree.tree_leaves(tree)]
     norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     if max_norm is None:
         return tree, norm
@@ -102,9 +102,9 @@ def clip_by_norm(tree: Tree, max_norm: float | None, axes: int = 0) -> tuple[Tre
     return tree_map(lambda leaf: leaf * spread(factor, leaf.dim()).to(leaf.dtype), tree), norm
 
 
-def _flat(leaf: Tensor, axes: int) -> Tensor:
+def _flat(leaf: Tensor, lead: int) -> Tensor:
     """All axes behind the first few as one."""
-    return leaf.unsqueeze(-1).flatten(axes)
+    return leaf.unsqueeze(-1).flatten(lead)
 
 
 def spread(number: Tensor, dims: int) -> Tensor:
@@ -147,7 +147,7 @@ def clamp_embeddings(embeddings: Mapping[str, Tensor], limit: float) -> dict[str
     return {group: e.clamp(-limit, limit) for group, e in embeddings.items()}
 
 
-def finite(tree: Tree, axes: int = 0) -> Tensor:
+def finite(tree: Tree, lead: int = 0) -> Tensor:
     """Whether every number of every floating leaf is finite, () bool; one for each replica.
 
     By their sum, which is read in one pass and is not finite if one of them is not; leaves whose
@@ -155,13 +155,13 @@ def finite(tree: Tree, axes: int = 0) -> Tensor:
 
     Args:
         tree: any structure.
-        axes: how many axes in front of every leaf count replicas.
+        lead: number of axes in front of every leaf that count states.
     """
     floating = [leaf for leaf in optree.tree_leaves(tree) if leaf.is_floating_point()]
     if not floating:
         return torch.tensor(True)
     wide = reduce(torch.promote_types, {leaf.dtype for leaf in floating}, torch.float32)
-    sums = [_flat(leaf, axes).sum(-1, dtype=wide) for leaf in floating]
+    sums = [_flat(leaf, lead).sum(-1, dtype=wide) for leaf in floating]
     return torch.isfinite(torch.stack(sums)).all(0)
 
 

@@ -1,9 +1,10 @@
-"""Calling the module with gated parameters: the only ``functional_call`` of the library."""
+"""Calling the module with gated parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import optree
@@ -11,29 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hatfn.checks.calls import _shape
 from hatfn.network.checkpointing import keeping
 from hatfn.network.copies import copied
 from hatfn.network.hooks import BACK, COLUMNS, GATE
 from hatfn.network.network import Network, Output
 from hatfn.network.skipping import NOTHING, Skips
 from hatfn.wiring import Units, Wiring
-
-
-@contextmanager
-def explained(x: Tensor, wiring: Wiring) -> Iterator[None]:
-    """Say what the module was given when it fails."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError) as error:
-        alone = len(x) == 1 and isinstance(error, ValueError)  # which batch norms say
-        raise ValueError(
-            f"the module failed on x of shape {tuple(x.shape)} and {x.dtype}. Expected "
-            f"{_shape(wiring)}, as it was traced{', and of more than one sample' * alone}. It said: "
-            f"{error}"
-        ) from error
 
 
 def call(
@@ -49,13 +33,13 @@ def call(
     """The module's output under gates, and the running statistics that it leaves.
 
     A unit is gated by multiplying what a layer returns, or the weights and the bias that produce it,
-    or the affine of the norm behind them: a (W x + b) = (a W) x + a b. Of the first two, whichever
-    has fewer numbers.
+    or the affine of the norm behind them: a (W x + b) = (a W) x + a b. Of the first two, the one with
+    fewer numbers.
 
     Args:
         network: the static half.
-        module: its structure in the mode that is wanted: one of the network's three.
-        params: {name: tensor}, all of the module's parameters and the heads' that were added.
+        module: its structure in the mode that is wanted: ``train``, ``evaluate`` or ``calibrate``.
+        params: {name: tensor}, all parameters, those of the heads included.
         buffers: {name: tensor}, the running statistics.
         gates: {group: (U,)}, soft or bool; None: no gates.
         x: (B, ...).
@@ -66,51 +50,77 @@ def call(
     Returns:
         output (B, ...), and the new running statistics.
     """
-    wiring, handed = network.wiring, skips.values
-    values, outputs = dict(params), dict[str, Tensor]()
+    outputs: dict[str, Tensor] = {}
     if gates is not None:
-        look = wiring.lookup(gates)
+        look = network.wiring.lookup(gates)
         outputs = _gated_outputs(network, params, look, x, one_weight, skips)
-        ungated = {*outputs, *skips.bare}
-        done = {*handed, *(name for path in ungated for name in wiring.layers[path].params)}
-        for name, role in wiring.params.items():
-            out = role.out if role.gated and name not in done else None
-            for units in (out, role.into if role.folded else None):
-                if units is not None:
-                    values[name] = values[name] * look(units).to(values[name].dtype)
-        if wiring.input is not None:
-            x = x * look(wiring.input).to(x.dtype)
-    head = (
-        {name: values.pop(name) for name in network.heads} if network.added and network.classes else {}
-    )
+        params = _gated_params(network.wiring, params, look, {*outputs, *skips.bare}, skips)
+        if network.wiring.input is not None:
+            x = x * look(network.wiring.input).to(x.dtype)
+    hooked = _hooked(network, module, outputs, x) | skips.hooks
+    return run(network, module, {**params, **skips.params}, buffers, x, hooked)
+
+
+def run(
+    network: Network,
+    module: nn.Module,
+    params: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    x: Tensor,
+    hooked: Mapping[str, Tensor] = MappingProxyType({}),
+) -> tuple[Output, dict[str, Tensor]]:
+    """The module's output with these very numbers, and the running statistics that it leaves.
+
+    Args:
+        network: the static half.
+        module: one of its four.
+        params: {name: tensor}, all parameters.
+        buffers: {name: tensor}, the running statistics.
+        x: (B, ...).
+        hooked: {name in the module: tensor}, the buffers of hooks on layers.
+    """
+    names = {} if module is network.plain else network.names
     # A module may write into the very tensors it is given: running statistics, an in-place ReLU.
     x, given = x.clone(), {**buffers, **network.constants}
-    values |= {name: buffer.clone() for name, buffer in given.items()}
-    none = x.new_empty(0)
-    values |= {f"{path}.{GATE}": outputs.get(path, none) for path in network.outputs}
-    if module is network.evaluate:
-        every = x.new_empty(0, dtype=torch.int64)
-        values |= {f"{path}.{end}": every for path in network.skippable for end in (COLUMNS, BACK)}
-    values |= handed
+    values = {**params, **{name: buffer.clone() for name, buffer in given.items()}}
+    values = {**{names.get(name, name): value for name, value in values.items()}, **hooked}
     if network.recomputes and module is network.train:
         module = keeping(module, values)
-    elif wiring.remembers:
+    elif network.wiring.remembers:
         module = copied(module, None)
     # Casts are not kept from one call to the next: the weights are other tensors every time.
     lower = torch.autocast(x.device.type, network.precision, network.precision is not None, False)
-    with explained(x, wiring), lower:
+    with _explained(x, network.wiring), lower:
         output = functional_call(module, values, (x,), strict=True, tie_weights=network.tied)
-    if head:
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"the module returns a {type(output).__name__}, behind which no classifier can be put. "
-                f"Name those it has: trace(module, x, head=(...)), or build with classes=None."
-            )
-        with lower:
-            output = nn.functional.linear(output, head["head.weight"], head["head.bias"])
     if network.precision is not None:
         output = optree.tree_map(_full, output)
-    return output, {name: values[name] for name in buffers}
+    return output, {name: values[names.get(name, name)] for name in buffers}
+
+
+def _gated_params(
+    wiring: Wiring,
+    params: Mapping[str, Tensor],
+    look: Callable[[Units], Tensor],
+    elsewhere: set[str],
+    skips: Skips,
+) -> dict[str, Tensor]:
+    """The parameters times their gates.
+
+    Args:
+        wiring: of the module.
+        params: {name: tensor}.
+        look: from units to their gates.
+        elsewhere: paths of the layers whose output is gated instead.
+        skips: whose parameters need no gate.
+    """
+    done = {*skips.params, *(name for path in elsewhere for name in wiring.layers[path].params)}
+    values = dict(params)
+    for name, role in wiring.params.items():
+        out = role.out if role.gated and name not in done else None
+        for units in (out, role.into if role.folded else None):
+            if units is not None:
+                values[name] = values[name] * look(units).to(values[name].dtype)
+    return values
 
 
 def _gated_outputs(
@@ -129,13 +139,43 @@ def _gated_outputs(
     for path, rows in network.outputs.items():
         layer = network.wiring.layers[path]
         fewer = len(x) * layer.size <= sum(params[name].numel() for name in layer.params)
-        narrow = path in skips.bare or f"{path}.{BACK}" in skips.values
-        if not narrow and (fewer or one_weight or layer.params[0] in skips.values):
+        narrow = path in skips.bare or f"{path}.{BACK}" in skips.hooks
+        if not narrow and (fewer or one_weight or layer.params[0] in skips.params):
             chosen[path] = look(rows)
     return chosen
+
+
+def _hooked(
+    network: Network, module: nn.Module, outputs: Mapping[str, Tensor], x: Tensor
+) -> dict[str, Tensor]:
+    """The buffers of the hooks on layers; an empty one switches its hook off."""
+    none = x.new_empty(0)
+    hooked = {f"{path}.{GATE}": outputs.get(path, none) for path in network.outputs}
+    if module is network.evaluate:
+        every = x.new_empty(0, dtype=torch.int64)
+        paths = network.skippable.layers
+        hooked |= {f"{path}.{end}": every for path in paths for end in (COLUMNS, BACK)}
+    return hooked
 
 
 def _full(output: Any) -> Any:
     """What autocast made small as a float32: losses and drift are measured in full."""
     small = isinstance(output, Tensor) and output.is_floating_point() and output.itemsize < 4
     return output.float() if small else output
+
+
+@contextmanager
+def _explained(x: Tensor, wiring: Wiring) -> Iterator[None]:
+    """Say what the module was given when it fails."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        alone = len(x) == 1 and isinstance(error, ValueError)  # which batch norms say
+        shape = f"(B, {', '.join(map(str, wiring.input_shape))})"
+        raise ValueError(
+            f"the module failed on x of shape {tuple(x.shape)} and {x.dtype}. Expected "
+            f"{shape}, as it was traced{', and of more than one sample' * alone}. It said: "
+            f"{error}"
+        ) from error

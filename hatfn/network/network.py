@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from hatfn.network.checkpointing import recomputes, start_checkpointing, stop_checkpointing
 from hatfn.network.copies import first_names, measure_statistics, meta_copy
+from hatfn.network.head import inner_names, with_head
 from hatfn.network.hooks import hook_gates, hook_skips
-from hatfn.network.skipping import Skippable, find_skippable
+from hatfn.network.skipping import Skippables, find_skippable
 from hatfn.wiring import Units, Wiring
 
 Output = Any
@@ -25,14 +26,16 @@ class Network(NamedTuple):
         train: the module's structure in train mode, without numbers.
         evaluate: the same in eval mode.
         calibrate: the same in eval mode, but batch norms take the statistics of each batch.
+        plain: the module as it was given, in eval mode, without hatfn's hooks and without a head that
+            was put behind it.
         wiring: which units gate which parameters.
         outputs: {path of a layer: units that can gate what it returns in the place of its parameters}.
-        skippable: {path of a layer: where units lie along its weight}, in eval mode.
+        skippable: where units lie along the weights of layers, in eval mode.
         initial: {name: tensor}, the module's own parameters and buffers.
         constants: {name: tensor}, the buffers that training does not change.
         classes: classes of each task; None: the module's output as it is.
         heads: names of the heads' parameters, which lead with the classes.
-        added: whether the head is a linear layer put behind the module.
+        names: {name of a parameter or buffer: its name in the module}, where the two differ.
         frozen: names of the parameters that the module does not train (``requires_grad=False``).
         precision: of the module's arithmetic under ``torch.autocast``; None: that of its numbers.
         recomputes: whether the module checkpoints activations in train mode.
@@ -42,14 +45,15 @@ class Network(NamedTuple):
     train: nn.Module
     evaluate: nn.Module
     calibrate: nn.Module
+    plain: nn.Module
     wiring: Wiring
     outputs: dict[str, Units]
-    skippable: dict[str, Skippable]
+    skippable: Skippables
     initial: dict[str, Tensor]
     constants: dict[str, Tensor]
     classes: tuple[int, ...] | None
     heads: tuple[str, ...]
-    added: bool
+    names: Mapping[str, str]
     frozen: frozenset[str]
     precision: torch.dtype | None
     recomputes: bool
@@ -63,35 +67,46 @@ def make_network(
     precision: torch.dtype | None = None,
     grad_checkpointing: bool = False,
 ) -> Network:
-    """Take from a module what calling it needs; the module itself is neither changed nor kept."""
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    initial = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    buffers = [name for name, _ in module.named_buffers()]
+    """Take from a module what calling it needs; the module itself is neither changed nor kept.
+
+    Where there are classes and no head, a head is put behind the module.
+    """
+    plain = meta_copy(module, False)
+    if classes is not None and not wiring.heads:
+        module, wiring = with_head(module, wiring)
+    names = inner_names(module)
+    outer = {inner: name for name, inner in names.items()}
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    initial = {outer.get(name, name): tensor.detach().clone() for name, tensor in tensors}
+    buffers = [outer.get(name, name) for name, _ in module.named_buffers()]
+    heads = tuple(name for head in wiring.heads for name in head if name is not None)
+    untrained = {outer.get(name, name) for name, p in module.named_parameters() if not p.requires_grad}
     device = next((tensor.device for tensor in initial.values()), torch.device("cpu"))
-    own = tuple(name for head in wiring.heads for name in head if name is not None)
+
     train, evaluate, calibrate = (meta_copy(module, training) for training in (True, False, False))
     skippable = find_skippable(module, wiring, device)
-    for each in (evaluate, calibrate):  # no backward pass needs what they could save there
+    for each in (evaluate, calibrate, plain):  # no backward pass needs what they could save there
         stop_checkpointing(each)
     if grad_checkpointing:
         start_checkpointing(train)
     for each in (train, evaluate, calibrate):
         hook_gates(each, wiring.outputs)
-    hook_skips(evaluate, skippable)
+    hook_skips(evaluate, skippable.layers)
     measure_statistics(calibrate)
     return Network(
-        train,
-        evaluate,
-        calibrate,
-        wiring.to(device),
-        {path: units.to(device) for path, units in wiring.outputs.items()},
-        skippable,
-        initial,
-        {name: initial[name] for name in buffers if name not in wiring.buffers},
-        None if classes is None else tuple(classes),
-        own or ("head.weight", "head.bias"),
-        added=not own,
-        frozen=frozenset(n for n, p in module.named_parameters() if not p.requires_grad) - {*own},
+        train=train,
+        evaluate=evaluate,
+        calibrate=calibrate,
+        plain=plain,
+        wiring=wiring.to(device),
+        outputs={path: units.to(device) for path, units in wiring.outputs.items()},
+        skippable=skippable,
+        initial=initial,
+        constants={name: initial[name] for name in buffers if name not in wiring.buffers},
+        classes=None if classes is None else tuple(classes),
+        heads=heads,
+        names=names,
+        frozen=frozenset(untrained - {*heads}),
         precision=precision,
         recomputes=grad_checkpointing or recomputes(train),
         tied=any(name != first for name, first in first_names(module).items()),

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hatfn.network.call import call
+from hatfn.network.call import call, run
 from hatfn.network.network import Network, Output
 from hatfn.network.skipping import NOTHING, Skips, skipped
 from hatfn.numerics.concrete import read
 from hatfn.numerics.trees import take
-from hatfn.numerics.vmap import UNBATCHED, batchable, batched
+from hatfn.numerics.vmap import batchable, batched, is_unbatchable
 from hatfn.state import HATState
 
 
@@ -41,8 +41,8 @@ def forward(
     if next(iter(gates.values()), x).dtype == torch.bool:
         masks = {group: gate[None] for group, gate in gates.items()}
         every = {**state.params, **{name: leaf[None] for name, leaf in own.items()}}
-        skips = _skipped(network, every, masks, x)
-        skips = skips._replace(values=take(skips.values, 0))
+        many = _skipped(network, every, masks, x)
+        skips = many._replace(params=take(many.params, 0), hooks=take(many.hooks, 0))
     return call(network, network.evaluate, params, buffers, gates, x, skips=skips)[0]
 
 
@@ -50,17 +50,17 @@ def _skipped(
     network: Network, params: Mapping[str, Tensor], masks: Mapping[str, Tensor], x: Tensor
 ) -> Skips:
     """What layers are handed under the masks of some tasks; nothing where masks cannot be read."""
-    if not network.skippable or not masks or read(next(iter(masks.values()))[0, 0]) is None:
+    if not network.skippable.layers or not masks or read(next(iter(masks.values()))[0, 0]) is None:
         return NOTHING
     return skipped(network.skippable, network.wiring, params, masks, len(x))
 
 
 def forward_plain(network: Network, state: HATState, x: Tensor) -> Output:
     """The module as it was, ungated, with the shared weights of the state."""
-    params = {name: network.initial[name] for name in network.wiring.params} | state.params
-    buffers = {name: network.initial[name] for name in network.wiring.buffers}
-    plain = network._replace(added=False)  # its own output, no head behind it
-    return call(plain, network.evaluate, params, buffers, None, x)[0]
+    values = {**network.initial, **state.params}
+    params = {name: values[name] for name, _ in network.plain.named_parameters()}
+    buffers = {name: values[name] for name in network.wiring.buffers}
+    return run(network, network.plain, params, buffers, x)[0]
 
 
 def forward_mixed(
@@ -143,7 +143,7 @@ def widen(network: Network, output: Output, task: int) -> Output:
         return output
     own, widest = network.classes[task], max(network.classes)
     # In a map of classes over places, which a convolution gives, classes come first.
-    heads = [network.wiring.params[name] for name in network.heads if not network.added]
+    heads = [network.wiring.params[name] for name in network.heads]
     first = any(len(head.shape) > 2 for head in heads)
 
     def pad(logits: Tensor) -> Tensor:
@@ -169,17 +169,17 @@ def predict(
 
     skips = _skipped(network, {**state.params, **own}, masks, x)
 
-    def one(own: dict[str, Tensor], buffers: Any, masks: Any, handed: Any) -> Output:
-        params, narrow = {**state.params, **own}, skips._replace(values=handed)
-        return call(network, network.evaluate, params, buffers, masks, x, True, narrow)[0]
+    def one(own: dict[str, Tensor], buffers: Any, masks: Any, smaller: Any, hooks: Any) -> Output:
+        params, skip = {**state.params, **own}, Skips(smaller, hooks, skips.bare)
+        return call(network, network.evaluate, params, buffers, masks, x, True, skip)[0]
 
+    trees = (own, buffers, masks, skips.params, skips.hooks)
     with batchable(x.device):
         try:
-            outputs = batched(one, (0, 0, 0, 0), chunk_size)(own, buffers, masks, skips.values)
+            outputs = batched(one, (0,) * len(trees), chunk_size)(*trees)
         except ValueError as error:
-            if not any(words in str(error) for words in UNBATCHED):
+            if not is_unbatchable(error):
                 raise
-            trees = (own, buffers, masks, skips.values)
             slices = ([take(tree, i) for tree in trees] for i in range(len(rows)))
             outputs = optree.tree_map(lambda *parts: torch.stack(parts), *(one(*s) for s in slices))
     if network.classes is None or len({*network.classes}) == 1:

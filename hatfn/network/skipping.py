@@ -31,36 +31,48 @@ class Skippable(NamedTuple):
 
     Attributes:
         params: names of its weight (O, I, ...) and, if it has one, its bias.
-        out: (O,) int64, the unit of each row, numbered as in :class:`~hatfn.wiring.Units`; None: no
-            row is ever dead.
-        into: (I,) int64, the unit of each column; None likewise.
+        out: number of the axis with the unit of each row; None: no row is ever dead.
+        into: number of the axis with the unit of each column; None: no column is ever dead.
         numbers: of its weight.
         places: at which it is applied to a sample: one, pixels or tokens.
         readers: layers that alone read what it returns, and of that only what their columns meet.
     """
 
     params: tuple[str, ...]
-    out: Tensor | None
-    into: Tensor | None
+    out: int | None
+    into: int | None
     numbers: int
     places: int
     readers: tuple[str, ...] = ()
 
 
-class Skips(NamedTuple):
-    """What a call of the module leaves out.
+class Skippables(NamedTuple):
+    """The layers of a module whose dead rows and columns can be left out.
 
     Attributes:
-        values: {name: tensor}, smaller weights and biases, and where a layer's input and output lie;
-            each leads with T if several tasks are called at once.
+        layers: {path: layer}.
+        axes: (size,) int64 each, the unit of each entry, numbered as in :class:`~hatfn.wiring.Units`.
+    """
+
+    layers: dict[str, Skippable]
+    axes: tuple[Tensor, ...]
+
+
+class Skips(NamedTuple):
+    """What a call of the module leaves out; of several tasks at once each tensor leads with T.
+
+    Attributes:
+        params: {name: tensor}, smaller weights and biases.
+        hooks: {name in the module: tensor}, where a layer's input and output lie.
         bare: layers that return their live rows alone, or dead ones ungated: nobody reads these.
     """
 
-    values: dict[str, Tensor]
+    params: dict[str, Tensor]
+    hooks: dict[str, Tensor]
     bare: frozenset[str] = frozenset()
 
 
-NOTHING = Skips({})
+NOTHING = Skips({}, {})
 """Everything is computed."""
 
 
@@ -68,12 +80,14 @@ class _Side(NamedTuple):
     """The live entries of an axis for T tasks.
 
     Attributes:
+        axis: number of the axis.
         on: (T, size) bool.
         order: (T, live) int64, where they are; as many as the widest task has, and at least one. Where
             a task has fewer, its first one again.
         counts: of each task's live entries.
     """
 
+    axis: int
     on: Tensor
     order: Tensor
     counts: list[int]
@@ -110,8 +124,8 @@ class _Cut(NamedTuple):
     cols: _Side | None
 
 
-def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> dict[str, Skippable]:
-    """The layers of a module that may be handed a smaller weight, by their path.
+def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> Skippables:
+    """The layers of a module that may be handed a smaller weight.
 
     Linear layers and ungrouped convolutions as PyTorch has them: of a layer with a forward of its own
     nobody knows what else it does with its input.
@@ -121,34 +135,30 @@ def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> d
         wiring: its wiring.
         device: where to put indices.
     """
-    placed: dict[int, Tensor] = {}  # equal axes are one object, and looked up once per call
-
-    def put(axis: Tensor | None) -> Tensor | None:
-        return None if axis is None else placed.setdefault(id(axis), axis.to(device))
-
     found = {}
-    for path, (out, into) in wiring.ends.items():
+    for path, (out, into) in wiring.ends.of_layers.items():
         child, layer = module.get_submodule(path), wiring.layers[path]
         plain = type(child).forward in _PLAIN and "forward" not in vars(child)
         if plain and getattr(child, "groups", 1) == 1 and not (out is None and into is None):
             shape = wiring.params[layer.params[0]].shape
             places = layer.size // shape[0]
             found[path] = Skippable(
-                layer.params, put(out), put(into), torch.Size(shape).numel(), places, layer.readers
+                layer.params, out, into, torch.Size(shape).numel(), places, layer.readers
             )
-    # Whoever looks at what modules return sees what they always returned.
+    # If the user registered hooks, outputs keep their full size.
     watched = any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
-    return {
+    layers = {
         path: layer
         if layer.out is not None and not watched
-        and all(r in found and found[r].into is layer.out for r in layer.readers)
+        and all(r in found and found[r].into == layer.out for r in layer.readers)
         else layer._replace(readers=())
         for path, layer in found.items()
     }  # fmt: skip
+    return Skippables(layers, tuple(axis.to(device) for axis in wiring.ends.axes))
 
 
 def skipped(
-    layers: Mapping[str, Skippable],
+    skippable: Skippables,
     wiring: Wiring,
     params: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
@@ -159,15 +169,16 @@ def skipped(
     All tasks get the same shapes: where one has fewer live units than another, others fill up.
 
     Args:
-        layers: from :func:`find_skippable`.
+        skippable: from :func:`find_skippable`.
         wiring: of the module.
         params: {name: tensor}; what tasks have of their own leads with T.
         masks: {group: (T, U)} bool.
         samples: in the batch.
 
     Returns:
-        of which the values lead with T.
+        what is left out, of T tasks.
     """
+    layers = skippable.layers
     tasks = len(next(iter(masks.values()))) if masks else 0
     # What no gate reaches is the same for all tasks, and in one vmap computed once.
     works = {
@@ -180,10 +191,12 @@ def skipped(
     on = torch.cat([*flat, torch.ones_like(flat[0][:, :1])], 1)  # OPEN is -1, the last, which is on
     sides: dict[int, _Side] = {}
 
-    def side(units: Tensor | None) -> _Side | None:
-        if units is None:
+    def side(axis: int | None) -> _Side | None:
+        if axis is None:
             return None
-        return sides.get(id(units)) or sides.setdefault(id(units), _live(on[:, units]))
+        if axis not in sides:
+            sides[axis] = _live(axis, on[:, skippable.axes[axis]])
+        return sides[axis]
 
     cuts = {
         path: _best(layers[path], side(layers[path].out), side(layers[path].into), samples, tasks, work)
@@ -192,24 +205,25 @@ def skipped(
     }
     bare = _bare(layers, cuts, side)
     inner = {reader for path in bare if cuts[path].rows is not None for reader in layers[path].readers}
-    values: dict[str, Tensor] = {}
+    smaller: dict[str, Tensor] = {}
+    hooks: dict[str, Tensor] = {}
     for path, (rows, cols) in cuts.items():
         if rows is None and cols is None:
             continue
         for name in layers[path].params:
             own = wiring.params[name].kind != "shared"
-            values[name] = _narrow(params[name], own, rows, cols, tasks, path not in bare)
+            smaller[name] = _narrow(params[name], own, rows, cols, tasks, path not in bare)
         if rows is not None and path not in bare:
-            values[f"{path}.{BACK}"] = rows.back()
+            hooks[f"{path}.{BACK}"] = rows.back()
         if cols is not None and path not in inner:
-            values[f"{path}.{COLUMNS}"] = cols.order
-    return Skips(values, frozenset(bare))
+            hooks[f"{path}.{COLUMNS}"] = cols.order
+    return Skips(smaller, hooks, frozenset(bare))
 
 
 def _bare(
     layers: Mapping[str, Skippable],
     cuts: dict[str, _Cut],
-    side: Callable[[Tensor | None], _Side | None],
+    side: Callable[[int | None], _Side | None],
 ) -> set[str]:
     """The layers of whose output nothing is read but what is live; their readers are cut to that."""
     found = set()
@@ -220,24 +234,25 @@ def _bare(
         if path in cuts and cuts[path].rows is not None:
             for reader in layer.readers:  # what they would read else would be widened first
                 cuts[reader] = _Cut(cuts[reader].rows if reader in cuts else None, units)
-        if all(reader in cuts and cuts[reader].cols is units for reader in layer.readers):
+        read = [cuts[reader].cols for reader in layer.readers if reader in cuts]
+        if len(read) == len(layer.readers) and all(cols and cols.axis == units.axis for cols in read):
             found.add(path)
             cuts.setdefault(path, _Cut(None, None))
     return found
 
 
-def _live(on: Tensor) -> _Side:
-    """Of (T, size) bool the live entries."""
+def _live(axis: int, on: Tensor) -> _Side:
+    """The live entries of an axis, from (T, size) bool."""
     counts = on.sum(1).tolist()
     live, places = max(1, *counts), on.nonzero()[:, 1]
     if min(counts) == live:
-        return _Side(on, places.reshape(-1, live), counts)
+        return _Side(axis, on, places.reshape(-1, live), counts)
     none = places.new_zeros(1)
     filled = [
         torch.cat([own, (own if len(own) else none)[:1].expand(live - len(own))])
         for own in places.split(counts)
     ]
-    return _Side(on, torch.stack(filled), counts)
+    return _Side(axis, on, torch.stack(filled), counts)
 
 
 def _best(

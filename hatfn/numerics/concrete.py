@@ -5,18 +5,29 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch._subclasses.fake_tensor import FakeTensor
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a transform of ``torch.func`` works on the tensor, or a graph is captured."""
+    return _functorch.is_functorch_wrapped_tensor(tensor) or not is_concrete(tensor)
+
+
+def is_concrete(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers: not inside ``vmap``, and not while a graph is captured."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return False
+        tensor = _functorch.get_unwrapped(tensor)
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor) or torch._is_functional_tensor(tensor))
+
+
 def read(tensor: Tensor) -> Any:
-    """The numbers of a small tensor; None inside ``vmap`` or while a graph is captured, without any."""
-    if isinstance(tensor, FakeTensor):  # it would answer with symbols
-        return None
-    try:
-        return tensor.tolist()
-    except Exception:  # tensors without numbers have an error each
-        return None
+    """The numbers of a small tensor, as ``tolist`` gives them; None where there are none to read."""
+    return tensor.tolist() if is_concrete(tensor) else None
 
 
 def integer(value: Any) -> int | None:

@@ -26,32 +26,32 @@ def take(tree: dict[str, Tensor], task: int) -> dict[str, Tensor]:
     return {name: leaf[task] for name, leaf in tree.items()}
 
 
-def take_rows(tree: Mapping[str, Tensor], rows: Sequence[int], axis: int = 0) -> dict[str, Tensor]:
+def take_rows(tree: Mapping[str, Tensor], rows: Sequence[int], lead: int = 0) -> dict[str, Tensor]:
     """The slices of some tasks, (K, ...), out of a tree whose leaves lead with T.
 
     Args:
         tree: {name: (T, ...)}, or stacked, (S, T, ...).
         rows: the tasks.
-        axis: that counts tasks.
+        lead: number of axes in front of the one that counts tasks.
     """
     if len(rows) == 1:  # a view
-        return {name: leaf.narrow(axis, rows[0], 1) for name, leaf in tree.items()}
+        return {name: leaf.narrow(lead, rows[0], 1) for name, leaf in tree.items()}
     return {
-        name: torch.stack([leaf.select(axis, row) for row in rows], axis) for name, leaf in tree.items()
+        name: torch.stack([leaf.select(lead, row) for row in rows], lead) for name, leaf in tree.items()
     }
 
 
 def put_rows(
-    tree: Mapping[str, Tensor], values: Mapping[str, Tensor], rows: Sequence[int], axis: int = 0
+    tree: Mapping[str, Tensor], values: Mapping[str, Tensor], rows: Sequence[int], lead: int = 0
 ) -> dict[str, Tensor]:
     """A copy of the tree in which the slices of some tasks are ``values``; see :func:`take_rows`."""
 
     def written(leaf: Tensor, new: Tensor) -> Tensor:
         if len(rows) == 1:
-            return leaf.select_scatter(new.select(axis, 0), axis, rows[0])
-        parts = dict(zip(rows, new.unbind(axis), strict=True))
-        old = leaf.unbind(axis)
-        return torch.stack([parts.get(task, one) for task, one in enumerate(old)], axis)
+            return leaf.select_scatter(new.select(lead, 0), lead, rows[0])
+        parts = dict(zip(rows, new.unbind(lead), strict=True))
+        old = leaf.unbind(lead)
+        return torch.stack([parts.get(task, one) for task, one in enumerate(old)], lead)
 
     return {name: written(leaf, values[name]) for name, leaf in tree.items()}
 

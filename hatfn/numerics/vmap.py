@@ -11,8 +11,18 @@ import optree
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-UNBATCHED = ("atching rule not implemented", "expected scalar type")
-"""How PyTorch says that vmap cannot batch a recurrent layer, or a batch norm of two precisions."""
+_UNBATCHABLE = (
+    "atching rule not implemented",  # a recurrent layer
+    "expected scalar type",  # a batch norm of two precisions
+    "forward AD",  # an operator without a forward derivative
+    "functorch",  # an operator that another library defines
+)
+"""What PyTorch says where ``vmap`` or a forward derivative of an operator does not exist."""
+
+
+def is_unbatchable(error: Exception) -> bool:
+    """Whether an error says that PyTorch has no rule to batch an operator, or to derive it forwards."""
+    return any(words in str(error) for words in _UNBATCHABLE)
 
 
 @contextmanager

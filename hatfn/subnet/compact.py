@@ -113,12 +113,12 @@ def compact(network: Network, state: HATState, task: int, x: Tensor | None = Non
         with warnings.catch_warnings(), torch.no_grad(), seeded(state.learned.device, 0):
             warnings.simplefilter("ignore")  # what is tried and refused is nobody's concern
             groups = _sliceable(this, raw, x, groups)
-    small = cut(cleared(this, raw), rows_of(this, groups))
+    small, roles = cut(cleared(this, raw), rows_of(this, groups)), network.wiring.params
     return Subnet(
-        {name: small[name] for name in this.roles},
-        {name: value for name, value in small.items() if name not in this.roles},
+        {name: small[name] for name in roles},
+        {name: value for name, value in small.items() if name not in roles},
         _report(this, groups),
-        (_count(raw[name] for name in this.roles), _count(small[name] for name in this.roles)),
+        (_count(raw[name] for name in roles), _count(small[name] for name in roles)),
         network._replace(initial={}, constants={name: small[name] for name in network.constants}),
         seen_input(this),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,12 +15,16 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from hatfn.checks.calls import check_input, check_learned, check_owned, check_task
 from hatfn.checks.settings import check_adopted
 from hatfn.checks.values import check_learner
-from hatfn.learner import HAT
 from hatfn.network.copies import filled
+from hatfn.network.head import Headed
 from hatfn.network.network import Network
 from hatfn.numerics.trees import take
+from hatfn.spec import Spec
 from hatfn.state import HATState
+from hatfn.subnet.compact import compact as compacted
 from hatfn.subnet.slicing import cleared, layout, numbers, seen_input
+
+S = TypeVar("S", bound=Spec)
 
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("out_features", "in_features"),
@@ -35,7 +41,7 @@ _AROUND_HEADS = {"num_classes": 0, "num_features": 1, "head_hidden_size": 1, "in
 
 
 def export(
-    hat: HAT, state: HATState, task: int, compact: bool = False, x: Tensor | None = None
+    hat: Spec, state: HATState, task: int, compact: bool = False, x: Tensor | None = None
 ) -> nn.Module:
     """One learned task as a plain module, its gates folded into the weights.
 
@@ -87,25 +93,20 @@ def export(
         check_input("export", x, hat.wiring)
     network = hat.network
     if compact:
-        small = hat.compact(state, t, x)
+        small = compacted(network, state, t, x)
         values, seen = {**small.params, **small.buffers}, small.seen
     else:
         raw = numbers(network, state, t)
         this = layout(network, raw, take(state.masks, t))
         values, seen = cleared(this, raw), seen_input(this)
     with torch.no_grad():
-        module = filled(network.evaluate, values)
+        module = filled(network.evaluate, {network.names.get(n, n): v for n, v in values.items()})
         _name_sizes(module, network, values)
         module = _without_hatfn(module)
-        if network.added and network.classes is not None:
-            weight, bias = (nn.Parameter(values[name].clone()) for name in network.heads)
-            head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-            head.weight, head.bias = weight, bias
-            module = nn.Sequential(OrderedDict(body=module, head=head))
     return (module if seen is None else _masked(module, seen)).eval()
 
 
-def adopt(hat: HAT, module: nn.Module) -> HAT:
+def adopt(hat: S, module: nn.Module) -> S:
     """A learner whose initial values are those of another module of the same architecture.
 
     ``adopt(hat, pretrained).init(seed)`` starts from pretrained weights, norms and running statistics,
@@ -138,13 +139,11 @@ def adopt(hat: HAT, module: nn.Module) -> HAT:
     """
     check_learner("adopt", hat)
     network = hat.network
-    heads = () if network.added else network.heads
-    given = check_adopted(module, hat.wiring, network.initial, heads)
-    initial = {
-        name: given[name].clone() if given[name].shape == own.shape else own
-        for name, own in network.initial.items()
-    }
-    return hat._replace(network=network._replace(initial=initial))  # constants have proved to be equal
+    own = {n: v for n, v in network.initial.items() if n in hat.wiring.params or n not in network.heads}
+    given = check_adopted(module, hat.wiring, own, network.heads)
+    fitting = {name: given[name].clone() for name in own if given[name].shape == own[name].shape}
+    initial = network.initial | fitting
+    return replace(hat, network=network._replace(initial=initial))  # constants have proved to be equal
 
 
 def _name_sizes(module: nn.Module, network: Network, values: Mapping[str, Tensor]) -> None:
@@ -177,7 +176,9 @@ def _follow(layer: nn.Module, name: str, before: int, after: int) -> None:
 
 
 def _without_hatfn(module: nn.Module) -> nn.Module:
-    """The module with graphs of PyTorch's own in the place of classes of hatfn's; names stay."""
+    """The module with modules of PyTorch's own in the place of hatfn's classes; names stay."""
+    if isinstance(module, Headed):
+        return nn.Sequential(OrderedDict(body=_without_hatfn(module.body), head=module.head))
     if type(module).__module__.partition(".")[0] == "hatfn":
         return fx.symbolic_trace(module)
     for name, child in module.named_children():

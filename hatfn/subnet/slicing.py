@@ -31,14 +31,12 @@ class Layout(NamedTuple):
 
     Attributes:
         network: the static half of the learner.
-        roles: {name: its part}, the module's parameters and those of a head put behind it.
         axes: {name: {axis: the units along it}}, where a parameter or statistic can be cut.
         masks: {group: (U,) bool}, the task's gates.
         alive: {group: (U,) bool}, the units to keep: those that are on, or one.
     """
 
     network: Network
-    roles: dict[str, ParamWiring]
     axes: dict[str, dict[int, Units]]
     masks: dict[str, Tensor]
     alive: dict[str, Tensor]
@@ -58,7 +56,7 @@ def layout(network: Network, values: Values, masks: dict[str, Tensor]) -> Layout
         values: the module's numbers, heads cut to the task's classes.
         masks: {group: (U,) bool}.
     """
-    roles = _roles(network, values)
+    roles = network.wiring.params
     axes = {name: _param_axes(role, values[name].dim()) for name, role in roles.items()}
     for name in values.keys() - roles.keys():
         path = name.rpartition(".")[0]
@@ -67,17 +65,7 @@ def layout(network: Network, values: Values, masks: dict[str, Tensor]) -> Layout
             if affine in roles and values[affine].shape == values[name].shape:
                 axes[name] = axes[affine]
     alive = {group: _one_at_least(mask) for group, mask in masks.items()}
-    return Layout(network, roles, axes, masks, alive)
-
-
-def _roles(network: Network, values: Values) -> dict[str, ParamWiring]:
-    roles = dict(network.wiring.params)
-    if network.added and network.classes is not None:
-        weight, bias = network.heads
-        output = network.wiring.output
-        roles[weight] = ParamWiring(tuple(values[weight].shape), "head", None, output)
-        roles[bias] = ParamWiring(tuple(values[bias].shape), "head")
-    return roles
+    return Layout(network, axes, masks, alive)
 
 
 def _param_axes(role: ParamWiring, dims: int) -> dict[int, Units]:
@@ -110,7 +98,8 @@ def cleared(this: Layout, values: Values) -> dict[str, Tensor]:
         ends = [look(units) for units in (role.out, role.into) if units is not None]
         return torch.where(reduce(torch.logical_and, ends), value, 0) if ends else value
 
-    return {**values, **{name: clear(values[name], role) for name, role in this.roles.items()}}
+    roles = this.network.wiring.params
+    return {**values, **{name: clear(values[name], role) for name, role in roles.items()}}
 
 
 def seen_input(this: Layout) -> Tensor | None:
@@ -129,7 +118,7 @@ def fixed_groups(network: Network) -> set[str]:
     }
     look = wiring.to("cpu").lookup(numbers)
     for name, role in wiring.to("cpu").params.items():
-        layer = network.evaluate.get_submodule(name.rpartition(".")[0])
+        layer = network.evaluate.get_submodule(network.names.get(name, name).rpartition(".")[0])
         if any(getattr(layer, what, free) != free for what, free in _FIXED.items()):
             ends = [look(units).unique().tolist() for units in (role.out, role.into) if units]
             found |= {names[number] for end in ends for number in end}

@@ -189,7 +189,7 @@ def _perturb(
 ) -> None:
     """Replace what may move once the tasks are locked."""
     locked = state._replace(locked=hat.flags(state, tasks))
-    held = {name: hold == 1 for name, hold in hat.protect(locked, state).items()}
+    held = {name: hold == 1 for name, hold in hat.protect(locked, state)[0].items()}
     for task in tasks:
         others = _noise_elsewhere(state, task, generator)
         if move := _move(hat, state, others, x, task):

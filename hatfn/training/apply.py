@@ -2,101 +2,85 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch import Tensor
 
-from hatfn.engine.optimizer import check_moments
+from hatfn.engine.optimizer import advanced, stacked
 from hatfn.method import transforms
 from hatfn.numerics.trees import tree_map
+from hatfn.spec import Spec
 from hatfn.state import Trainable
-from hatfn.training.types import Advanced, After, Before, Scale, Seen
-
-if TYPE_CHECKING:
-    from hatfn.learner import HAT
+from hatfn.training.types import Applied, ForwardResult, Scale, StepInputs, StepOutputs
 
 
-def advance(
-    hat: HAT,
-    before: Before,
+def apply(
+    spec: Spec,
+    inputs: StepInputs,
     raw: Trainable,
-    seen: Seen,
+    seen: ForwardResult,
     scale: Scale,
     samples: int,
-    axes: int = 0,
-) -> Advanced:
+    lead: int = 0,
+) -> Applied:
     """From a gradient to what may be written.
 
     Args:
-        hat: the learner.
-        before: what the step read.
+        spec: of the learner.
+        inputs: of the step.
         raw: the gradient.
-        seen: what the forward pass left.
+        seen: of the forward pass.
         scale: of the gates.
         samples: in this process's batch, by which gradients of several processes are weighted.
-        axes: 1 where every leaf leads with replicas, whose optimiser then is one of stacked trees.
-
-    Returns:
-        what the forward pass left, losses averaged over processes; what may be written; the norm of
-        the gradient, (); whether all of it is finite, () bool. Both (S,) of S replicas.
+        lead: number of axes in front of every leaf that count states, 0 or 1.
     """
-    own, protection, hyper = before.own, before.protection, before.hyper
-    firm = protection
-    if hat.lock.on == "update":  # what may move a little has its moments like anything else
-        firm = {name: p == 1 for name, p in protection.items()}
-    gradients = raw._replace(params=transforms.protect(raw.params, firm))
-    if scale is not None and hat.compensated:
+    own, protection, hyper = inputs.own, inputs.protection, inputs.hyper
+    on_update = spec.protection.on == "update"
+    whole = protection
+    if on_update:  # what may move a little has moments like anything else
+        whole = {name: p == 1 for name, p in protection.items()}
+    gradients = raw._replace(params=transforms.protect(raw.params, whole))
+    if scale is not None and spec.compensated:
         s, s_max, factor = (  # of embeddings (K, U), or (S, K, U)
-            transforms.spread(number, 2 + axes) if isinstance(number, Tensor) else number
+            transforms.spread(number, 2 + lead) if isinstance(number, Tensor) else number
             for number in (scale, hyper["s_max"], hyper["compensation"])
         )
         steeper = transforms.compensate(raw.embeddings, own.embeddings, s, s_max, factor)
         gradients = gradients._replace(embeddings=steeper)
-    sound = transforms.finite((seen.loss, seen.buffers), axes).to(seen.loss.dtype)
-    gradients, loss, penalty, sound = hat.ranks.mean(
+    sound = transforms.finite((seen.loss, seen.buffers), lead).to(seen.loss.dtype)
+    gradients, loss, penalty, sound = spec.ranks.mean(
         (gradients, seen.loss, seen.penalty, sound), samples
     )
     seen = seen._replace(loss=loss, penalty=penalty)
-    gradients, norm = transforms.clip_by_norm(gradients, hat.max_norm, axes)
-    decayed = own if hat.decay_embeddings else own._replace(embeddings=_zeros(own.embeddings))
-    steps, opt_state = _optimized(hat, gradients, before.opt_state, decayed)
+    gradients, norm = transforms.clip_by_norm(gradients, spec.max_norm, lead)
+    decayed = own if spec.decay_embeddings else own._replace(embeddings=_zeros(own.embeddings))
+    optimizer = stacked(spec.optimizer) if lead else spec.optimizer
+    steps, opt_state = advanced(optimizer, gradients, inputs.opt_state, decayed)
     if scale is None:
         steps = steps._replace(embeddings=_zeros(own.embeddings))
-    if hat.lock.on == "update":
+    if on_update:
         steps = steps._replace(params=transforms.protect(steps.params, protection))
     new = transforms.apply_updates(own, steps, hyper["lr"], protection)
-    frozen = {name: own.task_params[name] for name in hat.network.frozen & own.task_params.keys()}
-    clamped = transforms.clamp_embeddings(new.embeddings, hat.clamp)
-    new = new._replace(task_params=new.task_params | frozen, embeddings=clamped)
+    untrained = spec.network.frozen & own.task_params.keys()
+    kept = {name: own.task_params[name] for name in untrained}
+    clamped = transforms.clamp_embeddings(new.embeddings, spec.clamp)
+    new = new._replace(task_params=new.task_params | kept, embeddings=clamped)
 
     # A step that one process must refuse is refused by all.
-    ok = transforms.finite((new, opt_state), axes) & (sound == 1) & before.open
-    return seen, After(new, seen.buffers, opt_state), norm, ok
+    ok = transforms.finite((new, opt_state), lead) & (sound == 1) & inputs.open
+    return Applied(seen, StepOutputs(new, seen.buffers, opt_state), norm, ok)
 
 
-def _optimized(hat: HAT, gradients: Trainable, opt_state: Any, own: Trainable) -> tuple[Any, Any]:
-    """The optimiser's answer. Moments of other tasks may broadcast instead of failing."""
-    try:
-        steps, new = hat.optimizer.update(gradients, opt_state, params=own)
-    except RuntimeError:
-        check_moments("update", opt_state, hat.optimizer.init(own))
-        raise
-    check_moments("update", steps, own)
-    return steps, new
-
-
-def settled(ok: Tensor, after: After, before: Before) -> After:
-    """What is written: something new, or what was there before a step that is refused.
+def chosen(ok: Tensor, outputs: StepOutputs, inputs: StepInputs) -> StepOutputs:
+    """What is written: the new values, or the old ones where a step is refused.
 
     Args:
-        ok: () bool, or (S,) where states are stacked.
-        after: from :func:`advance`.
-        before: what the step read.
+        ok: () bool, or (S,) of stacked states.
+        outputs: from :func:`apply`.
+        inputs: of the step.
     """
-    old = After(before.own, before.buffers, before.opt_state)
-    chosen: After = transforms.choose(ok, after, old)
-    return chosen
+    old = StepOutputs(inputs.own, inputs.buffers, inputs.opt_state)
+    written: StepOutputs = transforms.choose(ok, outputs, old)
+    return written
 
 
 def _zeros(tree: dict[str, Tensor]) -> dict[str, Tensor]:

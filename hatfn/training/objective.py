@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optree
 import torch
@@ -13,55 +13,74 @@ from torch import Tensor
 from hatfn.network.call import call
 from hatfn.network.network import Output
 from hatfn.network.outputs import cut_heads
+from hatfn.numerics.concrete import is_transformed
 from hatfn.numerics.trees import take, tree_map
+from hatfn.numerics.vmap import batched
+from hatfn.spec import Spec
 from hatfn.state import Trainable
-from hatfn.training.types import Batches, Before, Scale, Seen
-
-if TYPE_CHECKING:
-    from hatfn.learner import HAT
-
-
-def refuse_checkpointing(hat: HAT) -> None:
-    """PyTorch computes nothing again in a backward pass that it batches or differentiates.
-
-    Raises:
-        ValueError: the module checkpoints activations.
-    """
-    if hat.network.recomputes:
-        raise ValueError(
-            "update: the module checkpoints activations, which goes neither with replicas nor with "
-            "vmap nor where the step is differentiated. Turn it off: build without "
-            "grad_checkpointing=True, from a module after module.set_grad_checkpointing(False)."
-        )
+from hatfn.training.types import Batches, ForwardResult, Scale, StepInputs
 
 
 def total_loss(
-    hat: HAT, before: Before, batches: Batches, rows: Sequence[int], scale: Scale
-) -> tuple[Tensor, Seen]:
-    """What a step minimises: over its tasks, the sum of the loss and the weighted sparsity penalty."""
+    spec: Spec,
+    inputs: StepInputs,
+    batches: Batches,
+    rows: Sequence[int],
+    scale: Scale,
+    lead: int = 0,
+    shared: bool = False,
+) -> tuple[Tensor, ForwardResult]:
+    """What a step minimises: over its tasks, the sum of the loss and the weighted sparsity penalty.
 
+    Of S stacked states it is the sum over states too: they share nothing, so that the gradient of the
+    sum is the gradient of each.
+
+    Args:
+        spec: of the learner.
+        inputs: of the step.
+        batches: of each task.
+        rows: the tasks.
+        scale: of the gates.
+        lead: number of axes in front of every leaf that count states, 0 or 1.
+        shared: whether all states see the same batches.
+    """
+    if not lead:
+        return _of_state(spec, inputs, batches, rows, scale)
+
+    def each(inputs: StepInputs, batches: Batches, scale: Scale) -> tuple[Tensor, ForwardResult]:
+        return _of_state(spec, inputs, batches, rows, scale)
+
+    per_scale = 0 if isinstance(scale, Tensor) and scale.dim() else None
+    lean = inputs._replace(protection={}, opt_state=())
+    totals, seen = batched(each, (0, None if shared else 0, per_scale))(lean, batches, scale)
+    return totals.sum(), seen
+
+
+def _of_state(
+    spec: Spec, inputs: StepInputs, batches: Batches, rows: Sequence[int], scale: Scale
+) -> tuple[Tensor, ForwardResult]:
     def of_task(k: int) -> tuple[Tensor, Tensor, Output, dict[str, Tensor]]:
         x, y = batches[k]
-        own, buffers = before.own, take(before.buffers, k)
-        gates = hat.gates(take(own.embeddings, k), scale)
-        params = {**own.params, **cut_heads(hat.network, take(own.task_params, k), rows[k])}
-        logits, buffers = call(hat.network, hat.network.train, params, buffers, gates, x)
-        penalty = hat.regularizer(gates, before.used, before.hyper["quota"][k])
-        return hat.loss(logits, y), penalty, logits, buffers
+        own, buffers = inputs.own, take(inputs.buffers, k)
+        gates = spec.gates(take(own.embeddings, k), scale)
+        params = {**own.params, **cut_heads(spec.network, take(own.task_params, k), rows[k])}
+        logits, buffers = call(spec.network, spec.network.train, params, buffers, gates, x)
+        penalty = spec.regularizer(gates, inputs.used, inputs.hyper["quota"][k])
+        return spec.loss(logits, y), penalty, logits, buffers
 
     # A loop: every task's head is cut to its own classes, and the loss sees no padding.
     losses, penalties, logits, buffers = zip(*map(of_task, range(len(rows))), strict=True)
     loss, penalty = torch.stack(losses), torch.stack(penalties)
-    total = loss.sum() + (before.hyper["sparsity"] * penalty).sum().to(loss.dtype)
+    total = loss.sum() + (inputs.hyper["sparsity"] * penalty).sum().to(loss.dtype)
     stacked = {name: torch.stack([b[name] for b in buffers]) for name in buffers[0]}
-    return total, Seen(loss, penalty, logits, stacked)
+    return total, ForwardResult(loss, penalty, logits, stacked)
 
 
-def split(batch: Any, count: int, axis: int = 0) -> list[tuple[float, Any]]:
-    """A batch in parts, as many as wanted or as it has samples.
+def split(batches: Any, count: int, axis: int = 0) -> list[tuple[float, Any]]:
+    """Batches in parts, as many as wanted or as they have samples.
 
     Args:
-        batch: any tree of tensors.
+        batches: any tree of tensors.
         count: of the parts, which differ by one sample at most.
         axis: that counts samples.
 
@@ -69,9 +88,9 @@ def split(batch: Any, count: int, axis: int = 0) -> list[tuple[float, Any]]:
         Each part behind the share that its samples have of all up to its last.
     """
     leaves: list[Tensor]
-    leaves, structure = optree.tree_flatten(batch)
-    if count == 1 or min(leaf.dim() for leaf in leaves) <= axis:  # refused when read
-        return [(1.0, batch)]
+    leaves, structure = optree.tree_flatten(batches)
+    if count == 1:
+        return [(1.0, batches)]
     count = min(count, leaves[0].shape[axis])
     cut = list(zip(*(leaf.tensor_split(count, axis) for leaf in leaves), strict=True))
     sizes = [part[0].shape[axis] for part in cut]
@@ -80,27 +99,27 @@ def split(batch: Any, count: int, axis: int = 0) -> list[tuple[float, Any]]:
 
 
 def accumulated(
-    objective: Callable[[Trainable, dict[str, Tensor], Any], tuple[Tensor, Seen]],
-    before: Before,
+    objective: Callable[[Trainable, dict[str, Tensor], Any], tuple[Tensor, ForwardResult]],
+    inputs: StepInputs,
     parts: Sequence[tuple[float, Any]],
     nested: bool,
-    axis: int = 0,
-) -> tuple[Trainable, Seen]:
+    lead: int = 0,
+) -> tuple[Trainable, ForwardResult]:
     """The gradient of a batch from those of its parts, of which one at a time is in memory.
 
     Args:
         objective: of what is trained, running statistics, which go on from part to part, and a part.
-        before: what the step reads.
+        inputs: of the step.
         parts: of the batch, from :func:`split`.
         nested: as :func:`gradient` takes it.
-        axis: of outputs that counts samples: 0, or 1 where states are stacked.
+        lead: number of axes of outputs in front of the one that counts samples.
     """
 
-    def of_part(buffers: dict[str, Tensor], part: Any) -> tuple[Trainable, Seen]:
-        return gradient(lambda own: objective(own, buffers, part), before.own, nested)
+    def of_part(buffers: dict[str, Tensor], part: Any) -> tuple[Trainable, ForwardResult]:
+        return gradient(lambda own: objective(own, buffers, part), inputs.own, nested)
 
     (_, first), *rest = parts
-    raw, seen = of_part(before.buffers, first)
+    raw, seen = of_part(inputs.buffers, first)
     for share, part in rest:
         new, then = of_part(seen.buffers, part)
         raw, loss, penalty = tree_map(
@@ -108,25 +127,31 @@ def accumulated(
             (raw, seen.loss, seen.penalty),
             (new, then.loss, then.penalty),
         )
-        logits = tree_map(lambda *both: torch.cat(both, axis), seen.logits, then.logits)
-        seen = Seen(loss, penalty, logits, then.buffers)
+        logits = tree_map(lambda *both: torch.cat(both, lead), seen.logits, then.logits)
+        seen = ForwardResult(loss, penalty, logits, then.buffers)
     return raw, seen
 
 
+def is_nested(*trees: Any) -> bool:
+    """Whether a step is part of a transform: of ``vmap``, or of a derivative through the step."""
+    leaves: list[Any] = optree.tree_leaves(trees)  # type: ignore[arg-type]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return any(t.requires_grad or is_transformed(t) for t in tensors)
+
+
 def gradient(
-    objective: Callable[[Trainable], tuple[Tensor, Seen]], own: Trainable, nested: bool
-) -> tuple[Trainable, Seen]:
+    objective: Callable[[Trainable], tuple[Tensor, ForwardResult]], own: Trainable, nested: bool
+) -> tuple[Trainable, ForwardResult]:
     """The gradient of an objective, and what else it returns.
 
     Args:
         objective: of what is trained; returns a () loss and something more.
         own: where.
-        nested: inside ``vmap``, or where somebody differentiates through the step. There it is
-            ``torch.func.grad``; elsewhere autograd itself, which does the same for a third less of a
-            small network's step.
+        nested: from :func:`is_nested`. Inside a transform it is ``torch.func.grad``; elsewhere autograd
+            itself, which does the same for a third less of a small network's step.
     """
     if nested:
-        found: tuple[Trainable, Seen] = torch.func.grad(objective, has_aux=True)(own)
+        found: tuple[Trainable, ForwardResult] = torch.func.grad(objective, has_aux=True)(own)
         return found
     leaves: list[Tensor]
     leaves, structure = optree.tree_flatten(own)  # type: ignore[arg-type]

@@ -1,143 +1,110 @@
-"""One step of training: what it reads of a state, what it minimises, what it writes."""
+"""One step of training, of one state or of S stacked states at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import optree
 import torch
 from torch import Tensor
 
-from hatfn.checks.calls import (
-    check_active,
-    check_batches,
-    check_scale,
-    check_state,
-    check_tasks,
-    is_several,
-)
-from hatfn.engine.compiled import Compiler, widened
-from hatfn.numerics import concrete
+from hatfn.engine.compiled import widened
 from hatfn.numerics.trees import put_rows, take_rows
+from hatfn.spec import Spec
 from hatfn.state import HATState, Trainable, trainable
-from hatfn.training.apply import advance, settled
-from hatfn.training.objective import accumulated, refuse_checkpointing, split, total_loss
-from hatfn.training.types import Advanced, After, Batches, Before, Info, Scale, Seen
-
-if TYPE_CHECKING:
-    from hatfn.learner import HAT
-
-
-def step(hat: HAT, state: HATState, batch: Any, task: Any, scale: Scale) -> tuple[HATState, Info]:
-    """The body of :meth:`hatfn.HAT.update`, which says what goes in and comes out."""
-    check_state("update", state, hat.wiring, hat.tasks)
-    rows = check_tasks("update", task, hat.tasks)
-    check_active("update", state, rows, together=True)
-    if scale is not None:
-        check_scale("update", scale, state.hyper["s_max"])
-    batches = check_batches(batch, task, rows, hat.classes, hat.wiring)
-    before = read(hat, state, rows)
-
-    given: list[Any] = optree.tree_leaves((before, batches, scale))  # type: ignore[arg-type]
-    derived = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in given)
-    nested = derived or concrete.read(state.active) is None
-    if nested:
-        refuse_checkpointing(hat)
-
-    def slopes(before: Before, batches: Batches, scale: Scale) -> tuple[Trainable, Seen]:
-        def objective(own: Trainable, buffers: dict[str, Tensor], part: Any) -> tuple[Tensor, Seen]:
-            return total_loss(hat, before._replace(own=own, buffers=buffers), part, rows, scale)
-
-        return accumulated(objective, before, split(batches, hat.accumulate), nested)
-
-    def advanced(before: Before, raw: Trainable, seen: Seen, scale: Scale) -> Advanced:
-        return advance(hat, before, raw, seen, scale, len(batches[0][0]))
-
-    compiler = None if nested else hat.compiler
-    wide = () if hat.classes is None else tuple(hat.classes[row] for row in rows)
-    seen, after, norm, ok = trained(compiler, wide, hat, slopes, advanced, before, batches, scale)
-    return write(state, rows, settled(ok, after, before)), report(seen, norm, ok, task)
+from hatfn.training.apply import apply, chosen
+from hatfn.training.objective import accumulated, split, total_loss
+from hatfn.training.types import (
+    Applied,
+    Batches,
+    ForwardResult,
+    Scale,
+    StepInputs,
+    StepOutputs,
+)
 
 
-def trained(
-    compiler: Compiler | None,
-    name: Hashable,
-    parts: tuple[Any, ...],
-    slopes: Callable[[Before, Any, Scale], tuple[Trainable, Seen]],
-    advanced: Callable[[Before, Trainable, Seen, Scale], Advanced],
-    before: Before,
-    batches: Any,
+def step(
+    spec: Spec,
+    state: HATState,
+    batches: Batches,
+    rows: Sequence[int],
     scale: Scale,
-    axes: int = 0,
-) -> Advanced:
-    """From what a step reads, and a batch, to what may be written, in compiled graphs if there are any.
+    *,
+    nested: bool = False,
+    lead: int = 0,
+    shared: bool = False,
+) -> tuple[HATState, Applied]:
+    """One step of the tasks that are open.
 
     Args:
-        compiler: of the learner, or None.
-        name: what the two functions depend on beside their arguments, by its value.
-        parts: likewise, by identity.
-        slopes: the gradient.
-        advanced: all that follows it.
-        before: what the step reads.
-        batches: of the tasks.
-        scale: of the gates.
-        axes: 1 where every leaf leads with replicas.
+        spec: of the learner.
+        state: before the step; stacked states where ``lead`` is 1.
+        batches: of each task.
+        rows: the tasks.
+        scale: of the gates; of stacked states one, or (S,).
+        nested: whether the step is part of a transform: ``is_nested`` says so.
+        lead: number of axes in front of every leaf that count states, 0 or 1.
+        shared: whether all states see the same batches.
 
     Returns:
-        as :func:`advance`.
+        The state after the step, and what the step computed.
     """
+    inputs = read_inputs(spec, state, rows, lead)
 
-    def whole(before: Before, batches: Any, scale: Scale) -> Advanced:
-        return advanced(before, *slopes(before, batches, scale), scale)
+    def gradient(inputs: StepInputs, batches: Batches, scale: Scale) -> tuple[Trainable, ForwardResult]:
+        def objective(
+            own: Trainable, buffers: dict[str, Tensor], part: Batches
+        ) -> tuple[Tensor, ForwardResult]:
+            of_part = inputs._replace(own=own, buffers=buffers)
+            return total_loss(spec, of_part, part, rows, scale, lead, shared)
 
-    if compiler is None:
-        return whole(before, batches, scale)
-    wide = before._replace(protection=widened(before.protection))
-    if scale is not None:
-        scale = torch.as_tensor(scale, dtype=before.hyper["s_max"].dtype, device=before.open.device)
-    if compiler.part == "step":
-        done: Advanced = compiler(whole, ("step", axes, name), parts, wide, batches, scale)
-        return done
-    raw, seen = slopes(before, batches, scale)
-    # What depends on the size of the batch stays outside: the graph fits every batch.
-    lean = wide._replace(buffers={}, used={}), raw, seen._replace(logits=())
-    then, *rest = compiler(advanced, ("update", axes), parts, *lean, scale)
-    return then._replace(logits=seen.logits), *rest
+        parts = split(batches, spec.accumulate, axis=0 if shared else lead)
+        return accumulated(objective, inputs, parts, nested, lead)
+
+    def after(inputs: StepInputs, raw: Trainable, seen: ForwardResult, scale: Scale) -> Applied:
+        return apply(spec, inputs, raw, seen, scale, len(batches[0][0]), lead)
+
+    def whole(inputs: StepInputs, batches: Batches, scale: Scale) -> Applied:
+        return after(inputs, *gradient(inputs, batches, scale), scale)
+
+    if spec.compile is None or nested:
+        applied = whole(inputs, batches, scale)
+    else:
+        wide = inputs._replace(protection=widened(inputs.protection))
+        if scale is not None:
+            scale = torch.as_tensor(scale, dtype=inputs.hyper["s_max"].dtype, device=inputs.open.device)
+        if spec.compile == "step":
+            classes = spec.classes and tuple(spec.classes[row] for row in rows)
+            name = ("step", lead, shared, classes)
+            applied = spec.graphs.run(whole, name, wide, batches, scale)
+        else:
+            raw, seen = gradient(wide, batches, scale)
+            # What depends on the size of the batch stays outside: the graph fits every batch.
+            lean: tuple[Any, ...] = wide._replace(buffers={}, used={}), raw, seen._replace(logits=())
+            applied = spec.graphs.run(after, ("update", lead), *lean, scale)
+            applied = applied._replace(forward=applied.forward._replace(logits=seen.logits))
+    return write(state, rows, chosen(applied.ok, applied.outputs, inputs), lead), applied
 
 
-def read(hat: HAT, state: HATState, rows: Sequence[int], axis: int = 0) -> Before:
-    """What a step of some tasks reads.
-
-    Args:
-        hat: the learner.
-        state: before the step.
-        rows: the tasks.
-        axis: that counts tasks: 0, or 1 where states are stacked.
-    """
-    own, buffers = trainable(state, rows, axis), take_rows(state.task_buffers, rows, axis)
-    opened = torch.stack([state.active.select(axis, row) for row in rows]).all(0)
-    of_tasks = {name: value for name, value in state.hyper.items() if value.dim() > axis}
-    hyper = state.hyper | take_rows(of_tasks, rows, axis)
-    used = hat.used(state)
-    return Before(own, buffers, used, state.protection, hyper, state.opt_state, opened)
+def read_inputs(spec: Spec, state: HATState, rows: Sequence[int], lead: int = 0) -> StepInputs:
+    """What a step of some tasks reads of a state; arguments as in :func:`step`."""
+    own, buffers = trainable(state, rows, lead), take_rows(state.task_buffers, rows, lead)
+    opened = torch.stack([state.active.select(lead, row) for row in rows]).all(0)
+    of_tasks = {name: value for name, value in state.hyper.items() if value.dim() > lead}
+    hyper = state.hyper | take_rows(of_tasks, rows, lead)
+    used = spec.used(state)
+    return StepInputs(own, buffers, used, state.protection, hyper, state.opt_state, opened)
 
 
-def write(state: HATState, rows: Sequence[int], after: After, axis: int = 0) -> HATState:
-    """The state with what a step of some tasks writes; arguments as in :func:`read`."""
-    put = partial(put_rows, rows=rows, axis=axis)
+def write(state: HATState, rows: Sequence[int], new: StepOutputs, lead: int = 0) -> HATState:
+    """The state with what a step of some tasks writes; arguments as in :func:`step`."""
+    put = partial(put_rows, rows=rows, lead=lead)
     return state._replace(
-        params=after.own.params,
-        task_params=put(state.task_params, after.own.task_params),
-        task_buffers=put(state.task_buffers, after.buffers),
-        embeddings=put(state.embeddings, after.own.embeddings),
-        opt_state=after.opt_state,
+        params=new.own.params,
+        task_params=put(state.task_params, new.own.task_params),
+        task_buffers=put(state.task_buffers, new.buffers),
+        embeddings=put(state.embeddings, new.own.embeddings),
+        opt_state=new.opt_state,
     )
-
-
-def report(seen: Seen, norm: Tensor, ok: Tensor, task: Any) -> Info:
-    """What the caller is told: of a single task without an axis over tasks."""
-    if is_several(task):
-        return Info(seen.loss, seen.penalty, seen.logits, norm, ok)
-    return Info(seen.loss[..., 0], seen.penalty[..., 0], seen.logits[0], norm, ok)

@@ -1,8 +1,7 @@
-"""What goes into a step and what comes out of it."""
+"""What goes into a step of training and what comes out of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -10,8 +9,73 @@ from torch import Tensor
 from hatfn.network.network import Output
 from hatfn.state import Trainable
 
-Batches = Sequence[tuple[Tensor, Tensor]]
+Batches = tuple[tuple[Tensor, Tensor], ...]
 """Inputs and targets of each of the K tasks that are trained."""
+
+Scale = float | Tensor | None
+"""The mask scale; None: binary gates."""
+
+
+class StepInputs(NamedTuple):
+    """What a step of K tasks reads of a state; of S stacked states every leaf leads with S.
+
+    Attributes:
+        own: what it trains.
+        buffers: {name: (K, ...)}, the tasks' running statistics.
+        used: {group: (U,)}, the cumulative mask.
+        protection: {name: tensor}, of the shared weights.
+        hyper: {name: ()}, or {name: (K,)} for what each task has of its own.
+        opt_state: the optimizer state.
+        open: () bool, whether the tasks may be written to.
+    """
+
+    own: Trainable
+    buffers: dict[str, Tensor]
+    used: dict[str, Tensor]
+    protection: dict[str, Tensor]
+    hyper: dict[str, Tensor]
+    opt_state: Any
+    open: Tensor
+
+
+class StepOutputs(NamedTuple):
+    """What a step writes: fields as in :class:`StepInputs`."""
+
+    own: Trainable
+    buffers: dict[str, Tensor]
+    opt_state: Any
+
+
+class ForwardResult(NamedTuple):
+    """What the forward pass of a step gives.
+
+    Attributes:
+        loss: (K,).
+        penalty: (K,).
+        logits: K outputs.
+        buffers: {name: (K, ...)}, new running statistics.
+    """
+
+    loss: Tensor
+    penalty: Tensor
+    logits: tuple[Output, ...]
+    buffers: dict[str, Tensor]
+
+
+class Applied(NamedTuple):
+    """What follows from a gradient.
+
+    Attributes:
+        forward: of the forward pass, losses averaged over processes.
+        outputs: what may be written.
+        norm: () of the gradient.
+        ok: () bool, whether every number of it is finite.
+    """
+
+    forward: ForwardResult
+    outputs: StepOutputs
+    norm: Tensor
+    ok: Tensor
 
 
 class Info(NamedTuple):
@@ -33,55 +97,9 @@ class Info(NamedTuple):
     ok: Tensor
 
 
-Scale = float | Tensor | None
-"""The mask scale; None: binary gates."""
-
-
-class Before(NamedTuple):
-    """What a step of K tasks reads of a state.
-
-    Attributes:
-        own: what it trains.
-        buffers: {name: (K, ...)}, the tasks' running statistics.
-        used: {group: (U,)}, the cumulative mask.
-        protection: {name: tensor}, of the shared weights.
-        hyper: {name: ()}, or {name: (K,)} for what each task has of its own.
-        opt_state: the optimiser's.
-        open: () bool, whether the tasks may be written to.
-    """
-
-    own: Trainable
-    buffers: dict[str, Tensor]
-    used: dict[str, Tensor]
-    protection: dict[str, Tensor]
-    hyper: dict[str, Tensor]
-    opt_state: Any
-    open: Tensor
-
-
-class After(NamedTuple):
-    """What a step writes: fields as in :class:`Before`."""
-
-    own: Trainable
-    buffers: dict[str, Tensor]
-    opt_state: Any
-
-
-class Seen(NamedTuple):
-    """What the forward pass of a step leaves behind.
-
-    Attributes:
-        loss: (K,).
-        penalty: (K,).
-        logits: K outputs.
-        buffers: {name: (K, ...)}, new running statistics.
-    """
-
-    loss: Tensor
-    penalty: Tensor
-    logits: tuple[Output, ...]
-    buffers: dict[str, Tensor]
-
-
-Advanced = tuple[Seen, After, Tensor, Tensor]
-"""What :func:`advance` returns."""
+def report(applied: Applied, several: bool) -> Info:
+    """What the caller is told: of a single task without an axis over tasks."""
+    seen, norm, ok = applied.forward, applied.norm, applied.ok
+    if several:
+        return Info(seen.loss, seen.penalty, seen.logits, norm, ok)
+    return Info(seen.loss[..., 0], seen.penalty[..., 0], seen.logits[0], norm, ok)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Literal, NamedTuple, cast
 
@@ -14,7 +14,7 @@ import torchopt
 from torch import Tensor, nn
 
 from hatfn.build import build
-from hatfn.engine.compiled import Compiler, Part
+from hatfn.engine.compiled import Part
 from hatfn.engine.optimizer import Optimizer
 from hatfn.engine.torch_optim import from_torch
 from hatfn.experiments.bench.timing import Contender
@@ -150,7 +150,7 @@ class Case:
             plain = deepcopy(module)
             contenders = [plain_training(plain, pair, data), hat_training(hat, state, data)]
             for part in self.parts if compiled and pair.compiles else ():
-                again = hat._replace(compiler=Compiler(part))
+                again = replace(hat, compile=part)
                 contenders.append(_compiled(hat_training(again, state, data), part))
             if "step" in self.parts and len(contenders) > 2:
                 graph = cast(nn.Module, torch.compile(deepcopy(module)))
@@ -218,7 +218,7 @@ class Seeds:
                 replicas = [hat.begin(hat.init(seed, fresh=True), 0) for seed in range(self.replicas)]
                 contenders = [one_by_one(hat, replicas, data), batched(hat, replicas, data)]
                 for part in self.parts if compiled and pair.compiles else ():
-                    again = hat._replace(compiler=Compiler(part))
+                    again = replace(hat, compile=part)
                     contenders.append(_compiled(one_by_one(again, replicas, data), part))
                     contenders.append(_compiled(batched(again, replicas, data), part))
                 targets = _also_compiled(self.targets, self.parts)

@@ -139,7 +139,7 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
             yield Step(rows[-1], epoch, step, steps, loss, penalty, scale, float(np.mean(right)))
     for row, parts in zip(rows, zip(*data, strict=True), strict=True):
         states = [_closing(run, i, state, row, parts[i]) for i, state in enumerate(run.states)]
-        run.state = learner.consolidate(states[0] if len(states) == 1 else stack(states), row)
+        run.state = learner.consolidate(states[0] if len(states) == 1 else stack(states), row, [])
 
 
 def _epoch(

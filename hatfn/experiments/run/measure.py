@@ -15,7 +15,7 @@ from hatfn.evaluation.usage import free_weights, memory, usage
 from hatfn.experiments.run.progress import Run
 from hatfn.experiments.run.result import Closing, Learned
 from hatfn.experiments.streams import Part
-from hatfn.lifecycle.consolidate import readiness
+from hatfn.lifecycle.consolidate import readiness, settle
 from hatfn.numerics.seeds import mixed
 from hatfn.state import HATState
 
@@ -40,12 +40,12 @@ def _closing(run: Run, index: int, state: HATState, task: int, data: Part) -> HA
     hat = run.hat
     whole = representative(data, run.config.batch_size, mixed(run.seeds[index], task))
     batches = [(run.prepare(x), y.to(run.config.device)) for x, y in run.ranks.share(whole)]
-    kept, seen, taken = state, readiness(hat, state, batches, task), False
-    if state.task_buffers and run.config.recalibrate != "never":
-        new = hat.recalibrate(state, [x for x, _ in batches], task)
-        then = readiness(hat, new, batches, task)
-        if run.config.recalibrate == "always" or then.binary < seen.binary:
-            kept, seen, taken = new, then, True
+    if run.config.recalibrate == "measured":
+        kept, seen, taken = settle(hat, state, batches, task)
+    else:
+        taken = bool(state.task_buffers) and run.config.recalibrate == "always"
+        kept = hat.recalibrate(state, batches, task) if taken else state
+        seen = readiness(hat, kept, batches, task)
     undecided = sum(int(units.sum()) for units in seen.undecided.values())
     run.results[index].closings.append(Closing(undecided, seen.gap.item(), taken))
     return kept
