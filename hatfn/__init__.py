@@ -1,89 +1,27 @@
 """hatfn: continual learning with hard attention to the task, in the functional style."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from hatfn import testing
-from hatfn.build import build
-from hatfn.checks.capacity import HATWarning
-from hatfn.engine import ranks
-from hatfn.engine.torch_optim import from_torch
-from hatfn.evaluation import metrics
-from hatfn.evaluation.evaluate import Evaluation, evaluate
-from hatfn.evaluation.task_inference import classify, infer_task, infer_task_by_gradient
-from hatfn.evaluation.usage import memory, overlap, usage
-from hatfn.learner import HAT
-from hatfn.lifecycle.consolidate import Readiness, readiness
-from hatfn.lifecycle.forget import Forgotten
-from hatfn.lifecycle.grow import grow
-from hatfn.lifecycle.similarity import similarity
-from hatfn.method import protection, schedule
-from hatfn.method.gates import gate, hard_gate
-from hatfn.method.sparsity import sparsity
-from hatfn.method.transforms import clamp_embeddings, compensate, protect
-from hatfn.replicas import Replicas, replica, replicate, stack
-from hatfn.state import HATState
-from hatfn.storage.checkpoint import load, read_meta, save
-from hatfn.storage.container import CheckpointError
-from hatfn.subnet.compact import Subnet
-from hatfn.subnet.export import adopt, export
-from hatfn.tracing import TraceError, trace
-from hatfn.tracing.manual import manual_wiring
-from hatfn.training.types import Info
-from hatfn.wiring import Wiring
+if TYPE_CHECKING:
+    from hatfn.public import *  # noqa: F403
 
 __version__ = version("hatfn")
 
-__all__ = [
-    # From a module to a learner.
-    "trace",
-    "manual_wiring",
-    "Wiring",
-    "TraceError",
-    "build",
-    "from_torch",
-    "HAT",
-    "HATState",
-    "Info",
-    "HATWarning",
-    # The life of tasks.
-    "Readiness",
-    "readiness",
-    "similarity",
-    "Forgotten",
-    "grow",
-    # Many seeds at once.
-    "Replicas",
-    "replicate",
-    "replica",
-    "stack",
-    # How well it does, and who uses what.
-    "Evaluation",
-    "evaluate",
-    "infer_task",
-    "infer_task_by_gradient",
-    "classify",
-    "usage",
-    "overlap",
-    "memory",
-    # Files, and modules without hatfn.
-    "save",
-    "load",
-    "read_meta",
-    "CheckpointError",
-    "Subnet",
-    "export",
-    "adopt",
-    # The method's own functions.
-    "gate",
-    "hard_gate",
-    "sparsity",
-    "protect",
-    "compensate",
-    "clamp_embeddings",
-    # Namespaces.
-    "schedule",
-    "metrics",
-    "protection",
-    "ranks",
-    "testing",
-]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """A public name, imported when it is first asked for: the command line need not wait for it."""
+        public = import_module("hatfn.public")
+        if hasattr(public, name):
+            return getattr(public, name)
+        try:
+            return import_module(f"hatfn.{name}")
+        except ModuleNotFoundError:
+            raise AttributeError(f"module 'hatfn' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module("hatfn.public").__all__})

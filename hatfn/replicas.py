@@ -133,9 +133,11 @@ def replica(states: HATState, index: int) -> HATState:
 class Replicas(NamedTuple):
     """A learner's functions for S states at once.
 
-    What they take and give is described at the method of that name, with an axis S in front of states,
-    of what is reported and, unless ``shared``, of batches: S batches of B samples, x (S, B, ...) and
-    y (S, B). Each replica draws its own dropout masks. A scale may be (S,), one for each.
+    What they take and give is described at the method of that name, with an axis S in front of states
+    and of what is reported. Batches are the same for all replicas, x (B, ...) and y (B,), or one for
+    each, x (S, B, ...) and y (S, B): the number of axes of x tells. ``shared`` True or False says which
+    is meant, and refuses the other. Each replica draws its own dropout masks. A scale may be (S,), one
+    for each.
 
     Attributes:
         hat: the learner.
@@ -181,9 +183,9 @@ class Replicas(NamedTuple):
         batch: tuple[Tensor, Tensor],
         task: int | Sequence[int],
         scale: float | Tensor | None,
-        shared: bool = False,
+        shared: bool | None = None,
     ) -> tuple[HATState, Info]:
-        """:meth:`hatfn.HAT.update` of every replica; ``shared``: on the same batch (B, ...).
+        """:meth:`hatfn.HAT.update` of every replica, on its own batch (S, B, ...) or the same (B, ...).
 
         ``info.ok`` is (S,): a replica whose step is refused stays as it was, the others go on.
         """
@@ -196,8 +198,8 @@ class Replicas(NamedTuple):
             )
         check_checkpointing("update", hat.network.recomputes)
         check_active("update", first, rows, together=True)
-        if not shared:
-            check_axis("update", check_pair("update", batch)[0], len(states.learned))
+        x, _ = check_pair("update", batch)
+        shared = self._is_shared("update", states, x, shared, axes=int(is_several(task)))
         batches = check_batches(batch, task, rows, hat.classes, hat.wiring, lead=0 if shared else 1)
         check_scales("update", scale, states.hyper["s_max"])
         with batchable(states.learned.device):
@@ -209,16 +211,21 @@ class Replicas(NamedTuple):
         states: HATState,
         batches: Iterable[tuple[Tensor, Any] | Tensor],
         task: int,
-        shared: bool = False,
+        shared: bool | None = None,
     ) -> HATState:
-        """:meth:`hatfn.HAT.recalibrate` of every replica; each batch (S, B, ...), or shared."""
+        """:meth:`hatfn.HAT.recalibrate` of every replica; on batches (S, B, ...) or (B, ...)."""
         hat, first = self.hat, self._checked("recalibrate", states)
         row = check_task("recalibrate", task, hat.tasks)
         check_active("recalibrate", first, [row])
+        check_list("recalibrate", "batches", batches, "a list of batches [(x, y)], or of inputs [x]")
+        batches = list(batches)
+        if batches:
+            first_x = batches[0][0] if isinstance(batches[0], tuple | list) else batches[0]
+            shared = self._is_shared("recalibrate", states, first_x, shared)
         lead = 0 if shared else 1
         inputs = list(check_inputs("recalibrate", batches, hat.wiring, lead, len(states.learned)))
         new: HATState = _each(
-            lambda state, xs: recalibrate(hat, state, xs, row), states, inputs, shared=shared
+            lambda state, xs: recalibrate(hat, state, xs, row), states, inputs, shared=bool(shared)
         )
         return new
 
@@ -249,15 +256,16 @@ class Replicas(NamedTuple):
         x: Tensor,
         task: int,
         scale: float | Tensor | None = None,
-        shared: bool = True,
+        shared: bool | None = None,
     ) -> Output:
-        """:meth:`hatfn.HAT.forward` of every replica, (S, B, classes); ``shared``: of the same x."""
+        """:meth:`hatfn.HAT.forward` of every replica, (S, B, classes)."""
         hat, first = self.hat, self._checked("forward", states)
         row = check_task("forward", task, hat.tasks)
         if scale is None:
             check_learned("forward", first, [row])
         check_scales("forward", scale, states.hyper["s_max"])
-        self._check_inputs("forward", states, x, shared)
+        shared = self._is_shared("forward", states, x, shared)
+        check_input("forward", x, hat.wiring, lead=0 if shared else 1)
 
         def one(state: HATState, x: Tensor, scale: Scale) -> Output:
             return forward(hat.network, state, x, row, hat.gates_of(state, row, scale))
@@ -272,12 +280,13 @@ class Replicas(NamedTuple):
         x: Tensor,
         tasks: Sequence[int] | None = None,
         chunk_size: int | None = None,
-        shared: bool = True,
+        shared: bool | None = None,
     ) -> Output:
-        """:meth:`hatfn.HAT.predict` of every replica, (S, T, B, C); ``shared``: of the same x."""
+        """:meth:`hatfn.HAT.predict` of every replica, (S, T, B, C)."""
         network = self.hat.network
         rows = check_chosen("predict", self._checked("predict", states), tasks, self.hat.tasks)
-        self._check_inputs("predict", states, x, shared)
+        shared = self._is_shared("predict", states, x, shared)
+        check_input("predict", x, self.hat.wiring, lead=0 if shared else 1)
         if chunk_size is not None:
             check_count("predict", "chunk_size", chunk_size)
         return _each(
@@ -292,10 +301,24 @@ class Replicas(NamedTuple):
         check_state(where, first, self.hat.wiring, self.hat.tasks)
         return first
 
-    def _check_inputs(self, where: str, states: HATState, x: Any, shared: bool) -> None:
+    def _is_shared(
+        self, where: str, states: HATState, x: Any, shared: bool | None, axes: int = 0
+    ) -> bool:
+        """Whether all replicas see the same samples; None: as the number of x's axes says.
+
+        Args:
+            where: the method that was called.
+            states: stacked.
+            x: anything.
+            shared: as the caller said it.
+            axes: number of axes of x between those of replicas and samples.
+        """
+        one = len(self.hat.wiring.input_shape) + 1 + axes
+        if shared is None:
+            shared = isinstance(x, Tensor) and x.dim() == one
         if not shared:
             check_axis(where, x, len(states.learned))
-        check_input(where, x, self.hat.wiring, lead=0 if shared else 1)
+        return shared
 
 
 def _each(function: Callable[..., Any], states: HATState, *rest: Any, shared: bool = False) -> Any:

@@ -11,8 +11,9 @@ from torch import Tensor
 from hatfn.engine.compiled import Graphs, Part
 from hatfn.engine.optimizer import PureOptimizer
 from hatfn.engine.ranks import Ranks
-from hatfn.method.gates import Init, flush, gate, hard_gate
+from hatfn.method.gates import flush, gate, hard_gate
 from hatfn.method.masks import binary_gates
+from hatfn.method.names import Init
 from hatfn.method.protection import Lock, Locked
 from hatfn.network.network import Network, Output
 from hatfn.numerics.trees import over_groups, take

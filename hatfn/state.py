@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import optree
 from torch import Tensor
 
+from hatfn.numerics.concrete import is_concrete
 from hatfn.numerics.trees import Tree, take_rows
 
 
@@ -46,6 +48,23 @@ class HATState(NamedTuple):
     seed: Tensor
     fresh: Tensor
     opt_state: Tree
+
+    def __repr__(self) -> str:
+        """One line: tasks, which are learned and open, bytes."""
+        if not is_concrete(self.learned):
+            return f"HATState(inside a transform, learned {tuple(self.learned.shape)})"
+        *replicas, tasks = self.learned.shape
+        many = f"{replicas[0]} replicas of " if replicas else ""
+        learned, opened = (
+            flags.reshape(-1, tasks).any(0).nonzero().flatten().tolist()
+            for flags in (self.learned, self.active)
+        )
+        leaves: list[Tensor] = optree.tree_leaves(self)  # type: ignore[arg-type]
+        size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+        return (
+            f"HATState({many}{tasks} tasks, learned {learned}, open {opened}, {size / 1e6:.1f} MB on "
+            f"{self.learned.device})"
+        )
 
 
 class Trainable(NamedTuple):

@@ -35,6 +35,11 @@ class Units:
     index: Tensor
     group: str | None = None
 
+    def __repr__(self) -> str:
+        """One line."""
+        where = "several groups" if self.group is None else f"group {self.group!r}"
+        return f"Units({tuple(self.index.shape)} of {where})"
+
     def to(self, device: torch.device | str) -> Units:
         """The same units with their index on ``device``."""
         return replace(self, index=self.index.to(device))
@@ -176,6 +181,14 @@ class Wiring:
         # A mapping proxy neither copies nor pickles; a dict does.
         values = (getattr(self, entry.name) for entry in fields(self))
         return Wiring, tuple(dict(v) if isinstance(v, Mapping) else v for v in values)
+
+    def __repr__(self) -> str:
+        """One line: groups, units, the share of the parameters that tasks share, heads."""
+        heads = ", ".join(head.weight for head in self.heads) or "none"
+        return (
+            f"Wiring({len(self.groups)} groups of {sum(self.groups.values())} units, "
+            f"{self.measures.shared:.1%} of the parameters shared, heads: {heads})"
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Wiring) and self.fingerprint == other.fingerprint

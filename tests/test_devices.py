@@ -38,7 +38,7 @@ def test_no_leaf_leaves_the_device(
     wiring = hatfn.trace(make(), torch.zeros(1, *shape), head="head", input_gate=True)
     assert set(wiring.outputs) == (set() if make is ConvNet else {"embed", "qkv", "proj", "fc1", "fc2"})
     assert len(wiring.ends.of_layers) == (3 if make is ConvNet else 6)
-    pair, build = torchopt.adam(1e-3), import_module("hatfn.build")
+    pair, build = torchopt.adam(1e-3), import_module("hatfn.builder")
     monkeypatch.setattr(torch.func, "grad", pretend)
     monkeypatch.setattr(
         build,

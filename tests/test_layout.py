@@ -13,7 +13,7 @@ PACKAGE = ROOT / "hatfn"
 STOREYS = (
     ("experiments",),
     ("testing",),
-    ("storage", "build", "replicas"),
+    ("storage", "builder", "replicas"),
     ("learner",),
     ("subnet", "evaluation", "lifecycle", "training"),
     ("tracing", "spec"),
@@ -25,7 +25,7 @@ STOREYS = (
 )
 """Packages and modules from the top down: one imports from its own storey and from those below."""
 
-FRONT = {"hatfn", "hatfn.__main__"}
+FRONT = {"hatfn", "hatfn.__main__", "hatfn.public"}
 """What users import and what ``python -m hatfn`` runs: they stand outside and see everything."""
 
 EXCEPTIONS: set[tuple[str, str]] = set()

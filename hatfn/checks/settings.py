@@ -147,10 +147,10 @@ def check_each(name: str, value: Any, tasks: int) -> tuple[float, ...]:
     return values
 
 
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: Any, choices: Sequence[str | None], where: str = "build") -> None:
     """One of a few words."""
     if value not in choices:
-        raise ValueError(f"build: {name}={value!r}. Expected one of {', '.join(map(repr, choices))}.")
+        raise ValueError(f"{where}: {name}={value!r}. Expected one of {', '.join(map(repr, choices))}.")
 
 
 def check_more(classes: Any, num_tasks: int | None, known: Sequence[int] | None, wiring: Wiring) -> int:

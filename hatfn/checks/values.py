@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from hatfn.numerics.concrete import integer, read
+
+
+def shortened(items: Sequence[object], most: int = 8) -> str:
+    """The items as a list that is cut behind the first few."""
+    shown = ", ".join(map(str, items[:most]))
+    return f"[{shown}, ... {len(items)} in all]" if len(items) > most else f"[{shown}]"
 
 
 def check_kind(where: str, name: str, value: Any, kind: Any, right: str) -> None:

@@ -120,13 +120,20 @@ def advanced(optimizer: Optimizer, gradients: Any, opt_state: Any, params: Any) 
 
 def check_optimizer(optimizer: Any) -> PureOptimizer:
     """The pair, shown to be pure by a small example."""
-    right = (
-        "Expected an optax-style pair of functions (init, update), such as torchopt.adam(1e-3); not "
-        "torch.optim.Adam(...) or torchopt.Adam(...), which change parameters in place"
-    )
     init, update = getattr(optimizer, "init", None), getattr(optimizer, "update", None)
     if not (callable(init) and callable(update)):
-        raise TypeError(f"build: optimizer is a {type(optimizer).__name__}. {right}.")
+        kind = optimizer if isinstance(optimizer, type) else type(optimizer)
+        torchs = issubclass(kind, torch.optim.Optimizer)
+        written = (
+            f"hatfn.from_torch(torch.optim.{kind.__name__}, lr=1e-3)"
+            if torchs
+            else "torchopt.adam(1e-3)"
+        )
+        raise TypeError(
+            f"build: optimizer is {'the class' if kind is optimizer else 'a'} {kind.__name__}. "
+            f"Expected a pair of pure functions (init, update), not one that changes parameters in "
+            f"place: {written}."
+        )
     if "inplace" in inspect.signature(update).parameters:
         update = partial(update, inplace=False)
     params, gradients = {"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([0.5, 0.25])}

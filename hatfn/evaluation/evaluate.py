@@ -10,19 +10,22 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from hatfn.checks.calls import check_batch, check_input, check_owned
-from hatfn.checks.values import check_count
+from hatfn.checks.calls import check_batch, check_input, check_state
+from hatfn.checks.values import check_count, check_learner
 from hatfn.evaluation.task_inference import Method, check_logits, classify, infer_task
 from hatfn.network.outputs import predict
+from hatfn.numerics.trees import unstack
 from hatfn.spec import Spec
 from hatfn.state import HATState
 
-Row = Float64[np.ndarray, " T"]
+Row = Float64[np.ndarray, "*S T"]
 """A share of each task's samples, in [0, 1]; NaN where the task is not learned."""
 
 
 class Evaluation(NamedTuple):
     """A row of the accuracy matrix, under both protocols.
+
+    Of S stacked states each is (S, T).
 
     Attributes:
         task_incremental: (T,), whose class is right, the task given.
@@ -49,7 +52,7 @@ def evaluate(
 
     Args:
         hat: the learner.
-        state: any state.
+        state: any state, or stacked ones, which have learned the same tasks.
         loaders: for each task in order its batches: x (B, ...), and y (B,) int64, counted within the
             task. Those of tasks that are not learned are not read. Of processes that train together,
             each one's share: counts are summed.
@@ -69,24 +72,24 @@ def evaluate(
         >>> evaluate(hat, state, [[(x, y)], [(x, y)]]).task_incremental
         array([ 1., nan])
     """
-    check_owned("evaluate", hat, state)
+    check_learner("evaluate", hat)
+    stacked = isinstance(state, HATState) and state.learned.dim() == 2
+    states = unstack(state, len(state.learned)) if stacked else [state]
+    for one in states:
+        check_state("evaluate", one, hat.wiring, hat.tasks)
     _check_loaders(loaders, hat.tasks)
     if chunk_size is not None:
         check_count("evaluate", "chunk_size", chunk_size)
-    learned = state.learned.nonzero().flatten().tolist()
-    shares = np.full((3, hat.tasks), np.nan)
+    learned = states[0].learned.nonzero().flatten().tolist()
+    shares, device = np.full((3, len(states), hat.tasks), np.nan), states[0].learned.device
     for row, task in enumerate(learned):
-        hits, count = torch.zeros(3, dtype=torch.int64, device=state.learned.device), 0
+        hits, count = torch.zeros(3, len(states), dtype=torch.int64, device=device), 0
         for batch in loaders[task]:
             x, y = _check_labelled(batch, task, hat)
-            x, y = x.to(state.learned.device), y.to(state.learned.device)
+            x, y = x.to(device), y.to(device)
             check_input("evaluate", x, hat.wiring)
-            logits = predict(hat.network, state, x, learned, chunk_size)
-            check_logits("evaluate", logits)
-            rows = infer_task(logits, method)
-            own, found = classify(logits, torch.full_like(rows, row)) == y, rows == row
-            # Where the right task was inferred, the class is the one that its own row gives.
-            hits = hits + torch.stack([own, own & found, found]).sum(1)
+            seen = [_hits(hat, one, x, y, learned, row, method, chunk_size) for one in states]
+            hits = hits + torch.stack(seen, 1)
             count += len(y)
         hits, count = hat.ranks.total((hits, torch.tensor(count, device=hits.device)))
         if not count:
@@ -94,8 +97,27 @@ def evaluate(
                 f"evaluate: loader {task} gave no batch. Expected at least one: a list of batches, or "
                 f"a DataLoader; a generator can be read only once."
             )
-        shares[:, task] = hits.cpu().numpy() / int(count)
-    return Evaluation(*shares)
+        shares[..., task] = hits.cpu().numpy() / int(count)
+    return Evaluation(*(shares if stacked else shares[:, 0]))
+
+
+def _hits(
+    hat: Spec,
+    state: HATState,
+    x: Tensor,
+    y: Tensor,
+    learned: Sequence[int],
+    row: int,
+    method: Method,
+    chunk_size: int | None,
+) -> Tensor:
+    """(3,) int64, of a task's samples how many are right by each row of :class:`Evaluation`."""
+    logits = predict(hat.network, state, x, learned, chunk_size)
+    check_logits("evaluate", logits)
+    rows = infer_task(logits, method)
+    own, found = classify(logits, torch.full_like(rows, row)) == y, rows == row
+    # Where the right task was inferred, the class is the one that its own row gives.
+    return torch.stack([own, own & found, found]).sum(1)
 
 
 def _check_loaders(loaders: Any, tasks: int) -> None:

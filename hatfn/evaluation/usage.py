@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import optree
 import pandas as pd
 
 from hatfn.checks.calls import check_state
 from hatfn.checks.values import check_kind
 from hatfn.method.protection import exact_protection
+from hatfn.numerics.trees import unstack
 from hatfn.state import HATState
 from hatfn.wiring import Wiring
 
@@ -16,14 +20,16 @@ def usage(state: HATState, wiring: Wiring) -> pd.DataFrame:
     """How much of each group each learned task uses, and how much is free.
 
     Args:
-        state: any state.
+        state: any state, or stacked ones.
         wiring: of the learner.
 
     Returns:
-        A row per group: a column per learned task with the share of its units that are on, "free" the
-        share that no learned task uses, and "units", their number.
+        A row per group, or per (replica, group): a column per learned task with the share of its units
+        that are on, "free" the share that no learned task uses, and "units", their number.
     """
-    _check_owned("usage", state, wiring)
+    states = _checked("usage", state, wiring)
+    if isinstance(states, list):
+        return pd.concat({i: usage(one, wiring) for i, one in enumerate(states)}, names=["replica"])
     tasks = state.learned.nonzero().flatten().tolist()
     rows = {}
     for group, units in wiring.groups.items():
@@ -38,12 +44,13 @@ def overlap(state: HATState, wiring: Wiring) -> pd.DataFrame:
     """How many units of each group two learned tasks have in common: what later ones reuse.
 
     Args:
-        state: any state.
+        state: any state, or stacked ones.
         wiring: of the learner.
 
     Returns:
-        A row for each (group, task), a column for each task, in units; where a task meets itself: all
-        units that it uses. ``overlap(...).groupby("task").sum()`` is over all groups.
+        A row for each (group, task), or (replica, group, task), a column for each task, in units; where
+        a task meets itself: all units that it uses. ``overlap(...).groupby("task").sum()`` is over all
+        groups.
 
     Example:
         >>> import hatfn, torch, torchopt
@@ -54,7 +61,9 @@ def overlap(state: HATState, wiring: Wiring) -> pd.DataFrame:
         >>> overlap(hat.consolidate(hat.consolidate(hat.init(0), 0), 1), wiring).shape
         (2, 2)
     """
-    _check_owned("overlap", state, wiring)
+    states = _checked("overlap", state, wiring)
+    if isinstance(states, list):
+        return pd.concat({i: overlap(one, wiring) for i, one in enumerate(states)}, names=["replica"])
     tasks = state.learned.nonzero().flatten().tolist()
     rows: list[list[int]] = []
     for group in wiring.groups:
@@ -91,14 +100,28 @@ _PARTS = (
 )  # fmt: skip
 
 
-def free_weights(state: HATState, wiring: Wiring) -> float:
-    """The share of shared weight entries that no learned task depends on, in [0, 1]."""
-    _check_owned("free_weights", state, wiring)
-    held = exact_protection(wiring, state.masks, state.learned)
-    total = sum(entries.numel() for entries in held.values())
-    return 1 - sum(int(entries.sum()) for entries in held.values()) / max(total, 1)
+def free_weights(state: HATState, wiring: Wiring) -> Any:
+    """The share of shared weight entries that no learned task depends on, in [0, 1].
+
+    Args:
+        state: any state, or stacked ones.
+        wiring: of the learner.
+
+    Returns:
+        A float; of stacked states an array (S,).
+    """
+    states = _checked("free_weights", state, wiring)
+    if isinstance(states, list):
+        return np.array([free_weights(one, wiring) for one in states])
+    protected = exact_protection(wiring, state.masks, state.learned)
+    total = sum(entries.numel() for entries in protected.values())
+    return 1 - sum(int(entries.sum()) for entries in protected.values()) / max(total, 1)
 
 
-def _check_owned(where: str, state: HATState, wiring: Wiring) -> None:
+def _checked(where: str, state: HATState, wiring: Wiring) -> HATState | list[HATState]:
+    """A state of the wiring's learner; stacked ones one by one."""
     check_kind(where, "wiring", wiring, Wiring, "that of the learner: hat.wiring")
+    if isinstance(state, HATState) and state.learned.dim() == 2:
+        return unstack(state, len(state.learned))
     check_state(where, state, wiring)
+    return state

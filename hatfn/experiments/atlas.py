@@ -10,35 +10,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
-import tyro
 from torch import Tensor, nn
 
 from hatfn.experiments.markdown import grid
 from hatfn.testing import verify_wiring
 from hatfn.tracing import trace
 from hatfn.wiring import Measures, Wiring
-
-
-@dataclass(frozen=True)
-class TraceConfig:
-    """Find the wiring of a timm model, and show how good it is."""
-
-    model: tyro.conf.Positional[str | None] = None
-    """The name of any timm model."""
-    all: bool = False
-    """Instead of one model, the smallest of every family of timm."""
-    verify: bool = False
-    """Prove the wiring by perturbation as well."""
-    side: int | None = None
-    """Pixels per side of the image; None: the smallest common size that the model takes."""
-    out: Path | None = None
-    """Where --all writes its table, in Markdown."""
-
 
 if sys.platform != "win32":
     import resource

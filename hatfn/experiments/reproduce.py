@@ -7,11 +7,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,44 +18,11 @@ from matplotlib.figure import Figure
 
 from hatfn.checks.capacity import HATWarning
 from hatfn.evaluation.metrics import forgetting_ratio, forward_transfer
+from hatfn.experiments.config import ReproduceConfig, StreamName
 from hatfn.experiments.markdown import grid
 from hatfn.experiments.run.config import RunConfig
 from hatfn.experiments.run.loop import learn, start
 from hatfn.experiments.run.result import Result
-from hatfn.experiments.streams import StreamName
-
-ChapterName = Literal[
-    "continual",
-    "baselines",
-    "sensitivity",
-    "compression",
-    "initialisation",
-    "importance",
-    "compensation",
-]
-
-
-@dataclass(frozen=True)
-class ReproduceConfig:
-    """Make the page of results anew: tables of the papers, as far as this machine can run them."""
-
-    only: tuple[ChapterName, ...] = ()
-    """The chapters to make; none: all of them."""
-    quick: bool = False
-    """Tiny settings that show that everything runs, and nothing else."""
-    processes: int = 2
-    """How many runs to train side by side, each with one thread."""
-    examples: Path = Path("examples")
-    """The folder of hatfn's example scripts, some of which are chapters."""
-    out: Path | None = None
-    """Where to write the page; figures go beside it. None: examples/results.md, in the quick form
-    runs/quick/results.md. Of a page that is there, only the chapters that are made are replaced."""
-
-    @property
-    def page(self) -> Path:
-        """Where the page goes."""
-        return self.out or Path("runs/quick/results.md" if self.quick else "examples/results.md")
-
 
 Runs = Mapping[str, list[Result]]
 """What each method measured, of each seed."""

@@ -38,6 +38,14 @@ class Readiness(NamedTuple):
     soft: Tensor
     binary: Tensor
 
+    def __repr__(self) -> str:
+        """One line: undecided units, and the loss as trained and as served."""
+        undecided = sum(int(units.sum()) for units in self.undecided.values())
+        return (
+            f"Readiness({undecided} units undecided, loss {float(self.soft):.4f} under soft gates, "
+            f"{float(self.binary):.4f} as served)"
+        )
+
     @property
     def gap(self) -> Tensor:
         """(), ``binary - soft``: what serving costs; about 0 for a task that is ready."""

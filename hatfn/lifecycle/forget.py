@@ -33,6 +33,11 @@ class Forgotten(NamedTuple):
     params: dict[str, Tensor]
     counts: pd.DataFrame
 
+    def __repr__(self) -> str:
+        """One line: the tasks, and how many weights are given back."""
+        given = int(self.counts["forgotten"].sum())
+        return f"Forgotten(tasks {[*self.tasks]}, {given} shared weights given back)"
+
 
 def forget(
     spec: Spec, state: HATState, asked: Sequence[int], kept: Sequence[int] | None, dry_run: bool

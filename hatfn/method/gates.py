@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hatfn.checks.values import check_real
-
-Init = Literal["normal", "dense", "sparse"]
+from hatfn.method.names import Init
 
 
 def gate(

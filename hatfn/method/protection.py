@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from hatfn.method.names import LockName
 from hatfn.numerics.concrete import read
 from hatfn.wiring import ParamWiring, Units, Wiring
 
@@ -144,7 +145,6 @@ def magnitude(share: float = 0.5) -> Lock:
     return Lock(rule)
 
 
-LockName = Literal["exact", "paper", "adaptive", "magnitude"]
 LOCKS: Mapping[LockName, Callable[[], Lock]] = {
     "exact": exact, "paper": paper, "adaptive": adaptive, "magnitude": magnitude,
 }  # fmt: skip

@@ -173,9 +173,10 @@ def _explained(x: Tensor, wiring: Wiring) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError) as error:
         alone = len(x) == 1 and isinstance(error, ValueError)  # which batch norms say
+        cast = " Write x.float()." if x.dtype == torch.float64 and "dtype" in str(error) else ""
         shape = f"(B, {', '.join(map(str, wiring.input_shape))})"
         raise ValueError(
             f"the module failed on x of shape {tuple(x.shape)} and {x.dtype}. Expected "
-            f"{shape}, as it was traced{', and of more than one sample' * alone}. It said: "
-            f"{error}"
+            f"{shape}, as it was traced{', and of more than one sample' * alone}.{cast} It "
+            f"said: {error}"
         ) from error

@@ -21,6 +21,11 @@ def tree_map(function: Callable[..., Tensor], *trees: Tree) -> Any:
     return optree.tree_map(function, *trees)
 
 
+def unstack(tree: Tree, count: int) -> list[Any]:
+    """The trees that were stacked to one whose leaves lead with an axis over them."""
+    return [tree_map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
+
+
 def take(tree: dict[str, Tensor], task: int) -> dict[str, Tensor]:
     """The slice of one task out of a tree whose leaves lead with T."""
     return {name: leaf[task] for name, leaf in tree.items()}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import optree
+import torch
 from torch import Tensor
 
 from hatfn.checks.calls import check_state
-from hatfn.checks.capacity import HATWarning
+from hatfn.checks.capacity import warn
+from hatfn.checks.settings import check_choice
 from hatfn.checks.values import check_kind
 from hatfn.engine.optimizer import possible_moments
 from hatfn.learner import HAT
@@ -68,12 +69,16 @@ def save(
     write(Path(path), flatten(kept), header)
 
 
-def load(path: str | Path, hat: HAT | Wiring) -> HATState:
+def load(
+    path: str | Path, hat: HAT | Wiring, hyper: Literal["file", "learner"] | None = None
+) -> HATState:
     """Read a state that was saved for this learner.
 
     Args:
         path: of the file.
         hat: the learner that will use it; its wiring alone will do where there is none.
+        hyper: whose settings the state has (s_max, sparsity, quota, compensation, the factor lr): those
+            of the "file" or of the "learner". None: those of the file, and a warning if they differ.
 
     Returns:
         The state, on the device of the learner's module; with a wiring alone on the CPU, and without
@@ -86,9 +91,11 @@ def load(path: str | Path, hat: HAT | Wiring) -> HATState:
             which can be told where PyTorch's version and the shape of the traced input are the same.
 
     Warns:
-        HATWarning: the file holds no moments of the learner's optimiser, so that they start anew.
+        HATWarning: the file holds no optimizer state of the learner's optimiser, so that it starts
+            anew; its settings differ from the learner's, and ``hyper`` does not choose.
     """
     check_kind("load", "path", path, str | PathLike, "the path of a file")
+    check_choice("hyper", hyper, ("file", "learner", None), "load")
     path = Path(path)
     expected = owner("state", hat, "load")
     header, leaves = read(path)
@@ -96,8 +103,25 @@ def load(path: str | Path, hat: HAT | Wiring) -> HATState:
     moments = {name: leaves.pop(name) for name in [*leaves] if name.startswith("opt_state")}
     if not isinstance(hat, HAT):
         return _of_wiring(path, _assembled(path, leaves), hat)
-    state = restored(path, leaves, hat.init(0)._replace(opt_state=()))
+    fresh = hat.init(0)
+    state = restored(path, leaves, fresh._replace(opt_state=()))
+    if hyper == "learner":
+        state = state._replace(hyper=fresh.hyper)
+    elif hyper is None:
+        _warn_of_settings(path, state, fresh)
     return state._replace(opt_state=_moments(path, moments, hat, state))
+
+
+def _warn_of_settings(path: Path, state: HATState, fresh: HATState) -> None:
+    """Warn of the first setting that a file and the learner have otherwise."""
+    for name, value in fresh.hyper.items():
+        if not torch.equal(state.hyper[name], value):
+            warn(
+                f"load: {path} was saved with {name}={state.hyper[name].tolist()}, the learner has "
+                f"{value.tolist()}. The state keeps what it was saved with: write load(..., "
+                f'hyper="file") if that is meant, or hyper="learner".'
+            )
+            return
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
@@ -210,11 +234,9 @@ def _moments(path: Path, moments: Mapping[str, Tensor], hat: HAT, state: HATStat
     misfits = []
     for fresh in possible_moments(hat.optimizer, state):
         if moments.keys() != (expected := _named_moments(fresh)).keys():
-            warnings.warn(
+            warn(
                 f"load: {path} holds no moments of this optimiser, so that they start anew. Build the "
-                f"learner with the optimiser that the state was saved under to keep them.",
-                HATWarning,
-                stacklevel=3,
+                f"learner with the optimiser that the state was saved under to keep them."
             )
             return fresh
         if not (misfit := _misfit(moments, expected)):

@@ -58,6 +58,11 @@ class Subnet(NamedTuple):
     network: Network
     seen: Tensor | None
 
+    def __repr__(self) -> str:
+        """One line: the numbers before and after, and what became of the groups."""
+        became = ", ".join(f"{n} {how}" for how, n in self.report["became"].value_counts().items())
+        return f"Subnet({self.sizes[1]} of {self.sizes[0]} numbers; groups: {became or 'none'})"
+
     def __call__(self, x: Tensor) -> Output:
         """The task's output in eval mode.
 

@@ -13,7 +13,7 @@ import torch
 import torchopt
 from torch import Tensor, nn
 
-from hatfn.build import build
+from hatfn.builder import build
 from hatfn.checks.capacity import HATWarning
 from hatfn.engine.optimizer import Optimizer
 from hatfn.learner import HAT

@@ -33,6 +33,8 @@ def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
             program = functional(torch.export.export(private, (x,), strict=False))
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if cast := how_to_cast(module, x):
+            raise TraceError(f"trace: {cast} PyTorch said: {reason}") from error
         raise TraceError(
             f"trace: torch.export cannot read {type(module).__name__} at an input of shape "
             f"{tuple(x.shape)}. It stops at {_line_of(error)} {reason} Two ways out: let that line do "
@@ -46,6 +48,16 @@ def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
             f"Expected one that only reads its parameters (an embedding without max_norm, say)."
         )
     return program
+
+
+def how_to_cast(module: nn.Module, x: Tensor) -> str:
+    """What to write if a module fails because its weights are of another type than its input."""
+    kinds = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    if not x.is_floating_point() or len(kinds) != 1 or x.dtype in kinds:
+        return ""
+    (kind,) = kinds
+    name = {torch.float32: "x.float()", torch.float64: "x.double()"}.get(kind, f"x.to({kind})")
+    return f"x is {x.dtype}, and the weights of {type(module).__name__} are {kind}. Write {name}."
 
 
 def _line_of(error: BaseException) -> str:

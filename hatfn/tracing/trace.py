@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hatfn.network.copies import first_names
 from hatfn.tracing.digest import read_computed
-from hatfn.tracing.graph import TraceError, _export
+from hatfn.tracing.graph import TraceError, _export, how_to_cast
 from hatfn.tracing.inspect import changed_buffers, find_heads, remembers
 from hatfn.tracing.interpret import interpret
 from hatfn.tracing.layers import find_layers
@@ -69,7 +69,7 @@ def trace(
     except Exception as error:
         raise TraceError(
             f"trace: {type(module).__name__} fails in train mode at an input of shape "
-            f"{tuple(x.shape)}: {error}"
+            f"{tuple(x.shape)}: {error} {how_to_cast(module, x)}".rstrip()
         ) from error
     program = _export(module, x)
     shapes = {name: param.shape for name, param in module.named_parameters()}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from hatfn.network.network import Output
+from hatfn.numerics.concrete import read
 from hatfn.state import Trainable
 
 Batches = tuple[tuple[Tensor, Tensor], ...]
@@ -95,6 +96,19 @@ class Info(NamedTuple):
     logits: Output
     grad_norm: Tensor
     ok: Tensor
+
+    def __repr__(self) -> str:
+        """One line, without the logits."""
+        shown = (f"{name} {_shown(getattr(self, name))}" for name in self._fields if name != "logits")
+        return f"Info({', '.join(shown)})"
+
+
+def _shown(value: Tensor) -> str:
+    """The numbers of a small tensor; its shape where there are none to read."""
+    numbers = read(value.float() if value.is_floating_point() else value)
+    if numbers is None:
+        return f"of shape {tuple(value.shape)}"
+    return f"{numbers:.4g}" if isinstance(numbers, float) else str(numbers)
 
 
 def report(applied: Applied, several: bool) -> Info:

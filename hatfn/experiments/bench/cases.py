@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import cycle
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import timm
 import torch
 import torchopt
 from torch import Tensor, nn
 
-from hatfn.build import build
+from hatfn.builder import build
 from hatfn.engine.compiled import Part
 from hatfn.engine.optimizer import Optimizer
 from hatfn.engine.torch_optim import from_torch
@@ -364,6 +364,3 @@ def batched(hat: HAT, states: list[HATState], data: list[tuple[Tensor, Tensor]])
         state, _ = many.update(state, next(batches), 0, SCALE)
 
     return Contender("hatfn.Replicas", step)
-
-
-CaseName = Literal["mlp", "resnet18s", "vit", "seeds"]

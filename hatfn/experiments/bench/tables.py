@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -15,8 +15,9 @@ import torch
 from rich.table import Table
 
 from hatfn.evaluation.usage import memory
-from hatfn.experiments.bench.cases import SCALE, CaseName, Comparison, Target
+from hatfn.experiments.bench.cases import SCALE, Comparison, Target
 from hatfn.experiments.bench.timing import Ratio, paired, peak_memory
+from hatfn.experiments.config import BenchConfig
 from hatfn.experiments.markdown import grid
 
 MIB = 2**20
@@ -262,25 +263,3 @@ def _processor() -> str:
     lines = known.read_text().splitlines() if known.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """Time hatfn against the same modules in plain torch, and tabulate the ratios.
-
-    On a machine that others use as well, --threads 1 is the steadier measure: threads that wait for a
-    busy core stretch every step.
-    """
-
-    rounds: int = 15
-    """How often each comparison runs all of its contenders, in turn."""
-    only: tuple[CaseName, ...] = ()
-    """The models to run; none: all of them."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, ..."""
-    threads: int | None = None
-    """Threads of torch; None: as many as it takes by itself."""
-    compiled: bool = True
-    """Also time steps that PyTorch compiles; wants a C++ compiler, and minutes more."""
-    out: Path | None = None
-    """Where to write the table, in Markdown."""

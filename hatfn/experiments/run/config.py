@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hatfn.experiments.streams import StreamName
-from hatfn.method.gates import Init
-from hatfn.method.protection import LockName
+from hatfn.experiments.config import StreamName
+from hatfn.method.names import Init, LockName
 
 Method = Literal["hat", "finetune", "joint", "isolated", "frozen"]
 

@@ -12,7 +12,7 @@ import torch
 import torchopt
 from torch import Tensor, nn
 
-from hatfn.build import build
+from hatfn.builder import build
 from hatfn.engine.optimizer import Optimizer
 from hatfn.engine.ranks import ALONE, Ranks
 from hatfn.engine.torch_optim import from_torch

@@ -1,6 +1,7 @@
 """Streams of tasks from real data, the same for the same seed."""
 
-from hatfn.experiments.streams.make import StreamName, make_stream
+from hatfn.experiments.config import StreamName
+from hatfn.experiments.streams.make import make_stream
 from hatfn.experiments.streams.parts import Part, Task
 from hatfn.experiments.streams.sources import digits
 

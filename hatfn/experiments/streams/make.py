@@ -4,37 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from sklearn.utils import shuffle
 
+from hatfn.experiments.config import StreamName
 from hatfn.experiments.streams import files, sources
 from hatfn.experiments.streams.parts import Plan, Source, Task, as_tasks
 from hatfn.experiments.streams.sequences import mixture, permuted, rotated, split
 from hatfn.experiments.streams.sprites import sprites
-
-StreamName = Literal[
-    "split-digits",
-    "permuted-digits",
-    "rotated-digits",
-    "split-mnist",
-    "permuted-mnist",
-    "rotated-mnist",
-    "split-fashionmnist",
-    "permuted-fashionmnist",
-    "rotated-fashionmnist",
-    "split-cifar10",
-    "permuted-cifar10",
-    "rotated-cifar10",
-    "split-cifar100",
-    "permuted-cifar100",
-    "rotated-cifar100",
-    "split-mnist1d",
-    "permuted-mnist1d",
-    "split-dsprites",
-    "permuted-dsprites",
-    "mixture",
-]
 
 SEQUENCES: dict[str, Callable[[Source, int | None, int], list[Plan]]] = {
     "split": split,

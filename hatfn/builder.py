@@ -16,9 +16,9 @@ from hatfn.engine.optimizer import Optimizer, check_optimizer
 from hatfn.engine.ranks import ALONE, Ranks
 from hatfn.learner import HAT
 from hatfn.method import sparsity as regularizers
-from hatfn.method.gates import Init
 from hatfn.method.loss import cross_entropy
-from hatfn.method.protection import LOCKS, Lock, LockName
+from hatfn.method.names import Init, LockName
+from hatfn.method.protection import LOCKS, Lock
 from hatfn.network.network import make_network
 from hatfn.wiring import Wiring
 

@@ -1,0 +1,201 @@
+"""What each command does: compute, show, leave the results in files."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import replace
+from functools import partial
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
+
+from hatfn.checks.capacity import HATWarning
+from hatfn.engine.ranks import ALONE, RankLostError, Ranks, RanksDifferError
+from hatfn.experiments import atlas, reproduce
+from hatfn.experiments.bench import tables as bench
+from hatfn.experiments.bench.cases import CASES
+from hatfn.experiments.bench.timing import interleaved
+from hatfn.experiments.config import BenchConfig, ReproduceConfig, TraceConfig
+from hatfn.experiments.run.config import RunConfig
+from hatfn.experiments.run.folder import RunFolder, resumed
+from hatfn.experiments.run.loop import NonFiniteStepError, learn, start
+from hatfn.experiments.run.processes import processes, shares
+from hatfn.experiments.run.progress import Run, Step
+from hatfn.experiments.run.report import show
+from hatfn.experiments.run.result import Result
+from hatfn.tracing import TraceError
+from hatfn.tracing.verify import verify_wiring
+
+MISHAPS = (OSError, torch.OutOfMemoryError, RankLostError)
+"""What stops a run and is the machine's: it may do better next time."""
+
+
+def execute(config: RunConfig | TraceConfig | BenchConfig | ReproduceConfig) -> None:
+    """Do what a command says; what stops it is one red line and an exit code."""
+    console = Console()
+    try:
+        if isinstance(config, RunConfig):
+            run_and_report(config, console)
+        elif isinstance(config, BenchConfig):
+            bench_and_report(config, console)
+        elif isinstance(config, ReproduceConfig):
+            reproduce_and_report(config, console)
+        elif config.all:
+            sweep_and_report(config, console)
+        else:
+            trace_and_report(config, console)
+    except KeyboardInterrupt:
+        console.print("\nstopped" + _to_go_on(config), markup=False)
+        sys.exit(130)
+    except MISHAPS as error:
+        console.print(str(error) + _to_go_on(config), style="red", markup=False)
+        sys.exit(1)
+    except (
+        ValueError,
+        ImportError,
+        AssertionError,
+        TraceError,
+        NonFiniteStepError,
+        RanksDifferError,
+    ) as error:
+        console.print(str(error), style="red", markup=False)
+        sys.exit(1)
+
+
+def _to_go_on(config: object) -> str:
+    if not isinstance(config, RunConfig):
+        return ""
+    return f"; to go on: hatfn run --resume {config.resume or config.folder}"
+
+
+def trace_and_report(config: TraceConfig, console: Console) -> None:
+    """Trace one model and show its wiring."""
+    if config.model is None:
+        raise ValueError("trace: no model. Write hatfn trace resnet18, or hatfn trace --all.")
+    module, x, built = atlas.make(config.model, config.side)
+    traced = atlas.measured(module, x)
+    console.print(f"{config.model}, {built}\n")
+    console.print(traced.wiring.summary(), highlight=False, markup=False)
+    console.print(f"seconds     {traced.seconds:.1f}", highlight=False)
+    console.print(f"memory      {traced.memory:.1f} times the parameters", highlight=False)
+    if config.verify:
+        seen = verify_wiring(module, traced.wiring, x)
+        untested = ", ".join(seen.untested) or "none"
+        console.print(f"verified    {len(seen.tested)} shared parameters; not tested: {untested}")
+
+
+def sweep_and_report(config: TraceConfig, console: Console) -> None:
+    """Trace the smallest model of every family, a row at a time, and write the table."""
+    entries = []
+    families = atlas.families()
+    for entry in track(atlas.sweep(config.verify, families), "tracing", len(families), console=console):
+        entries.append(entry)
+        console.print(atlas.line(entry), highlight=False, markup=False, soft_wrap=True)
+        if config.out is not None:
+            config.out.write_text(atlas.markdown(entries))
+    console.print(atlas.verdict(entries), highlight=False, markup=False)
+
+
+def bench_and_report(config: BenchConfig, console: Console) -> bench.Bench:
+    """Time everything that is compared, a comparison at a time, and write the table."""
+    bench.check(config)
+    device, done = torch.device(config.device), bench.Bench([], {})
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+    with bench.threads(config.threads):
+        for name in config.only or CASES:
+            console.print(f"{name}: preparing")
+            for comparison in CASES[name].comparisons(device, config.compiled):
+                rounds = interleaved(comparison.contenders, config.rounds, wait=wait)
+                label = " ".join(filter(None, comparison[:3]))
+                shown = track(rounds, label, config.rounds, console=console)
+                done = bench.add(done, comparison, shown, device)
+            if config.out is not None:
+                config.out.write_text(bench.markdown(done, config))
+    for table in bench.tables(done):
+        console.print(table, soft_wrap=True)
+    console.print(bench.verdict(done.rows))
+    return done
+
+
+def reproduce_and_report(config: ReproduceConfig, console: Console) -> None:
+    """Make the page of results, a chapter at a time."""
+    done = reproduce.kept(config)
+    for name, text in reproduce.reproduce(config):
+        done[name] = text
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        config.page.write_text(reproduce.page(done, config))
+    console.print(f"results in {config.page}")
+
+
+def run_and_report(config: RunConfig, console: Console) -> list[Result]:
+    """Run to the end, alone or with other processes, and leave the results in the run's folder."""
+    config = resumed(config)
+    with processes(config.device) as ranks:
+        console = console if ranks.rank == 0 else Console(quiet=True)
+        if config.resume is None and config.processes is None:
+            config = replace(config, processes=ranks.size)
+        own = shares(config)
+        if len(own) == 1:
+            results = learn_and_log(config, console, ranks).results
+        else:
+            folder = RunFolder(config, ranks)
+            ranks.gather(None)  # the folder is there
+            done = [learn_and_log(share, console) for share in ranks.share(own)]
+            results = [one for each in ranks.collect([run.results for run in done]) for one in each]
+            if ranks.rank == 0:
+                folder.conclude(range(config.seed, config.seed + config.seeds), results)
+        show(results, console)
+        console.print(f"results in {config.folder}")
+    return results
+
+
+def learn_and_log(config: RunConfig, console: Console, ranks: Ranks = ALONE) -> Run:
+    """Learn, show how it goes, and leave everything in the run's folder."""
+    with warnings.catch_warnings():
+        # Without gates every task uses every unit, which is no news.
+        warnings.simplefilter("always" if config.method == "hat" else "ignore", HATWarning)
+        warnings.showwarning = lambda message, *_: console.print(
+            str(message), style="yellow", markup=False
+        )
+        folder = RunFolder(config, ranks)
+        console.print(
+            f"{config.method} on {config.stream} with {config.model}: preparing", markup=False
+        )
+        run = start(config, ranks)
+        console.print(run.hat.wiring.summary(), highlight=False)
+        if config.resume is not None:
+            folder.restore(run)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[live]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as progress:
+            bars = {
+                i: progress.add_task(f"task {i} {task.name}", total=None, live="")
+                for i, task in enumerate(run.stream)
+                if config.method != "joint" or i == len(run.stream) - 1  # one bar for all tasks
+            }
+            for event in learn(run):
+                folder.log(run, event)
+                if isinstance(event, Step):
+                    live = f"loss {event.loss:.4f}  s {event.scale:6.1f}  acc {event.accuracy:.3f}"
+                    progress.update(
+                        bars[event.task], total=event.steps, completed=event.step, live=live
+                    )
+                else:
+                    kept = f"acc {event.accuracies[-1]:.4f}  drift {event.drift!r}"
+                    progress.update(bars[event.task], live=kept)
+    folder.finish(run)
+    return run

@@ -1,0 +1,9 @@
+"""The words that settings of the method take."""
+
+from typing import Literal
+
+Init = Literal["normal", "dense", "sparse"]
+"""How task embeddings start: see :func:`~hatfn.method.gates.initial_embeddings`."""
+
+LockName = Literal["exact", "paper", "adaptive", "magnitude"]
+"""The lock rules of :mod:`hatfn.protection`, each with its own defaults."""
