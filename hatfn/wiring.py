@@ -52,18 +52,18 @@ class ParamWiring(NamedTuple):
         shape: the parameter's shape in the module.
         kind: "shared" (one copy for all tasks, protected), "task" (a copy per task) or "head" (a copy
             per task, as wide as the task has classes).
-        out: the unit whose gate multiplies each entry.
-        into: the unit whose activation each entry is multiplied with, and nothing else.
-        gated: False where a later norm's affine holds the gate of ``out`` instead, because the norm
-            would normalise a gate on this parameter away.
+        out_units: the unit whose gate multiplies each entry.
+        in_units: the unit whose activation each entry is multiplied with, and nothing else.
+        gated: False where a later norm's affine holds the gate of ``out_units`` instead, because the
+            norm would normalise a gate on this parameter away.
         folded: True where the module mixes the columns before it uses them (weight standardisation):
-            the gate of ``into`` then multiplies the parameter as well.
+            the gate of ``in_units`` then multiplies the parameter as well.
     """
 
     shape: tuple[int, ...]
     kind: Literal["shared", "task", "head"]
-    out: Units | None = None
-    into: Units | None = None
+    out_units: Units | None = None
+    in_units: Units | None = None
     gated: bool = True
     folded: bool = False
 
@@ -210,7 +210,15 @@ class Wiring:
 
         shared = self.shared
         params = [
-            (n, p.shape, p.kind, p.gated, p.folded, seen(p.out), seen(p.into if n in shared else None))
+            (
+                n,
+                p.shape,
+                p.kind,
+                p.gated,
+                p.folded,
+                seen(p.out_units),
+                seen(p.in_units if n in shared else None),
+            )
             for n, p in self.params.items()
         ]
         whole = (
@@ -263,9 +271,12 @@ class Wiring:
         of_layers = {}
         for path, layer in self.layers.items():
             roles = [self.params[name] for name in layer.params]
-            outs = {number(role.out, roles[0].shape[0]) for role in roles}
+            outs = {number(role.out_units, roles[0].shape[0]) for role in roles}
             agree = len(outs) == len({role.gated for role in roles}) == 1 and roles[0].kind != "head"
-            of_layers[path] = (outs.pop() if agree else None, number(roles[0].into, roles[0].shape[1]))
+            of_layers[path] = (
+                outs.pop() if agree else None,
+                number(roles[0].in_units, roles[0].shape[1]),
+            )
         return Ends(tuple(axes), of_layers)
 
     @cached_property
@@ -277,7 +288,7 @@ class Wiring:
             count = torch.Size(param.shape).numel()
             total += count if param.kind != "head" else 0
             if param.kind == "shared":
-                out, into = (_index(units, param.shape) for units in (param.out, param.into))
+                out, into = (_index(units, param.shape) for units in (param.out_units, param.in_units))
                 both = (out != OPEN) & (into != OPEN) & (out != into)
                 none = (out == OPEN) & (into == OPEN)
                 scale = count / max(both.numel(), 1)
@@ -325,7 +336,7 @@ class Wiring:
             return None if units is None else units.to(device)
 
         params = {
-            name: param._replace(out=move(param.out), into=move(param.into))
+            name: param._replace(out_units=move(param.out_units), in_units=move(param.in_units))
             for name, param in self.params.items()
         }
         return replace(self, params=params, input=move(self.input), output=move(self.output))
@@ -367,7 +378,11 @@ def _index(units: Units | None, shape: tuple[int, ...]) -> Tensor:
 
 def _rows(roles: Sequence[ParamWiring]) -> Units | None:
     """The unit of each row, if the parameters of a layer agree on it."""
-    found = [role.out for role in roles if role.gated and role.kind != "head" and role.out is not None]
+    found = [
+        role.out_units
+        for role in roles
+        if role.gated and role.kind != "head" and role.out_units is not None
+    ]
     if len(found) < len(roles) or any(units.index.numel() != len(units.index) for units in found):
         return None
     first = found[0].index.flatten()

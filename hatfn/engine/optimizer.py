@@ -42,12 +42,12 @@ class PureOptimizer(NamedTuple):
     stacked: Callable[..., tuple[Any, Any]] | None = None
 
 
-def fresh_moments(optimizer: Optimizer, state: HATState) -> Any:
+def fresh_opt_state(optimizer: Optimizer, state: HATState) -> Any:
     """The optimiser's state before any step of the tasks that are open; of none, as of one task."""
-    return next(possible_moments(optimizer, state))
+    return next(possible_opt_states(optimizer, state))
 
 
-def possible_moments(optimizer: Optimizer, state: HATState) -> Iterator[Any]:
+def possible_opt_states(optimizer: Optimizer, state: HATState) -> Iterator[Any]:
     """Fresh moments of as many tasks as a state's can be of.
 
     First of those that are open; then of any number, for the tasks that were opened together last may
@@ -112,9 +112,9 @@ def advanced(optimizer: Optimizer, gradients: Any, opt_state: Any, params: Any) 
     try:
         steps, new = optimizer.update(gradients, opt_state, params=params)
     except RuntimeError:
-        _check_moments(opt_state, optimizer.init(params))
+        _check_opt_state(opt_state, optimizer.init(params))
         raise
-    _check_moments(steps, params)
+    _check_opt_state(steps, params)
     return steps, new
 
 
@@ -163,7 +163,7 @@ def check_carried(where: str, carried: Any, fresh: Any, count: int) -> Any:
     return carried
 
 
-def _check_moments(given: Any, expected: Any) -> None:
+def _check_opt_state(given: Any, expected: Any) -> None:
     """Shapes that follow from moments of the very tasks that are open."""
     if not _same_shapes(given, expected):
         raise ValueError(

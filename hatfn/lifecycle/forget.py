@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hatfn.engine.optimizer import fresh_moments
+from hatfn.engine.optimizer import fresh_opt_state
 from hatfn.lifecycle.init import Own, initial_values
 from hatfn.method.masks import binary_gates
 from hatfn.method.protection import exact_protection
@@ -78,7 +78,7 @@ def forget(
         active=state.active & ~gone,
     )
     protection, _ = spec.protect(new, state)
-    return new._replace(protection=protection, opt_state=fresh_moments(spec.optimizer, new)), report
+    return new._replace(protection=protection, opt_state=fresh_opt_state(spec.optimizer, new)), report
 
 
 def _untouched(state: HATState, task: int, initial: Own) -> bool:

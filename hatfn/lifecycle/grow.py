@@ -14,7 +14,7 @@ from torch import Tensor
 from hatfn.checks.calls import check_owned
 from hatfn.checks.capacity import check_groups
 from hatfn.checks.settings import check_more
-from hatfn.engine.optimizer import Optimizer, fresh_moments, possible_moments
+from hatfn.engine.optimizer import Optimizer, fresh_opt_state, possible_opt_states
 from hatfn.lifecycle.init import Own, initial_values, padded
 from hatfn.numerics.trees import tree_map
 from hatfn.spec import Spec
@@ -84,7 +84,7 @@ def grow(
         active=torch.cat([state.active, no]),
         hyper={name: _longer(value, more) for name, value in state.hyper.items()},
     )
-    return grown, new._replace(opt_state=_wider_moments(hat.optimizer, state.opt_state, new))
+    return grown, new._replace(opt_state=_wider_opt_state(hat.optimizer, state.opt_state, new))
 
 
 def _wider(hat: Spec, own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -100,10 +100,10 @@ def _longer(value: Tensor, more: int) -> Tensor:
     return torch.cat([value, value[-1:].expand(more)]) if value.dim() else value
 
 
-def _wider_moments(optimizer: Optimizer, old: Any, state: HATState) -> Any:
+def _wider_opt_state(optimizer: Optimizer, old: Any, state: HATState) -> Any:
     """The moments there were, those of wider heads with the new ones' values behind; else new ones."""
-    if optree.tree_structure(old) != optree.tree_structure(fresh_moments(optimizer, state)):
-        return fresh_moments(optimizer, state)  # a loaded state may have none
+    if optree.tree_structure(old) != optree.tree_structure(fresh_opt_state(optimizer, state)):
+        return fresh_opt_state(optimizer, state)  # a loaded state may have none
 
     def fits(old: Tensor, new: Tensor) -> bool:
         return all(had <= has for had, has in zip(old.shape, new.shape, strict=True))
@@ -115,6 +115,6 @@ def _wider_moments(optimizer: Optimizer, old: Any, state: HATState) -> Any:
         wide[tuple(map(slice, old.shape))] = old
         return wide
 
-    possible = possible_moments(optimizer, state)
+    possible = possible_opt_states(optimizer, state)
     leaves = optree.tree_leaves
     return next(tree_map(pad, old, new) for new in possible if all(map(fits, leaves(old), leaves(new))))

@@ -15,14 +15,14 @@ from hatfn.method.names import Init
 def gate(
     embedding: Float[Tensor, "*shape"],
     scale: float | Tensor,
-    squash: Callable[[Tensor], Tensor] = torch.sigmoid,
+    gate_fn: Callable[[Tensor], Tensor] = torch.sigmoid,
 ) -> Float[Tensor, "*shape"]:
     """The soft gate a = sigmoid(s * e), in [0, 1].
 
     Args:
         embedding: task embedding e, any shape.
         scale: mask scale s >= 0; the larger, the closer to binary. At 0 every gate is 1/2.
-        squash: the function in the place of the sigmoid.
+        gate_fn: the function in the place of the sigmoid.
 
     Raises:
         TypeError, ValueError: a scale that is no number, or negative.
@@ -35,7 +35,7 @@ def gate(
         Serrà et al. 2018, equation 1.
     """
     check_real("gate", "scale", scale, lambda s: s >= 0, "of at least 0: below it masks invert")
-    return squash(scale * embedding)
+    return gate_fn(scale * embedding)
 
 
 def hard_gate(embedding: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:

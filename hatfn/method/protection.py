@@ -186,7 +186,7 @@ def _uses(
 
     def uses(param: ParamWiring) -> Iterator[Tensor]:
         for on, look in looks:
-            ends = [look(units) for units in (param.out, param.into) if units is not None]
+            ends = [look(units) for units in (param.out_units, param.in_units) if units is not None]
             yield reduce(torch.logical_and, ends, on)
 
     for name, param in wiring.shared.items():
@@ -214,4 +214,4 @@ def paper_protection(wiring: Wiring, cumulative: Mapping[str, Tensor]) -> dict[s
         sides = [look(units) for units in (out, into) if units is not None]
         return torch.stack([side.expand(shape) for side in sides]).amin(0)
 
-    return {n: held(p.out, p.into, p.shape) for n, p in wiring.shared.items()}
+    return {n: held(p.out_units, p.in_units, p.shape) for n, p in wiring.shared.items()}

@@ -116,8 +116,8 @@ def _gated_params(
     done = {*skips.params, *(name for path in elsewhere for name in wiring.layers[path].params)}
     values = dict(params)
     for name, role in wiring.params.items():
-        out = role.out if role.gated and name not in done else None
-        for units in (out, role.into if role.folded else None):
+        out = role.out_units if role.gated and name not in done else None
+        for units in (out, role.in_units if role.folded else None):
             if units is not None:
                 values[name] = values[name] * look(units).to(values[name].dtype)
     return values

@@ -45,7 +45,7 @@ def with_head(module: nn.Module, wiring: Wiring) -> tuple[Headed, Wiring]:
     head.weight = nn.Parameter(torch.empty(shape, dtype=some.dtype, device=some.device))
     head.bias = nn.Parameter(torch.empty(0, dtype=some.dtype, device=some.device))
     own = {
-        "head.weight": ParamWiring(shape, "head", into=wiring.output),
+        "head.weight": ParamWiring(shape, "head", in_units=wiring.output),
         "head.bias": ParamWiring((0,), "head"),
     }
     layers = {

@@ -31,16 +31,16 @@ class Skippable(NamedTuple):
 
     Attributes:
         params: names of its weight (O, I, ...) and, if it has one, its bias.
-        out: number of the axis with the unit of each row; None: no row is ever dead.
-        into: number of the axis with the unit of each column; None: no column is ever dead.
+        out_units: number of the axis with the unit of each row; None: no row is ever dead.
+        in_units: number of the axis with the unit of each column; None: no column is ever dead.
         numbers: of its weight.
         places: at which it is applied to a sample: one, pixels or tokens.
         readers: layers that alone read what it returns, and of that only what their columns meet.
     """
 
     params: tuple[str, ...]
-    out: int | None
-    into: int | None
+    out_units: int | None
+    in_units: int | None
     numbers: int
     places: int
     readers: tuple[str, ...] = ()
@@ -149,8 +149,8 @@ def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> S
     watched = any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
     layers = {
         path: layer
-        if layer.out is not None and not watched
-        and all(r in found and found[r].into == layer.out for r in layer.readers)
+        if layer.out_units is not None and not watched
+        and all(r in found and found[r].in_units == layer.out_units for r in layer.readers)
         else layer._replace(readers=())
         for path, layer in found.items()
     }  # fmt: skip
@@ -182,7 +182,7 @@ def skipped(
     tasks = len(next(iter(masks.values()))) if masks else 0
     # What no gate reaches is the same for all tasks, and in one vmap computed once.
     works = {
-        path: samples * layer.places * layer.numbers * (1 if layer.into is None else tasks)
+        path: samples * layer.places * layer.numbers * (1 if layer.in_units is None else tasks)
         for path, layer in layers.items()
     }
     if not tasks or max(works.values(), default=0) < SMALL:
@@ -199,7 +199,14 @@ def skipped(
         return sides[axis]
 
     cuts = {
-        path: _best(layers[path], side(layers[path].out), side(layers[path].into), samples, tasks, work)
+        path: _best(
+            layers[path],
+            side(layers[path].out_units),
+            side(layers[path].in_units),
+            samples,
+            tasks,
+            work,
+        )
         for path, work in works.items()
         if work >= SMALL
     }
@@ -228,7 +235,7 @@ def _bare(
     """The layers of whose output nothing is read but what is live; their readers are cut to that."""
     found = set()
     for path, layer in layers.items():
-        units = side(layer.out) if layer.readers else None
+        units = side(layer.out_units) if layer.readers else None
         if units is None or min(units.counts) == 0:  # then a dead unit stands for a live one
             continue
         if path in cuts and cuts[path].rows is not None:

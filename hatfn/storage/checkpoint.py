@@ -16,7 +16,7 @@ from hatfn.checks.calls import check_state
 from hatfn.checks.capacity import warn
 from hatfn.checks.settings import check_choice
 from hatfn.checks.values import check_kind
-from hatfn.engine.optimizer import possible_moments
+from hatfn.engine.optimizer import possible_opt_states
 from hatfn.learner import HAT
 from hatfn.numerics.trees import Tree
 from hatfn.state import HATState
@@ -187,7 +187,7 @@ def flatten(state: HATState) -> dict[str, Tensor]:
     flat: dict[str, Tensor] = {}
     for field, value in state._asdict().items():
         if field == "opt_state":
-            flat |= _named_moments(value)
+            flat |= _named_opt_state(value)
         elif isinstance(value, dict):
             flat |= {f"{field}/{name}": leaf for name, leaf in value.items()}
         else:
@@ -232,8 +232,8 @@ def _misfit(leaves: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
 def _moments(path: Path, moments: Mapping[str, Tensor], hat: HAT, state: HATState) -> Tree:
     """The optimiser's moments, of as many tasks as were opened together last."""
     misfits = []
-    for fresh in possible_moments(hat.optimizer, state):
-        if moments.keys() != (expected := _named_moments(fresh)).keys():
+    for fresh in possible_opt_states(hat.optimizer, state):
+        if moments.keys() != (expected := _named_opt_state(fresh)).keys():
             warn(
                 f"load: {path} holds no moments of this optimiser, so that they start anew. Build the "
                 f"learner with the optimiser that the state was saved under to keep them."
@@ -248,7 +248,7 @@ def _moments(path: Path, moments: Mapping[str, Tensor], hat: HAT, state: HATStat
     )
 
 
-def _named_moments(opt_state: Tree) -> dict[str, Tensor]:
+def _named_opt_state(opt_state: Tree) -> dict[str, Tensor]:
     """Names with the fields on the way: moments of one optimiser are not taken for another's."""
     names = [f"opt_state{accessor.codify('')}" for accessor in optree.tree_accessors(opt_state)]
     return dict(zip(names, optree.tree_leaves(opt_state), strict=True))
@@ -256,7 +256,7 @@ def _named_moments(opt_state: Tree) -> dict[str, Tensor]:
 
 def _filled(opt_state: Tree, leaves: Mapping[str, Tensor]) -> Tree:
     """Moments of the same structure and on the same devices, with the numbers of other leaves."""
-    own = [leaves[name].to(leaf.device) for name, leaf in _named_moments(opt_state).items()]
+    own = [leaves[name].to(leaf.device) for name, leaf in _named_opt_state(opt_state).items()]
     return optree.tree_unflatten(optree.tree_structure(opt_state), own)
 
 

@@ -71,7 +71,7 @@ def layout(network: Network, values: Values, masks: dict[str, Tensor]) -> Layout
 def _param_axes(role: ParamWiring, dims: int) -> dict[int, Units]:
     """An axis can be cut if some units lie along it alone; an axis with both, by what it makes."""
     axes: dict[int, Units] = {}
-    for units in (role.into, role.out):
+    for units in (role.in_units, role.out_units):
         if units is not None:
             shape = units.index.shape
             along = [axis + dims - len(shape) for axis, size in enumerate(shape) if size > 1]
@@ -95,7 +95,7 @@ def cleared(this: Layout, values: Values) -> dict[str, Tensor]:
     look = this.network.wiring.lookup(this.masks)
 
     def clear(value: Tensor, role: ParamWiring) -> Tensor:
-        ends = [look(units) for units in (role.out, role.into) if units is not None]
+        ends = [look(units) for units in (role.out_units, role.in_units) if units is not None]
         return torch.where(reduce(torch.logical_and, ends), value, 0) if ends else value
 
     roles = this.network.wiring.params
@@ -120,7 +120,7 @@ def fixed_groups(network: Network) -> set[str]:
     for name, role in wiring.to("cpu").params.items():
         layer = network.evaluate.get_submodule(network.names.get(name, name).rpartition(".")[0])
         if any(getattr(layer, what, free) != free for what, free in _FIXED.items()):
-            ends = [look(units).unique().tolist() for units in (role.out, role.into) if units]
+            ends = [look(units).unique().tolist() for units in (role.out_units, role.in_units) if units]
             found |= {names[number] for end in ends for number in end}
     return found
 

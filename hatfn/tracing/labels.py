@@ -65,7 +65,7 @@ def compress(label: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Forest:
+class UnionFind:
     """An immutable union-find over units and cells.
 
     A *unit* has a gate of its own. A *cell* is one element of a parameter that is moved or combined
@@ -80,15 +80,15 @@ class Forest:
     cell: Tensor
 
     @classmethod
-    def empty(cls) -> Forest:
+    def empty(cls) -> UnionFind:
         """No units yet."""
         return cls(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.bool))
 
-    def grow(self, count: int, cell: bool) -> tuple[Forest, Tensor]:
+    def grow(self, count: int, cell: bool) -> tuple[UnionFind, Tensor]:
         """``count`` new units (or cells), and their ids."""
         ids = torch.arange(len(self.root), len(self.root) + count)
         flags = torch.full((count,), cell)
-        return Forest(torch.cat([self.root, ids]), torch.cat([self.cell, flags])), ids
+        return UnionFind(torch.cat([self.root, ids]), torch.cat([self.cell, flags])), ids
 
     def find(self, label: Tensor) -> Tensor:
         """The label with every unit replaced by its root."""
@@ -97,14 +97,14 @@ class Forest:
             return label.expand(shape)
         return torch.where(label < 0, label, self.root[label.clamp(min=0)]).expand(shape)
 
-    def join(self, a: Tensor, b: Tensor) -> Forest:
-        """The forest in which ``a[i]`` and ``b[i]`` are one unit, for every i."""
+    def join(self, a: Tensor, b: Tensor) -> UnionFind:
+        """The union-find in which ``a[i]`` and ``b[i]`` are one unit, for every i."""
         root = self.root
         while True:
             low, high = torch.minimum(root[a], root[b]), torch.maximum(root[a], root[b])
             apart = low != high
             if not bool(apart.any()):
-                return Forest(root, self.cell)
+                return UnionFind(root, self.cell)
             root = root.scatter_reduce(0, high[apart], low[apart], "amin")
             while not torch.equal(up := root[root], root):
                 root = up
@@ -124,7 +124,7 @@ class Forest:
         return int((units >= 0).sum())
 
 
-def merge(forest: Forest, a: Tensor, b: Tensor) -> tuple[Forest, Tensor] | None:
+def merge(unions: UnionFind, a: Tensor, b: Tensor) -> tuple[UnionFind, Tensor] | None:
     """Make two labels one, element by element: the label of a sum.
 
     Where both name a unit, the two units become one. ``None`` (refused) if that would also make
@@ -134,8 +134,8 @@ def merge(forest: Forest, a: Tensor, b: Tensor) -> tuple[Forest, Tensor] | None:
     shape = torch.broadcast_shapes(a.shape, b.shape)
     a, b = torch.broadcast_tensors(shrink(a), shrink(b))
     both = (a >= 0) & (b >= 0)
-    joined = forest.join(a[both], b[both])
-    if joined.width(a) < forest.width(a) or joined.width(b) < forest.width(b):
+    joined = unions.join(a[both], b[both])
+    if joined.width(a) < unions.width(a) or joined.width(b) < unions.width(b):
         return None
     label = torch.where(a == ZERO, b, torch.where((b == ZERO) | both, a, OPEN))
     return joined, label.expand(shape)

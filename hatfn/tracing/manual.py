@@ -90,7 +90,7 @@ def manual_wiring(
         for leaf, role in _roles(modules[layer], layer, *_ends(ends), ids):
             params[names[f"{layer}.{leaf}"]] = role
     for name in (name for found in heads for name in found if name is not None):
-        params[name] = ParamWiring(params[name].shape, "head", into=params[name].into)
+        params[name] = ParamWiring(params[name].shape, "head", in_units=params[name].in_units)
     try:
         buffers, changed = dict(module.named_buffers()), changed_buffers(module, x, names)
         with torch.no_grad():

@@ -16,8 +16,8 @@ from hatfn.wiring import OPEN, Head, ParamWiring, Units, Wiring
 class _Role(NamedTuple):
     """A parameter's units, each class of merged units named by its first."""
 
-    out: Tensor
-    into: Tensor
+    out_units: Tensor
+    in_units: Tensor
     gated: bool
 
 
@@ -42,10 +42,10 @@ def read_wiring(
         open_outputs: leave their units ungated, but for those that also feed a parameter.
         input_shape: shape of the input without its batch dimension.
     """
-    first = t.forest.units
+    first = t.unions.units
 
     def resolve(label: Tensor) -> Tensor:
-        label = t.forest.find(shrink(label))
+        label = t.unions.find(shrink(label))
         return (
             torch.where(label < 0, OPEN, first[label.clamp(min=0)]) if len(first) else label.clamp(OPEN)
         )
@@ -53,9 +53,9 @@ def read_wiring(
     head_names = {name for head in heads for name in head}
     roles = {name: _role(t, param, resolve) for name, param in t.params.items()}
     retired = _units(resolve(t.label(value)) for value in outputs if open_outputs)
-    retired -= _units(role.into for name, role in roles.items() if name not in head_names)
+    retired -= _units(role.in_units for name, role in roles.items() if name not in head_names)
     inputs = [] if t.input is None else [t.input]
-    kept = _units([*inputs, *(role.out for role in roles.values() if role.gated)]) - retired
+    kept = _units([*inputs, *(role.out_units for role in roles.values() if role.gated)]) - retired
 
     groups: dict[str, Tensor] = {}
     number = torch.full((len(first) + 1,), OPEN)  # the last entry is read by OPEN
@@ -79,11 +79,11 @@ def read_wiring(
 
     params = {}
     for name, role in roles.items():
-        kind = _kind(name in head_names, t.params[name], number[role.out], number[role.into])
+        kind = _kind(name in head_names, t.params[name], number[role.out_units], number[role.in_units])
         param = t.params[name]
-        into = None if param.own else units(role.into)
+        into = None if param.own else units(role.in_units)
         shape, folded = tuple(param.shape), param.folded and kind == "shared" and into is not None
-        params[name] = ParamWiring(shape, kind, units(role.out), into, role.gated, folded)
+        params[name] = ParamWiring(shape, kind, units(role.out_units), into, role.gated, folded)
     return Wiring(
         groups={name: len(ids) for name, ids in groups.items()},
         params=params,
@@ -114,15 +114,17 @@ def _role(t: Tracer, param: Param, resolve: Callable[[Tensor], Tensor]) -> _Role
         first = param.cells
         out = torch.arange(first, first + param.shape.numel()).reshape(param.shape)
     else:
-        out = none if param.out is None else param.out
+        out = none if param.out_units is None else param.out_units
     deferred = bool(param.readers) and t.deferred.issuperset(param.readers)
-    return _Role(resolve(out), resolve(none if param.into is None else param.into), not deferred)
+    return _Role(
+        resolve(out), resolve(none if param.in_units is None else param.in_units), not deferred
+    )
 
 
 def _kind(head: bool, param: Param, out: Tensor, into: Tensor) -> Literal["shared", "task", "head"]:
     """Shared if every use gates it; an entry without any unit could be learned by one task only."""
     if head:
         return "head"
-    met = bool(param.bound.all()) if param.bound is not None else param.out is not None
+    met = bool(param.bound.all()) if param.bound is not None else param.out_units is not None
     loose = bool(((out == OPEN) & (into == OPEN)).any())
     return "task" if param.own or loose or not met else "shared"

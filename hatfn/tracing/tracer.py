@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from hatfn.tracing.labels import ZERO, Forest, agree, compress, filled, merge, shrink
+from hatfn.tracing.labels import ZERO, UnionFind, agree, compress, filled, merge, shrink
 from hatfn.wiring import OPEN
 
 
@@ -48,18 +48,18 @@ class Param:
 
     Attributes:
         shape: its shape.
-        out: which unit gates each entry; None until it is first used.
-        into: which unit's activation meets each entry.
+        out_units: which unit gates each entry; None until it is first used.
+        in_units: which unit's activation meets each entry.
         cells: the id of its first cell, once it has been moved or combined before use.
         bound: (numel,) which cells have met an activation in a contraction.
         own: some use keeps it from being shared.
-        folded: it is standardised before use, so that the gate of ``into`` must multiply it too.
+        folded: it is standardised before use, so that the gate of ``in_units`` must multiply it too.
         readers: the graph nodes that read it.
     """
 
     shape: torch.Size
-    out: Tensor | None = None
-    into: Tensor | None = None
+    out_units: Tensor | None = None
+    in_units: Tensor | None = None
     cells: int | None = None
     bound: Tensor | None = None
     own: bool = False
@@ -69,14 +69,14 @@ class Param:
     @property
     def untouched(self) -> bool:
         """Whether nothing is known of it."""
-        return self.out is None and self.cells is None and not self.own
+        return self.out_units is None and self.cells is None and not self.own
 
 
 class Tracer:
     """Accumulates units, merges and the roles of parameters while the graph is interpreted."""
 
     def __init__(self, params: dict[str, torch.Size], heads: Iterable[str]) -> None:
-        self.forest = Forest.empty()
+        self.unions = UnionFind.empty()
         self.params = {name: Param(shape) for name, shape in params.items()}
         self.heads = frozenset(heads)
         self.blocks: list[tuple[str, Tensor]] = []
@@ -87,7 +87,7 @@ class Tracer:
 
     def fresh(self, count: int, name: str) -> Tensor:
         """``count`` new units, (count,), to be called the group ``name``."""
-        self.forest, ids = self.forest.grow(count, cell=False)
+        self.unions, ids = self.unions.grow(count, cell=False)
         self.blocks.append((name, ids))
         return ids
 
@@ -97,26 +97,26 @@ class Tracer:
             return value.label
         param = self.params[value.param]
         if param.cells is None:
-            self.forest, ids = self.forest.grow(param.shape.numel(), cell=True)
+            self.unions, ids = self.unions.grow(param.shape.numel(), cell=True)
             param.cells = int(ids[0]) if len(ids) else 0
-            param.bound = torch.full((len(ids),), param.out is not None)
-            if param.out is not None:
-                known = param.out.expand(param.shape).flatten()
-                self.forest = self.forest.join(ids[known >= 0], known[known >= 0])
+            param.bound = torch.full((len(ids),), param.out_units is not None)
+            if param.out_units is not None:
+                known = param.out_units.expand(param.shape).flatten()
+                self.unions = self.unions.join(ids[known >= 0], known[known >= 0])
         first = param.cells
         return torch.arange(first, first + param.shape.numel()).reshape(param.shape)
 
     def roots(self, value: Value) -> Tensor:
         """The label of a value with every unit replaced by the root of its class."""
         label = self.label(value)
-        return self.forest.find(label)
+        return self.unions.find(label)
 
     def merge(self, a: Tensor, b: Tensor) -> Tensor | None:
         """Make two labels one; None, and nothing merged, if that would collapse an operand."""
-        merged = merge(self.forest, a, b)
+        merged = merge(self.unions, a, b)
         if merged is None:
             return None
-        self.forest, label = merged
+        self.unions, label = merged
         return label
 
     def combined(self, value: Value, dims: tuple[int, ...]) -> Tensor:
@@ -131,7 +131,7 @@ class Tracer:
             for dim in dims:
                 first = first.narrow(dim, 0, 1)
             if bool((label >= 0).all()) and self.merge(label, first.expand(label.shape)) is not None:
-                label = self.forest.find(label)
+                label = self.unions.find(label)
         return agree(label, dims)
 
     def bind(self, value: Value, wanted: Tensor, into: Tensor | None) -> Tensor:
@@ -159,13 +159,13 @@ class Tracer:
         param = self.params[value.param]
         if param.cells is not None:
             return self._bind_cells(self.label(value), wanted, into)
-        if param.out is None or param.into is None:
-            param.out, param.into = wanted, into
+        if param.out_units is None or param.in_units is None:
+            param.out_units, param.in_units = wanted, into
             return wanted
-        param.into = self.same(param.into, into)
-        merged = self.merge(param.out, wanted)
-        param.out = param.out if merged is None else merged
-        return param.out
+        param.in_units = self.same(param.in_units, into)
+        merged = self.merge(param.out_units, wanted)
+        param.out_units = param.out_units if merged is None else merged
+        return param.out_units
 
     def _bind_cells(self, label: Tensor, wanted: Tensor, into: Tensor) -> Tensor:
         cells, into = label.flatten(), into.expand(label.shape).flatten()
@@ -182,23 +182,23 @@ class Tracer:
         assert param.bound is not None
         count = param.shape.numel()
         known = filled((count,), ZERO)
-        if param.into is not None:
-            known = self.forest.find(param.into).expand(param.shape).flatten()
+        if param.in_units is not None:
+            known = self.unions.find(param.in_units).expand(param.shape).flatten()
             known = torch.where(param.bound, known, ZERO)
-        into = self.forest.find(into)
+        into = self.unions.find(into)
         high = known.scatter_reduce(0, cells, into, "amax")
         low = torch.where(known == ZERO, high, known).scatter_reduce(0, cells, into, "amin")
-        param.into = torch.where(high == low, high, OPEN).reshape(param.shape)
+        param.in_units = torch.where(high == low, high, OPEN).reshape(param.shape)
         param.bound = param.bound.index_fill(0, cells, True)
 
     def feed(self, name: str, into: Tensor) -> None:
         """Record what a head reads: nothing gates a head, but its columns have in units."""
         param = self.params[name]
-        param.into = into if param.into is None else self.same(param.into, into)
+        param.in_units = into if param.in_units is None else self.same(param.in_units, into)
 
     def same(self, a: Tensor, b: Tensor) -> Tensor:
         """``a`` where both labels name one unit, else ``OPEN``."""
-        a, b = torch.broadcast_tensors(self.forest.find(a), self.forest.find(b))
+        a, b = torch.broadcast_tensors(self.unions.find(a), self.unions.find(b))
         return torch.where(a == b, a, OPEN)
 
     def own(self, value: Value) -> None:
@@ -217,25 +217,25 @@ class Tracer:
         That is possible if nothing else reads it, since its gated value has the shape of the units.
         """
         param = self.params.get(value.param or "")
-        vector = shrink(self.forest.find(compress(label)))
+        vector = shrink(self.unions.find(compress(label)))
         while vector.dim() and vector.shape[0] == 1:
             vector = vector[0]
         if (
             param is None
             or param.shape.numel() != 1
-            or param.out is not None
+            or param.out_units is not None
             or param.cells is not None
             or len(param.readers) > 1
             or vector.dim() in (0, label.dim())  # one unit, or samples that differ
             or bool((vector < 0).any())
         ):
             return False
-        param.out, param.own = vector, True
+        param.out_units, param.own = vector, True
         return True
 
     def promote(self, label: Tensor, name: str) -> None:
         """Give units of their own to the cells of a parameter that scales something ungated."""
-        cells = self.forest.find(shrink(label)).unique()
-        cells = cells[(cells >= 0) & (self.forest.units[cells] == OPEN)]
+        cells = self.unions.find(shrink(label)).unique()
+        cells = cells[(cells >= 0) & (self.unions.units[cells] == OPEN)]
         units = self.fresh(len(cells), name)
-        self.forest = self.forest.join(cells, units)
+        self.unions = self.unions.join(cells, units)

@@ -24,7 +24,7 @@ from hatfn.evaluation.usage import memory, usage
 from hatfn.experiments.run import plots
 from hatfn.experiments.run.config import RunConfig, check_run
 from hatfn.experiments.run.loop import opened
-from hatfn.experiments.run.progress import Place, Run, Step
+from hatfn.experiments.run.progress import Progress, Run, Step
 from hatfn.experiments.run.report import result_dict
 from hatfn.experiments.run.result import Learned, Result, from_json, mean, to_json
 from hatfn.storage import checkpoint
@@ -117,18 +117,18 @@ class RunFolder:
             {t: leaves.pop(name) for t in tasks if (name := f"logits/{seed}/{t}") in leaves}
             for seed, _ in enumerate(run.seeds)
         ]
-        place = Place(*map(operator.index, header["place"]))
-        if min(place) < 0 or place.phase > len(run.phases) or place.epoch > self.config.epochs:
-            raise ValueError(f"place={place}")
+        progress = Progress(*map(operator.index, header["progress"]))
+        if min(progress) < 0 or progress.phase > len(run.phases) or progress.epoch > self.config.epochs:
+            raise ValueError(f"progress={progress}")
         results = [
             from_json([task.name for task in run.stream], data)
             for data, _ in zip(header["results"], run.seeds, strict=True)
         ]
         seconds = float(header["seconds"])
-        state = checkpoint.restored(path, leaves, opened(run, place))
+        state = checkpoint.restored(path, leaves, opened(run, progress))
         with log.open("rb") as file:
-            steps(log, file.read(length))
-        run.state, run.place, run.logits, run.seconds = state, place, logits, seconds
+            check_log(log, file.read(length))
+        run.state, run.progress, run.logits, run.seconds = state, progress, logits, seconds
         run.results = results
         for result, one in zip(run.results, run.states, strict=True):
             result.usage, result.memory = usage(one, run.hat.wiring), memory(one)
@@ -160,7 +160,7 @@ class RunFolder:
         header = checkpoint.owner("run", run.hat, "save") | {
             "config": _settings(self.config),
             "machine": _machine(self.config, self.ranks),
-            "place": run.place,
+            "progress": run.progress,
             "seconds": run.seconds,
             "results": [to_json(result) for result in run.results],
             "log": length,
@@ -183,7 +183,7 @@ class RunFolder:
         plots.mask_use(result, self.path / "mask_use.png")
         plots.capacity(result, self.path / "capacity.png")
         log = self.path / LOG
-        plots.training(steps(log, log.read_bytes()), self.path / "training.png")
+        plots.training(read_steps(log, log.read_bytes()), self.path / "training.png")
 
     def conclude(self, seeds: Sequence[int], results: Sequence[Result]) -> None:
         """Write the result; of several seeds the mean, and the result of each."""
@@ -194,7 +194,16 @@ class RunFolder:
         write_atomically(self.path / "result.json", json.dumps(whole, indent=2).encode())
 
 
-def steps(log: Path, text: bytes) -> list[Step]:
+def check_log(log: Path, text: bytes) -> None:
+    """Refuse a log with a line that no run writes.
+
+    Raises:
+        CheckpointError: it has one.
+    """
+    read_steps(log, text)
+
+
+def read_steps(log: Path, text: bytes) -> list[Step]:
     """The steps among the lines of a log.
 
     Raises:

@@ -15,7 +15,7 @@ from hatfn.engine.ranks import ALONE, Ranks
 from hatfn.evaluation.metrics import accuracy
 from hatfn.experiments.run.config import RunConfig, check_run
 from hatfn.experiments.run.measure import _closing, _mean_of, _measure
-from hatfn.experiments.run.progress import Place, Run, Step
+from hatfn.experiments.run.progress import Progress, Run, Step
 from hatfn.experiments.run.result import Learned, Result
 from hatfn.experiments.run.setup import batches, make_learner, make_module, make_schedule, training_part
 from hatfn.experiments.streams import Part, make_stream
@@ -47,7 +47,7 @@ def start(config: RunConfig, ranks: Ranks = ALONE) -> Run:
     state = hat.init(seeds[0], fresh=True) if len(seeds) == 1 else replicate(hat, seeds)
     results = [Result.of([task.name for task in stream]) for stream in streams]
     logits: list[dict[int, Tensor]] = [{} for _ in seeds]
-    return Run(config, seeds, streams, prepare, hat, state, results, logits, Place(0, 0, 0), ranks)
+    return Run(config, seeds, streams, prepare, hat, state, results, logits, Progress(0, 0, 0), ranks)
 
 
 def _device(name: str) -> torch.device:
@@ -62,9 +62,9 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def opened(run: Run, place: Place) -> HATState:
-    """A state of the structure that the run's has at a place: moments are of the tasks last opened."""
-    phase = place.phase if place.epoch or place.batch else place.phase - 1
+def opened(run: Run, progress: Progress) -> HATState:
+    """A state of the structure that the run's then has: its optimizer state is of the tasks last opened."""
+    phase = progress.phase if progress.epoch or progress.batch else progress.phase - 1
     rows = run.phases[max(phase, 0)]
     return run.learner.begin(run.state, rows[0] if len(rows) == 1 else rows, locked=[])
 
@@ -76,14 +76,14 @@ def learn(run: Run) -> Iterator[Step | Learned]:
         NonFiniteStepError: a step was refused; ``run.state`` is the state before it.
     """
     began = time.perf_counter() - run.seconds
-    for phase in range(run.place.phase, len(run.phases)):
+    for phase in range(run.progress.phase, len(run.phases)):
         rows = run.phases[phase]
         for step in _learn_tasks(run, rows):
             run.seconds = time.perf_counter() - began
             yield step
         run.ranks.check_same(run.state, f"run: after task {rows[-1]}")
         seen = [_measure(run, i, state, rows[-1]) for i, state in enumerate(run.states)]
-        run.place, run.seconds = Place(phase + 1, 0, 0), time.perf_counter() - began
+        run.progress, run.seconds = Progress(phase + 1, 0, 0), time.perf_counter() - began
         for result in run.results:
             result.seconds = run.seconds
         yield _mean_of(seen)
@@ -104,7 +104,7 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
             f"for each at least: raise --batch-size ({config.batch_size})."
         )
     steps = per_epoch * config.epochs
-    phase, begun, done = run.place
+    phase, begun, done = run.progress
     if not begun and not done:
         locked: list[int] | None = None if config.method in ("hat", "frozen") else []
         first = next(_epoch(run, data, rows, 0)) if config.init_from and len(rows) == 1 else None
@@ -128,7 +128,7 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
                     f"{info.loss.tolist()} and was refused. Lower lr ({config.lr}), or set max_norm."
                 )
             step += 1
-            run.place = Place(phase, epoch, position + 1)
+            run.progress = Progress(phase, epoch, position + 1)
             outputs = [info.logits] if len(rows) == 1 else info.logits
             labels = [y] if len(rows) == 1 else y.unbind(-2)
             right = [

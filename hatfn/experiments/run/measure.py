@@ -87,25 +87,32 @@ def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
         result.accuracy_matrix[after, task] = accuracy(logits, _data(run, index, task).y)
         moved = max(moved, drift(learned.setdefault(task, logits), logits))
     result.drift.append(moved)
-    inferred: tuple[list[float], list[float]] = ([], [])
+    classes: list[float] = []
+    tasks: list[float] = []
     if run.config.infer == "always" or after == len(run.stream) - 1:
         loaders = [_loader(run, index, task) for task in range(len(run.stream))]
         row = evaluate(hat, state, loaders, chunk_size=1)  # no more memory than one task takes
-        result.class_incremental[after], result.task_inference = row[1:]
-        inferred = (row[1][: after + 1].tolist(), row[2][: after + 1].tolist())
+        result.class_incremental[after] = row.class_incremental
+        result.task_inference = row.task_inference
+        classes = row.class_incremental[: after + 1].tolist()
+        tasks = row.task_inference[: after + 1].tolist()
     result.usage = usage(state, hat.wiring)
     result.memory = memory(state)
     result.free_units.append({str(k): float(v) for k, v in result.usage["free"].items()})
     result.free_weights.append(free_weights(state, hat.wiring))
+    closing = result.closings[-1]
     return Learned(
-        after,
-        run.stream[after].name,
-        result.accuracy_matrix[after, : after + 1].tolist(),
-        *inferred,
-        moved,
-        result.free_units[-1],
-        result.free_weights[-1],
-        *result.closings[-1],
+        task=after,
+        name=run.stream[after].name,
+        accuracies=result.accuracy_matrix[after, : after + 1].tolist(),
+        class_incremental=classes,
+        task_inference=tasks,
+        drift=moved,
+        free_capacity=result.free_units[-1],
+        free_weights=result.free_weights[-1],
+        undecided=closing.undecided,
+        gap=closing.gap,
+        recalibrated=closing.recalibrated,
     )
 
 

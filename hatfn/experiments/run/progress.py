@@ -30,7 +30,7 @@ class Step(NamedTuple):
     accuracy: float
 
 
-class Place(NamedTuple):
+class Progress(NamedTuple):
     """How far a run is: it goes on with this batch of this epoch of this phase.
 
     Attributes:
@@ -57,7 +57,7 @@ class Run:
         state: after the last step; of several seeds stacked.
         results: what was measured so far, of each seed.
         logits: of each seed, {task: its logits when it was learned}, by which drift is measured.
-        place: how far it is.
+        progress: how far it is.
         ranks: the processes that train it together, each on its share of every batch.
         seconds: that it took until it was saved, if it was cut off since.
     """
@@ -70,7 +70,7 @@ class Run:
     state: HATState
     results: list[Result]
     logits: list[dict[int, Tensor]]
-    place: Place
+    progress: Progress
     ranks: Ranks = ALONE
     seconds: float = 0.0
 

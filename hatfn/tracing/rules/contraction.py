@@ -77,7 +77,7 @@ def _contract(
     fresh = t.fresh(width, _group_name(weight, node)).reshape(rows)
     into = per_group.reshape(into_shape)
     held = t.bind(weight, _regroup(fresh, view, weight.shape), _regroup(into, view, weight.shape))
-    unit = agree(t.forest.find(held).reshape(view), summed).expand(rows).reshape(width)
+    unit = agree(t.unions.find(held).reshape(view), summed).expand(rows).reshape(width)
     if bias is None:
         return unit
     biased = t.bind(bias, unit, filled(unit.shape, OPEN))
@@ -160,7 +160,7 @@ def embedding(t: Tracer, node: Node, weight: Value, indices: Value, *_: Any) -> 
     width = weight.shape[1]
     fresh = t.fresh(width, _group_name(weight, node))
     held = t.bind(weight, fresh, filled(weight.shape, OPEN))
-    return agree(t.forest.find(held), (0,)).expand(shape_of(node))
+    return agree(t.unions.find(held), (0,)).expand(shape_of(node))
 
 
 @rule("mm", "bmm", "matmul")
@@ -177,14 +177,14 @@ def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Tensor:
         into = agree(label, _all_but(label, -1)).reshape(-1, 1).expand(label.shape[-1], 1)
         fresh = t.fresh(b.shape[1], _group_name(b, node))
         held = t.bind(b, fresh, into)
-        return agree(t.forest.find(held), (0,)).reshape(-1).expand(shape)
+        return agree(t.unions.find(held), (0,)).reshape(-1).expand(shape)
     for operand in (a, b):
         t.own(operand)
     if min(a.label.dim(), b.label.dim()) < 2:
         return filled(shape, OPEN)
     column = agree(t.roots(b), (-2,)).expand(shape)
     row = agree(t.roots(a), (-1,)).expand(shape)
-    if t.forest.width(row) > t.forest.width(column):  # either will do: keep the finer
+    if t.unions.width(row) > t.unions.width(column):  # either will do: keep the finer
         column, row = row, column
     return column.where(column >= 0, row)
 

@@ -79,7 +79,7 @@ def _direction(t: Tracer, node: Node, params: list[Value], into: Tensor, rows: i
     for value, feeding in [*binds, *((bias, None) for bias in biases)]:
         wanted = out.reshape(-1, *[1] * (len(value.shape) - 1)).expand(value.shape)
         held = t.bind(value, wanted, feeding)
-        kept = kept and torch.equal(t.forest.find(held), t.forest.find(wanted))
+        kept = kept and torch.equal(t.unions.find(held), t.unions.find(wanted))
     if kept:
         return units
     for value in params:  # another use of these parameters decided otherwise

@@ -94,7 +94,7 @@ def extreme(t: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -> Tenso
 def _sum_of_paths(t: Tracer, label: Tensor, dim: int) -> Tensor:
     agreed = agree(label, (dim,))
     first, *others = (label.narrow(dim, i, 1) for i in range(label.shape[dim]))
-    if bool((agreed != OPEN).any()) or any(t.forest.width(path) < 2 for path in (first, *others)):
+    if bool((agreed != OPEN).any()) or any(t.unions.width(path) < 2 for path in (first, *others)):
         return agreed
     for other in others:
         merged = t.merge(first, other)
