@@ -117,7 +117,7 @@ class RunFolder:
             {t: leaves.pop(name) for t in tasks if (name := f"logits/{seed}/{t}") in leaves}
             for seed, _ in enumerate(run.seeds)
         ]
-        progress = Progress(*map(operator.index, header["progress"]))
+        progress = Progress(*map(operator.index, header["place"]))
         if min(progress) < 0 or progress.phase > len(run.phases) or progress.epoch > self.config.epochs:
             raise ValueError(f"progress={progress}")
         results = [
@@ -160,7 +160,7 @@ class RunFolder:
         header = checkpoint.owner("run", run.hat, "save") | {
             "config": _settings(self.config),
             "machine": _machine(self.config, self.ranks),
-            "progress": run.progress,
+            "place": run.progress,
             "seconds": run.seconds,
             "results": [to_json(result) for result in run.results],
             "log": length,

@@ -63,7 +63,7 @@ def _device(name: str) -> torch.device:
 
 
 def opened(run: Run, progress: Progress) -> HATState:
-    """A state of the structure that the run's then has: its optimizer state is of the tasks last opened."""
+    """A state of the structure that the run's has then: with the optimizer state of the last tasks."""
     phase = progress.phase if progress.epoch or progress.batch else progress.phase - 1
     rows = run.phases[max(phase, 0)]
     return run.learner.begin(run.state, rows[0] if len(rows) == 1 else rows, locked=[])
