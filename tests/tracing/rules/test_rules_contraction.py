@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import Fn
-from told import traced
+from told import IMAGES, INDICES, LINES, ROWS, TOKENS, chain, said
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def said(
-    shape: tuple[int, ...], function, parts: dict[str, nn.Module | Tensor], **settings
-) -> dict[str, str]:
-    """What is said of a function of layers, and of tensors that are parameters, or buffers if called k."""
-    own = {n: nn.Parameter(p) if isinstance(p, Tensor) else p for n, p in parts.items() if n != "k"}
-    module = Fn(function, **own)
-    if "k" in parts:
-        module.register_buffer("k", parts["k"])
-    x = torch.randn(shape) if shape else torch.tensor([[0, 1, 2], [3, 4, 0]])
-    return traced(module, x, **settings)
-
-
-ROWS, TOKENS, IMAGES, LINES, INDICES = (2, 3), (2, 5, 3), (2, 1, 4, 4), (2, 1, 4), ()
 A, B, W = nn.Linear(3, 4), nn.Linear(3, 2), torch.ones(4, 2)
 CONV, LINE = nn.Conv2d(1, 4, 1), nn.Conv1d(1, 4, 1)
-
-
-def chain(m: nn.Module, x: Tensor) -> Tensor:
-    return m.b(m.a(x))
 
 
 def attended(m: nn.Module, x: Tensor, *settings: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from hatfn.experiments.bench.scaling import OPTIMIZERS, count, count_saved
 from hatfn.experiments.bench.timing import Contender, peak_memory
 from hatfn.models import MLP
 
-PAGE = Path(__file__).parent.parent / "examples" / "scaling.md"
+PAGE = Path(__file__).parents[2] / "examples" / "scaling.md"
 MAKERS = {
     "sgd": torchopt.sgd(0.1),
     "momentum": torchopt.sgd(0.1, momentum=0.9),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from nets import Fn
 from torch import Tensor, nn
 
 import hatfn
@@ -57,3 +59,23 @@ def told(wiring: Wiring) -> dict[str, str]:
 def traced(module: nn.Module, x: Tensor, **settings: Any) -> dict[str, str]:
     """What a trace tells; the output's own units are gated, so that they show."""
     return told(hatfn.trace(module, x, **({"output_gate": True} | settings)))
+
+
+ROWS, TOKENS, IMAGES, LINES, INDICES = (2, 3), (2, 5, 3), (2, 1, 4, 4), (2, 1, 4), ()
+"""Of inputs."""
+
+
+def said(
+    shape: tuple[int, ...], function, parts: dict[str, nn.Module | Tensor], **settings
+) -> dict[str, str]:
+    """What is said of a function of layers, and of tensors that are parameters, or buffers if called k."""
+    own = {n: nn.Parameter(p) if isinstance(p, Tensor) else p for n, p in parts.items() if n != "k"}
+    module = Fn(function, **own)
+    if "k" in parts:
+        module.register_buffer("k", parts["k"])
+    x = torch.randn(shape) if shape else torch.tensor([[0, 1, 2], [3, 4, 0]])
+    return traced(module, x, **settings)
+
+
+def chain(m: nn.Module, x: Tensor) -> Tensor:
+    return m.b(m.a(x))

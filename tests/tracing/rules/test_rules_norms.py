@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_rules_contraction import IMAGES, LINES, ROWS, TOKENS, said
+from told import IMAGES, LINES, ROWS, TOKENS, said
 from torch import Tensor, nn
 from torch.nn import functional as F
 from value_cases import standardised

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICK: dict[str, dict[str, Any]] = {
     "continual_learning": {"streams": ("digits",), "epochs": 1, "tasks": 2},
     "mask_initialisation": {"trials": 2, "datasets": 1, "epochs": 2},

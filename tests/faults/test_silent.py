@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 from nets import ConvNet, equal, learn, learner
-from test_errors import public
-from wrong import CLOSED, HAT, LEARNED, MANY, OPEN, RIGHT, STATES, XS, YS, X, Y
+from wrong import CLOSED, HAT, LEARNED, MANY, OPEN, RIGHT, STATES, XS, YS, X, Y, public
 
 import hatfn
 from hatfn.models import MLP

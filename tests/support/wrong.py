@@ -148,3 +148,20 @@ RIGHT: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
 
 # Leaf functions have their types checked in tests only: what is asked here is what users get.
 RIGHT = {name: (inspect.unwrap(function), given) for name, (function, given) in RIGHT.items()}
+
+
+def public() -> dict[str, Any]:
+    """Every public function and method."""
+    found: dict[str, Any] = {}
+    for package in (hatfn, testing):
+        found |= {name: getattr(package, name) for name in package.__all__}
+    for prefix, owner in (
+        ("HAT.", hatfn.HAT), ("Replicas.", hatfn.Replicas), ("schedule.", schedule), ("", metrics),
+    ):  # fmt: skip
+        own = {name: value for name, value in vars(owner).items() if name[0] != "_"}
+        module = owner if inspect.ismodule(owner) else inspect.getmodule(owner)
+        found |= {
+            f"{prefix}{n}": value for n, value in own.items() if inspect.getmodule(value) is module
+        }
+    found["Subnet"] = hatfn.Subnet.__call__
+    return {name: value for name, value in found.items() if inspect.isfunction(value)}

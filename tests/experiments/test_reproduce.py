@@ -12,7 +12,7 @@ from hatfn.evaluation.metrics import forgetting_ratio, forward_transfer
 from hatfn.experiments import cli, reproduce
 from hatfn.experiments.reproduce import ReproduceConfig
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 

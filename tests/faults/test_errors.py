@@ -12,12 +12,8 @@ import wrong_building
 import wrong_reading
 import wrong_training
 from nets import equal
-from wrong import CLOSED, HAT, LEARNED, OPEN, OPENED, RIGHT, START, Wrong, X, Y
+from wrong import CLOSED, HAT, LEARNED, OPEN, OPENED, RIGHT, START, Wrong, X, Y, public
 
-import hatfn
-from hatfn import testing
-from hatfn.evaluation import metrics
-from hatfn.method import schedule
 from hatfn.numerics.trees import tree_map
 
 CASES = [*wrong_training.CASES, *wrong_building.CASES, *wrong_reading.CASES]
@@ -46,23 +42,6 @@ NEEDS_NOTHING = {
     "verify_vmap_equals_loop atol": "the same",
 }
 """Parameters without a wrong argument, and why. So are flags: whatever they are given is true or false."""
-
-
-def public() -> dict[str, Any]:
-    """Every public function and method."""
-    found: dict[str, Any] = {}
-    for package in (hatfn, testing):
-        found |= {name: getattr(package, name) for name in package.__all__}
-    for prefix, owner in (
-        ("HAT.", hatfn.HAT), ("Replicas.", hatfn.Replicas), ("schedule.", schedule), ("", metrics),
-    ):  # fmt: skip
-        own = {name: value for name, value in vars(owner).items() if name[0] != "_"}
-        module = owner if inspect.ismodule(owner) else inspect.getmodule(owner)
-        found |= {
-            f"{prefix}{n}": value for n, value in own.items() if inspect.getmodule(value) is module
-        }
-    found["Subnet"] = hatfn.Subnet.__call__
-    return {name: value for name, value in found.items() if inspect.isfunction(value)}
 
 
 def identity(case: Wrong) -> str:

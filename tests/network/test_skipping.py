@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torchopt
+from architectures import ARCHITECTURES, build
 from nets import ConvNet, Transformer, learn, learner, masked, mlp
-from test_architectures import ARCHITECTURES, build
 from torch import Tensor, nn
 
 import hatfn

@@ -9,8 +9,7 @@ import torch
 import torchopt
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import ConvNet, Transformer, learn
-from test_forward import MODULES
+from nets import MODULES, ConvNet, Transformer, learn
 from torch import Tensor
 
 import hatfn

@@ -8,8 +8,7 @@ import re
 import pytest
 import torch
 from nets import Fn
-from test_rules_contraction import IMAGES, ROWS, TOKENS, chain, said
-from told import told, traced
+from told import IMAGES, ROWS, TOKENS, chain, said, told, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import optree
+import timm
 import torch
 import torchopt
 from hypothesis import settings
 from torch import Tensor, nn
 
 import hatfn
+from hatfn.models import MLP, AlexNet
 from hatfn.numerics.trees import take
 from hatfn.state import HATState
 from hatfn.subnet.slicing import numbers, run
@@ -95,6 +97,24 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.lstm(x)[0][:, -1])
+
+
+MODULES = {
+    "mlp": (lambda: MLP(5, 3, width=16), lambda: torch.randn(4, 5)),
+    "alexnet": (lambda: AlexNet(3, width=0.1), lambda: torch.randn(4, 3, 32, 32)),
+    "conv net": (ConvNet, lambda: torch.randn(4, 1, 6, 6)),
+    "transformer": (Transformer, lambda: torch.randn(4, 4, 5)),
+    "resnet18s": (
+        lambda: timm.create_model("resnet18s", num_classes=3),
+        lambda: torch.randn(2, 3, 32, 32),
+    ),
+    "lstm": (Recurrent, lambda: torch.randn(4, 6, 5)),
+    "vit": (
+        lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3),
+        lambda: torch.randn(2, 3, 32, 32),
+    ),
+}
+"""Of every kind, and what they are given."""
 
 
 def learner(module: nn.Module, x: Tensor, head: str = "head", **settings: Any) -> hatfn.HAT:

@@ -19,7 +19,7 @@ from hatfn.experiments.run.config import RunConfig
 from hatfn.experiments.run.folder import CONFIG, LOG, PROGRESS
 from hatfn.experiments.run.processes import shares
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 QUICK = ("--width", "40", "--tasks", "2", "--epochs", "3")
 
 

@@ -5,36 +5,18 @@ from __future__ import annotations
 import copy
 
 import pytest
-import timm
 import torch
 import torchopt
-from nets import ConvNet, Recurrent, Transformer, equal, learn, learner, mlp
+from nets import MODULES, ConvNet, Transformer, equal, learn, learner, mlp
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 import hatfn
-from hatfn.models import MLP, AlexNet
 from hatfn.network.call import call
 from hatfn.network.network import make_network
 
 # Dense and small networks have no unit to spare; test_capacity.py has the warnings that say so.
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
-
-MODULES = {
-    "mlp": (lambda: MLP(5, 3, width=16), lambda: torch.randn(4, 5)),
-    "alexnet": (lambda: AlexNet(3, width=0.1), lambda: torch.randn(4, 3, 32, 32)),
-    "conv net": (ConvNet, lambda: torch.randn(4, 1, 6, 6)),
-    "transformer": (Transformer, lambda: torch.randn(4, 4, 5)),
-    "resnet18s": (
-        lambda: timm.create_model("resnet18s", num_classes=3),
-        lambda: torch.randn(2, 3, 32, 32),
-    ),
-    "lstm": (Recurrent, lambda: torch.randn(4, 6, 5)),
-    "vit": (
-        lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3),
-        lambda: torch.randn(2, 3, 32, 32),
-    ),
-}
 
 
 @pytest.mark.parametrize("name", MODULES)

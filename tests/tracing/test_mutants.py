@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from layer_cases import LAYERS
 from nets import mlp
-from test_trace import RULES
 from torch import Tensor
+from value_cases import VALUES
 
 import hatfn
 from hatfn.models import MLP
@@ -21,6 +22,7 @@ from hatfn.tracing import interpret, labels, nodes, tracer
 from hatfn.tracing.rules import contraction, elementwise, movement, norms, reduction
 from hatfn.wiring import OPEN
 
+RULES = LAYERS | VALUES
 Patch = pytest.MonkeyPatch
 
 
