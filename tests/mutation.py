@@ -37,6 +37,7 @@ from coverage import CoverageData
 ROOT = Path(__file__).parent.parent
 RULES = [
     "tests/tracing/test_labels.py",
+    "tests/tracing/test_trace_module.py",
     "tests/network/test_layers.py",
     *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests/tracing/rules").glob("test_*.py"))),
 ]
@@ -67,7 +68,7 @@ TARGETS: dict[str, list[str]] = {
         for path in sorted((ROOT / "hatfn/tracing").rglob("[!_]*.py"))
     },
     "hatfn/tracing/trace.py": [
-        "tests/tracing/rules/test_rules_params.py",
+        "tests/tracing/test_trace_module.py",
         "tests/tracing/test_manual.py",
         "tests/faults/test_errors.py",
     ],

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from hatfn.evaluation.metrics import forgetting_ratio, forward_transfer
 from hatfn.experiments import cli, reproduce
 from hatfn.experiments.reproduce import ReproduceConfig
 
@@ -79,11 +77,3 @@ def test_a_chapter_made_again_replaces_itself_alone(
 def test_the_quick_form_does_not_write_over_the_results() -> None:
     assert ReproduceConfig().page == Path("examples/results.md")
     assert not ReproduceConfig(quick=True).page.is_relative_to("examples")
-
-
-def test_measures_of_the_papers() -> None:
-    matrix = np.array([[0.9, np.nan, np.nan], [0.8, 0.7, np.nan], [0.7, 0.6, 0.9]])
-    assert forward_transfer(matrix, np.array([0.5, 0.8, 0.8])) == pytest.approx((-0.1 + 0.1) / 2)
-    assert forward_transfer(matrix[:1, :1], np.array([0.5])) == 0
-    chance, joint = np.full(3, 0.5), np.array([0.9, 0.7, 0.9])
-    assert forgetting_ratio(matrix[-1], chance, joint) == pytest.approx((-0.5 - 0.5 + 0) / 3)

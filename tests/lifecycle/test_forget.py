@@ -1,17 +1,15 @@
-"""Forgetting, pruning, growing and locking: exactly what is asked for goes, and nothing else moves."""
+"""Forgetting and pruning: exactly what is asked for goes, and nothing else moves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import optree
 import pytest
-import timm
 import torch
 import torchopt
-from nets import equal, learn, learner
-from torch import Tensor, nn
+from nets import equal, learn, learner, outputs
+from torch import Tensor
 
 import hatfn
 import hatfn.models
@@ -20,35 +18,6 @@ from hatfn.method.protection import exact_protection
 from hatfn.models import MLP
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
-
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
-    "mlp": (lambda: MLP(5, 3, width=16), (8, 5), "head"),
-    "resnet18s": (lambda: timm.create_model("resnet18s", num_classes=3), (4, 3, 16, 16), "fc"),
-    "vit_tiny": (
-        lambda: timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32),
-        (4, 3, 32, 32),
-        "head",
-    ),
-}
-
-
-@pytest.fixture(scope="module", params=NETWORKS)
-def case(request: pytest.FixtureRequest) -> tuple[hatfn.HAT, Tensor, dict[str, hatfn.HATState]]:
-    """A learner of three tasks with momentum and decay, and states with none to three learned."""
-    make, shape, head = NETWORKS[request.param]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module, x = make(), torch.randn(shape)
-        optimizer = torchopt.sgd(0.05, momentum=0.9, weight_decay=1e-3)
-        hat = learner(module, x, head, optimizer=optimizer)
-        states = {"none": hat.init(0)}
-        for task, name in enumerate(("one", "two", "three")):
-            states[name] = learn(hat, [*states.values()][-1], x, task)
-    return hat, x, states
-
-
-def outputs(hat: hatfn.HAT, state: hatfn.HATState, x: Tensor, *tasks: int) -> list[Tensor]:
-    return [hat.forward(state, x, task) for task in tasks]
 
 
 def own(state: hatfn.HATState, task: int) -> Any:
@@ -186,53 +155,6 @@ def test_the_order_of_forgetting_does_not_matter(case) -> None:
     assert equal(ways[0], ways[2])
 
 
-def test_growing_moves_no_output_and_adds_what_was_planned(case) -> None:
-    """Also with wider heads than there were, and in the middle of a task."""
-    hat, x, states = case
-    state = states["two"]
-    before = outputs(hat, state, x, 0, 1)
-    grown, more = hatfn.grow(hat, state, classes=[7, 2])
-    assert grown.classes == (3, 2, 3, 7, 2)
-    assert grown.tasks == 5
-    assert equal(outputs(grown, more, x, 0, 1), before)
-    assert hat.classes == (3, 2, 3), "the old learner stays as it was"
-    new = learn(grown, learn(grown, more, x, 3), x, 2)
-    assert grown.forward(new, x, 3).shape == (len(x), 7)
-    assert equal(outputs(grown, new, x, 0, 1), before)
-
-    fresh = hatfn.grow(hat, states["none"], classes=[7, 2])[1]
-    assert equal(fresh, grown.init(0)), "as if the tasks had been planned"
-
-
-def test_growing_in_the_middle_of_a_task_keeps_the_moments(case) -> None:
-    """The step after growing is the step that would have come without."""
-    hat, x, states = case
-    y = torch.randint(3, (len(x),))
-    state = hat.begin(states["two"], 2)
-    state, _ = hat.update(state, (x, y), 2, 20.0)
-    grown, more = hatfn.grow(hat, state, classes=[7])
-    after, _ = hat.update(state, (x, y), 2, 40.0)
-    later, info = grown.update(more, (x, y), 2, 40.0)
-    assert info.ok
-    assert equal(later.params, after.params)
-    assert equal(
-        hat.forward(hat.consolidate(after, 2), x, 2), grown.forward(grown.consolidate(later, 2), x, 2)
-    )
-
-
-def test_any_subset_can_be_locked(case) -> None:
-    """Learned tasks and ones that are not yet; those that are left out do move."""
-    hat, x, states = case
-    state = states["two"]
-    served = [hat.forward(state, x, 1), hat.forward(hat.consolidate(state, 2), x, 2)]
-    loose = hat.forward(state, x, 0)
-    new = hat.begin(state, 0, locked=[1, 2])
-    new = learn(hat, state, x, 0, locked=[1, 2])
-    assert equal([hat.forward(new, x, 1), hat.forward(hat.consolidate(new, 2), x, 2)], served)
-    assert not torch.equal(hat.forward(new, x, 0), loose), "trained again"
-    assert new.locked.tolist() == [False, True, True]
-
-
 def test_locked_tasks_are_kept_where_others_are_not() -> None:
     """forget(locked=...): a learned task that is left out loses what it shared with the forgotten."""
     x = torch.randn(8, 5)
@@ -287,14 +209,6 @@ def test_all_forgotten_is_the_beginning(fresh: bool, protection: str) -> None:
     assert equal(new._replace(**same), start), "every other leaf, to the bit"
 
 
-def test_a_fresh_network_is_not_the_modules() -> None:
-    x = torch.randn(8, 5)
-    hat = learner(MLP(5, 3, width=16), x)
-    assert not equal(hat.init(3, fresh=True).params, hat.init(3).params)
-    assert hat.init(3, fresh=True).fresh.item() is True
-    assert hat.init(3).fresh.item() is False
-
-
 @pytest.mark.filterwarnings("default::hatfn.HATWarning")
 def test_nothing_to_forget_warns() -> None:
     x = torch.randn(8, 5)
@@ -325,38 +239,6 @@ def test_a_task_that_was_closed_untrained_or_only_opened_is_forgotten_too() -> N
         assert report.tasks == (1,)
         assert not (new.learned | new.active).any()
         assert not any(mask.any() for mask in new.masks.values())
-
-
-def test_growing_one_at_a_time_without_classes() -> None:
-    """num_tasks need not be known: a learner of one task becomes one of twenty."""
-    x, y = torch.randn(8, 5), torch.randn(8, 3)
-    hat = hatfn.build(
-        module := nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, 3)),
-        hatfn.trace(module, x),
-        None,
-        torchopt.adam(1e-2),
-        loss=nn.functional.mse_loss,
-    )
-    state, recorded = hat.init(0), []
-    for task in range(20):
-        if task:
-            hat, state = hatfn.grow(hat, state, num_tasks=1)
-        state = hat.begin(state, task)
-        state, info = hat.update(state, (x, y), task, 50.0)
-        assert info.ok
-        state = hat.consolidate(state, task)
-        recorded.append(hat.forward(state, x, task))
-    assert equal(outputs(hat, state, x, *range(20)), recorded)
-    assert hat.predict(state, x).shape == (20, 8, 3)
-
-
-def test_settings_of_tasks_grow_with_them() -> None:
-    x = torch.randn(8, 5)
-    hat = learner(MLP(5, 3, width=64), x, sparsity=[0.1, 0.5, 0.9], quota=0.2)
-    hat, state = hatfn.grow(hat, hat.init(0), classes=[2, 2])
-    assert state.hyper["sparsity"].tolist() == [0.1, 0.5, 0.9, 0.9, 0.9]
-    assert state.hyper["quota"].tolist() == [0.2] * 5
-    assert equal(hat.init(0)._replace(opt_state=()), state._replace(opt_state=()))
 
 
 def test_nothing_given_is_changed(case) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hypothesis.strategies as st
 import pytest
 import torch
 import torchopt
+from drawn import arrays
+from hypothesis import given
+from hypothesis.extra import numpy as nps
 from nets import ConvNet, equal, learn, learner
 from torch import Tensor
 
@@ -14,10 +18,22 @@ from hatfn.method.masks import binary_gates
 from hatfn.method.protection import LOCKS, Lock, Locked, exact_protection
 from hatfn.models import MLP, AlexNet
 from hatfn.replicas import replica
+from hatfn.wiring import ParamWiring, Units, Wiring
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 
 X = torch.randn(12, 5)
+WIRING = Wiring(
+    {"a": 3, "b": 4},
+    {
+        "w": ParamWiring(
+            (4, 3), "shared", Units(torch.arange(3, 7)[:, None], "b"), Units(torch.arange(3)[None], "a")
+        ),
+        "bias": ParamWiring((4,), "shared", Units(torch.arange(3, 7), "b")),
+        "mixed": ParamWiring((3,), "shared", None, Units(torch.tensor([6, -1, 0]))),
+        "norm": ParamWiring((4,), "task", Units(torch.arange(3, 7), "b")),
+    },
+)
 
 
 def counts(hat: hatfn.HAT, state: hatfn.HATState, name: str) -> Tensor:
@@ -172,3 +188,67 @@ def test_a_rule_of_ones_own() -> None:
 def test_wrong_settings(wrong) -> None:
     with pytest.raises(ValueError, match="Expected"):
         wrong()
+
+
+@given(
+    a=nps.arrays("bool", (5, 3)).map(torch.tensor),
+    b=nps.arrays("bool", (5, 4)).map(torch.tensor),
+    locked=nps.arrays("bool", (5,)).map(torch.tensor),
+    one_more=st.integers(0, 4),
+)
+def test_exact_protection_is_brute_force_and_monotone(
+    a: Tensor, b: Tensor, locked: Tensor, one_more: int
+) -> None:
+    held = locks.exact_protection(WIRING, {"a": a, "b": b}, locked)
+    tasks = locked.nonzero().flatten().tolist()
+    units = torch.cat([a, b, torch.ones(5, 1, dtype=torch.bool)], 1)
+    for i in range(4):
+        for j in range(3):
+            assert held["w"][i, j] == any(b[t, i] and a[t, j] for t in tasks)
+        assert held["bias"][i] == any(b[t, i] for t in tasks)
+    for entry, unit in enumerate([6, -1, 0]):
+        assert held["mixed"][entry] == any(units[t, unit] for t in tasks)
+    assert "norm" not in held
+    more = locked.index_fill(0, torch.tensor([one_more]), True)
+    wider = locks.exact_protection(WIRING, {"a": a, "b": b}, more)
+    assert all((held[name] <= wider[name]).all() for name in held)
+
+
+@given(a=arrays(st.floats(0, 1, width=32), (3,)), b=arrays(st.floats(0, 1, width=32), (4,)))
+def test_paper_protection_is_the_smaller_end(a: Tensor, b: Tensor) -> None:
+    held = locks.paper_protection(WIRING, {"a": a, "b": b})
+    assert torch.equal(held["w"], torch.minimum(b[:, None], a[None]))
+    assert torch.equal(held["bias"], b)
+
+
+def test_exact_protection_is_its_definition() -> None:
+    x = torch.randn(2, 1, 6, 6)
+    hat = learner(ConvNet(), x)
+    state = hat.init(0)
+    for task in (0, 2):
+        state = hat.consolidate(state, task)
+    state = hat.begin(state, 1)
+    on = state.masks["conv1"]
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    for task in (0, 2):
+        for i in range(8):
+            for j in range(8):
+                expected[i, j] |= on[task, i] & on[task, j]
+    assert torch.equal(state.protection["conv2.weight"], expected[..., None, None].expand(8, 8, 3, 3))
+    assert torch.equal(state.protection["conv2.bias"], on[[0, 2]].any(0))
+    assert torch.equal(state.protection["conv1.weight"][:, 0, 0, 0], on[[0, 2]].any(0))
+
+
+def test_paper_protection_is_its_definition() -> None:
+    x = torch.randn(2, 5)
+    hat = learner(MLP(5, 3, width=4), x, protection="paper", s_max=4.0)
+    state = hat.init(0)
+    for task in (0, 2):
+        state = hat.consolidate(state, task)
+    state = hat.begin(state, 1)
+    post, pre = (torch.sigmoid(4.0 * state.embeddings[f"hidden.{i}"][[0, 2]]).amax(0) for i in (1, 0))
+    torch.testing.assert_close(
+        state.protection["hidden.1.weight"], torch.minimum(post[:, None], pre[None, :])
+    )
+    torch.testing.assert_close(state.protection["hidden.1.bias"], post)
+    torch.testing.assert_close(state.protection["hidden.0.weight"], pre[:, None].expand(4, 5))

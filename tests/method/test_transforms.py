@@ -7,26 +7,13 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
+from drawn import ANY, FLOATS, MASKS, arrays
 from hypothesis import given
-from hypothesis.extra import numpy as nps
 from torch import Tensor
 
 import hatfn
-from hatfn.method import protection as locks
 from hatfn.method import transforms
-from hatfn.numerics.zeros import drop
 from hatfn.state import Trainable
-from hatfn.wiring import ParamWiring, Units, Wiring
-
-ANY = st.floats(width=32)  # nan and infinities included
-FLOATS = st.floats(-100, 100, width=32)
-
-
-def arrays(elements: st.SearchStrategy, shape: tuple[int, ...] = (4, 3)) -> st.SearchStrategy[Tensor]:
-    return nps.arrays("float32", shape, elements=elements).map(torch.tensor)
-
-
-MASKS = nps.arrays("bool", (4, 3)).map(torch.tensor)
 
 
 @given(gradient=arrays(ANY), held=MASKS)
@@ -120,22 +107,6 @@ def test_a_refused_step_is_the_old_state(new: Tensor, old: Tensor, ok: bool) -> 
         assert torch.equal(got.nan_to_num(7.0), (new if want else old).nan_to_num(7.0))
 
 
-@given(
-    value=arrays(ANY), off=MASKS, dtype=st.sampled_from(["float64", "float32", "bfloat16", "float16"])
-)
-def test_drop_is_where(value: Tensor, off: Tensor, dtype: str) -> None:
-    value = value.to(getattr(torch, dtype))
-    expected = torch.where(off, 0, value)
-    followed = value.clone().requires_grad_()
-    for got in (drop(off, value), torch.vmap(drop)(off, value), drop(off, followed).detach()):
-        assert torch.equal(got.nan_to_num(7.0), expected.nan_to_num(7.0))
-        assert got.dtype == value.dtype
-    row = drop(off[0], value)
-    assert torch.equal(row.nan_to_num(7.0), torch.where(off[0], 0, value).nan_to_num(7.0))
-    (slope,) = torch.autograd.grad(drop(off, followed).sum(), followed)
-    assert torch.equal(slope != 0, ~off)
-
-
 def test_what_has_no_floating_numbers_is_finite() -> None:
     assert transforms.finite({"count": torch.tensor(3)})
 
@@ -152,77 +123,3 @@ def test_finite_sees_every_number(leaf: Tensor) -> None:
 @given(e=arrays(FLOATS), limit=st.floats(0.1, 10))
 def test_embeddings_are_clamped(e: Tensor, limit: float) -> None:
     assert hatfn.clamp_embeddings({"a": e}, limit)["a"].abs().max() <= limit * (1 + 1e-6)
-
-
-WIRING = Wiring(
-    {"a": 3, "b": 4},
-    {
-        "w": ParamWiring(
-            (4, 3), "shared", Units(torch.arange(3, 7)[:, None], "b"), Units(torch.arange(3)[None], "a")
-        ),
-        "bias": ParamWiring((4,), "shared", Units(torch.arange(3, 7), "b")),
-        "mixed": ParamWiring((3,), "shared", None, Units(torch.tensor([6, -1, 0]))),
-        "norm": ParamWiring((4,), "task", Units(torch.arange(3, 7), "b")),
-    },
-)
-
-
-@given(
-    a=nps.arrays("bool", (5, 3)).map(torch.tensor),
-    b=nps.arrays("bool", (5, 4)).map(torch.tensor),
-    locked=nps.arrays("bool", (5,)).map(torch.tensor),
-    one_more=st.integers(0, 4),
-)
-def test_exact_protection_is_brute_force_and_monotone(
-    a: Tensor, b: Tensor, locked: Tensor, one_more: int
-) -> None:
-    held = locks.exact_protection(WIRING, {"a": a, "b": b}, locked)
-    tasks = locked.nonzero().flatten().tolist()
-    units = torch.cat([a, b, torch.ones(5, 1, dtype=torch.bool)], 1)
-    for i in range(4):
-        for j in range(3):
-            assert held["w"][i, j] == any(b[t, i] and a[t, j] for t in tasks)
-        assert held["bias"][i] == any(b[t, i] for t in tasks)
-    for entry, unit in enumerate([6, -1, 0]):
-        assert held["mixed"][entry] == any(units[t, unit] for t in tasks)
-    assert "norm" not in held
-    more = locked.index_fill(0, torch.tensor([one_more]), True)
-    wider = locks.exact_protection(WIRING, {"a": a, "b": b}, more)
-    assert all((held[name] <= wider[name]).all() for name in held)
-
-
-@given(a=arrays(st.floats(0, 1, width=32), (3,)), b=arrays(st.floats(0, 1, width=32), (4,)))
-def test_paper_protection_is_the_smaller_end(a: Tensor, b: Tensor) -> None:
-    held = locks.paper_protection(WIRING, {"a": a, "b": b})
-    assert torch.equal(held["w"], torch.minimum(b[:, None], a[None]))
-    assert torch.equal(held["bias"], b)
-
-
-@given(
-    a=arrays(st.floats(0, 1, width=32), (3,)), b=arrays(st.floats(0, 1, width=32), (4,)),
-    used_a=nps.arrays("bool", (3,)).map(torch.tensor), used_b=nps.arrays("bool", (4,)).map(torch.tensor),
-    quota=st.floats(0, 1),
-)  # fmt: skip
-def test_sparsity_is_its_formula(
-    a: Tensor, b: Tensor, used_a: Tensor, used_b: Tensor, quota: float
-) -> None:
-    gates, used = {"a": a, "b": b}, {"a": used_a, "b": used_b}
-
-    def cost(pairs: list[tuple[Tensor, Tensor]]) -> float:
-        free = sum(float((~u).sum()) for _, u in pairs)
-        paid = sum(float((g * ~u).sum()) for g, u in pairs) - quota * sum(len(g) for g, _ in pairs)
-        return max(0.0, paid) / free if free else 0.0
-
-    pairs = [(a, used_a), (b, used_b)]
-    whole = hatfn.sparsity(gates, used, quota=quota)
-    assert math.isclose(float(whole), cost(pairs), abs_tol=1e-5)
-    each = hatfn.sparsity(gates, used, over="groups", quota=quota)
-    assert math.isclose(float(each), sum(cost([pair]) for pair in pairs) / 2, abs_tol=1e-5)
-
-
-def test_sparsity_of_a_full_network_is_zero_and_has_a_gradient() -> None:
-    gates = {"a": torch.rand(3, requires_grad=True)}
-    cost = hatfn.sparsity(gates, {"a": torch.ones(3, dtype=torch.bool)})
-    cost.backward()
-    assert cost == 0
-    assert torch.equal(gates["a"].grad, torch.zeros(3))

@@ -1,4 +1,4 @@
-"""An exported task gives the learner's logits without hatfn; a learner starts from any module's numbers."""
+"""An exported task gives the learner's logits without hatfn."""
 
 from __future__ import annotations
 
@@ -8,106 +8,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import optree
 import pytest
-import timm
 import torch
 import torchopt
-from nets import ConvNet, Recurrent, Transformer, equal, learn, masked, mlp
+from exported import NETS, called, setting, small, storages, tensors
+from nets import ConvNet, equal, learn, masked, mlp
 from safetensors.torch import load_model, save_model
-from timm.models.densenet import DenseNet
-from timm.models.levit import Levit
 from torch import Tensor, nn
 
 import hatfn
-from hatfn.models import MLP, AlexNet
-from hatfn.state import HATState
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
-
-
-def small(name: str, **settings: Any) -> Callable[[], nn.Module]:
-    return partial(timm.create_model, name, num_classes=3, **settings)
-
-
-def encoder() -> nn.Module:
-    """PyTorch's own layer, which has a fused path of its own in eval mode."""
-    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
-    return nn.Sequential(nn.Linear(5, 16), layer, nn.Flatten(), nn.Linear(64, 3))
-
-
-def features(*last: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 8), *last)
-
-
-VECTORS, IMAGES = (4, 5), (4, 3, 64, 64)
-NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]] = {
-    # name: module, input, what trace is told
-    "mlp": (mlp, VECTORS, {"head": "4"}),
-    "of ours": (partial(MLP, 5, 3, width=16, dropout=0.2), VECTORS, {}),
-    "of ours, inside": (lambda: nn.Sequential(AlexNet(8, width=0.1), nn.ReLU(), nn.Linear(8, 3)),
-                        (4, 3, 32, 32), {"head": "2"}),
-    "conv net": (ConvNet, (4, 1, 6, 6), {}),
-    "block": (Transformer, (4, 4, 5), {}),
-    "encoder": (encoder, (4, 4, 5), {"head": "3"}),
-    "lstm": (Recurrent, (4, 6, 5), {}),
-    "resnet18s": (small("resnet18s", channels=(16, 24, 32, 48)), (4, 3, 8, 8), {}),
-    "dense": (partial(DenseNet, growth_rate=8, block_config=(2, 2), num_classes=3, bn_size=2), IMAGES, {}),
-    "depthwise": (small("test_convnext"), IMAGES, {}),
-    "squeeze-excite": (small("test_efficientnet"), IMAGES, {}),
-    "standardised weights": (small("test_nfnet"), IMAGES, {}),
-    "vit": (small("test_vit", img_size=64), IMAGES, {}),
-    "two heads": (
-        small("deit_tiny_distilled_patch16_224", img_size=64, embed_dim=32, depth=2, num_heads=2),
-        IMAGES, {}),
-    "remembers": (
-        partial(Levit, img_size=32, num_classes=3, embed_dim=(16, 24), num_heads=(2, 2), depth=(1, 1),
-                key_dim=8),
-        (4, 3, 32, 32), {}),
-    "input gate": (mlp, VECTORS, {"head": "4", "input_gate": True}),
-    "a head behind": (partial(features, nn.ReLU()), VECTORS, {"output_gate": True}),
-    "a head and an input gate": (features, VECTORS, {"input_gate": True}),
-    "no classes": (features, VECTORS, {}),
-}  # fmt: skip
-
-
-@cache
-def setting(name: str) -> tuple[hatfn.HAT, HATState, Tensor]:
-    """A learner of two learned tasks of three, with different masks, and an input."""
-    torch.manual_seed(0)
-    make, shape, told = NETS[name]
-    module, x = make(), torch.randn(shape)
-    tasks: dict[str, Any] = {"classes": [3, 2, 5]}
-    if name == "no classes":
-        tasks = {"classes": None, "num_tasks": 3, "loss": lambda output, _: output.square().mean()}
-    settings = {"optimizer": torchopt.adam(1e-2), "s_max": 80.0, "sparsity": 0.0} | tasks
-    hat = hatfn.build(module, hatfn.trace(module, x[:1], **told), **settings)
-    state = learn(hat, learn(hat, hat.init(0), x, 0, steps=2), x, 1, steps=2)
-    assert any(not torch.equal(*mask[:2]) for mask in state.masks.values())
-    return hat, state, x
-
-
-def called(module: nn.Module, x: Tensor) -> Tensor:
-    """As it is served. Where gradients are asked for, or weights say that they require them, PyTorch
-    takes other kernels of attention and of products: equal to rounding."""
-    flags = [param.requires_grad for param in module.parameters()]
-    with torch.no_grad():
-        output = module.requires_grad_(False)(x)
-    for param, flag in zip(module.parameters(), flags, strict=True):
-        param.requires_grad_(flag)
-    return output
-
-
-def tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def storages(tree: Any) -> set[int]:
-    return {leaf.untyped_storage().data_ptr() for leaf in optree.tree_leaves(tree)} - {0}
 
 
 def pickled(module: nn.Module) -> bytes:
@@ -359,68 +273,3 @@ def test_integers_need_an_input_to_try_slices_on() -> None:
     module = hatfn.export(hat, state, 1, compact=True, x=x)
     assert module[2].out_features == len(module[2].weight) < 12
     torch.testing.assert_close(called(module, x), hat.forward(state, x, 1))
-
-
-# Another module's numbers.
-
-
-def efficientnet(classes: int, seed: int) -> nn.Module:
-    """With running statistics that are not those of a new module."""
-    torch.manual_seed(seed)
-    module = timm.create_model("test_efficientnet", num_classes=classes)
-    for _ in range(2):
-        called(module.train(), torch.randn(4, 3, 32, 32))
-    return module
-
-
-@cache
-def images() -> hatfn.HAT:
-    module = efficientnet(10, seed=0)
-    wiring = hatfn.trace(module, torch.randn(1, 3, 64, 64))
-    return hatfn.build(module, wiring, [10, 5], torchopt.adam(1e-3))
-
-
-def test_a_learner_starts_from_pretrained_numbers() -> None:
-    hat, pretrained = images(), efficientnet(1000, seed=1)
-    kept, adopted = copy.deepcopy(pretrained.state_dict()), hatfn.adopt(hat, pretrained)
-    old, new = hat.init(3), adopted.init(3)
-    params, buffers = dict(pretrained.named_parameters()), dict(pretrained.named_buffers())
-    for name, value in new.params.items():
-        assert torch.equal(value, params[name])
-    for tree, theirs in ((new.task_params, params), (new.task_buffers, buffers)):
-        for name in tree.keys() - {*hat.network.heads}:
-            assert torch.equal(tree[name], theirs[name].expand_as(tree[name]))
-    assert not torch.equal(new.params["conv_stem.weight"], old.params["conv_stem.weight"])
-    assert not torch.equal(new.task_buffers["bn1.running_mean"], old.task_buffers["bn1.running_mean"])
-    assert equal(new.embeddings, old.embeddings)
-    assert all(torch.equal(new.task_params[name], old.task_params[name]) for name in hat.network.heads)
-    assert equal(pretrained.state_dict(), kept)
-    assert not storages((new, adopted.network.initial)) & storages(tensors(pretrained))
-    assert equal(hat.init(3), old), "the learner itself is what it was"
-    x = torch.randn(4, 3, 64, 64)
-    state = learn(adopted, new, x, 0, steps=1)
-    assert torch.equal(called(hatfn.export(adopted, state, 0), x), masked(adopted, state, x, 0))
-
-
-def test_a_head_of_equal_width_is_taken_over() -> None:
-    pretrained = efficientnet(10, seed=1).double()  # to the learner's own type
-    state = hatfn.adopt(images(), pretrained).init(0)
-    weight = state.task_params["classifier.weight"]
-    assert weight.dtype == torch.float32
-    assert torch.equal(weight[0], pretrained.classifier.weight.float())
-    assert not torch.equal(weight[1, :5], weight[0, :5])
-
-
-@pytest.mark.parametrize(
-    "name", ["conv net", "vit", "input gate", "a head behind", "a head and an input gate"]
-)
-def test_an_exported_module_is_adopted(name: str) -> None:
-    hat, state, x = setting(name)
-    exported = hatfn.export(hat, state, 0)
-    adopted = hatfn.adopt(hat, exported)
-    plain = adopted.forward(adopted.init(0), x, None)
-    expected = exported.get_submodule(
-        "body.body" if "and" in name else "body" if "behind" in name else ""
-    )
-    torch.testing.assert_close(plain, called(expected, x))
-    assert not torch.allclose(plain, hat.forward(hat.init(0), x, None))

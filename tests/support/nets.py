@@ -136,6 +136,11 @@ def learn(
     return hat.consolidate(state, task, [])
 
 
+def outputs(hat: hatfn.HAT, state: HATState, x: Tensor, *tasks: int) -> list[Tensor]:
+    """What each of some tasks serves."""
+    return [hat.forward(state, x, task) for task in tasks]
+
+
 def examples(count: int) -> settings:
     """So many examples of a law, times ``--examples``."""
     return settings(max_examples=max(1, count * settings.default.max_examples // 100))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,11 @@ from nets import learn, learner, mlp
 from torch import Tensor, nn
 
 import hatfn
+from hatfn.models import MLP
 from hatfn.replicas import replica
 from hatfn.state import HATState
 from hatfn.testing import Verification, verify_no_forgetting
+from hatfn.wiring import Units
 
 # Learners this small use up their units; test_silent.py has the warnings that say so.
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
@@ -268,3 +271,17 @@ def test_a_task_that_was_left_out_of_the_locks_is_told() -> None:
     later = learn(hat, state, X, 1, locked=[])
     with pytest.raises(AssertionError, match=r"state\.params\['0\.weight'\] alone by"):
         verify_no_forgetting(hat, state, X, later)
+
+
+def test_verify_no_forgetting_can_fail() -> None:
+    """A learner whose wiring calls a needed weight unprotected is caught, and the weight is named."""
+    x = torch.randn(8, 5)
+    hat = learner(MLP(5, 3, width=16), x)
+    state = learn(hat, hat.init(0), x, 0)
+    wrong = hat.wiring.params["hidden.1.weight"]
+    flipped = wrong._replace(into=Units(wrong.into.index.flip(1)))
+    params = dict(hat.wiring.params) | {"hidden.1.weight": flipped}
+    wiring = replace(hat.wiring, params=params)
+    broken = replace(hat, network=hat.network._replace(wiring=wiring))
+    with pytest.raises(AssertionError, match=r"hidden\.1\.weight by"):
+        verify_no_forgetting(broken, state, x)
