@@ -20,7 +20,7 @@ codemain.getrandbits = random.Random(0).getrandbits
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # workers share the cores
 
-collect_ignore = ["mutation.py"]  # a script that wants cosmic-ray
+collect_ignore = ["mutation.py", "support"]  # a script that wants cosmic-ray; what tests share
 
 # The leaf functions, whose arguments are ours; the public boundary answers wrong types itself.
 LEAVES = (

@@ -36,29 +36,30 @@ from coverage import CoverageData
 
 ROOT = Path(__file__).parent.parent
 RULES = [
-    "tests/test_labels.py",
-    "tests/test_layers.py",
-    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_rules_*.py"))),
+    "tests/tracing/test_labels.py",
+    "tests/tracing/test_trace_module.py",
+    "tests/network/test_layers.py",
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests/tracing/rules").glob("test_*.py"))),
 ]
 TARGETS: dict[str, list[str]] = {
     "hatfn/method/gates.py": [
         "hatfn/method/gates.py",
-        "tests/test_gates.py",
+        "tests/method/test_gates.py",
         "tests/test_learner.py",
-        "tests/test_laws_gates.py",
+        "tests/laws/test_laws_gates.py",
     ],
     "hatfn/method/transforms.py": [
         "hatfn/method/transforms.py",
-        "tests/test_transforms.py",
+        "tests/method/test_transforms.py",
         "tests/test_learner.py",
-        "tests/test_papers.py",
-        "tests/test_laws_steps.py",
+        "tests/method/test_papers.py",
+        "tests/laws/test_laws_steps.py",
     ],
     **{
         f"hatfn/lifecycle/{name}.py": [
-            "tests/test_lifecycle.py",
-            "tests/test_errors.py",
-            "tests/test_laws_lifecycle.py",
+            f"tests/lifecycle/test_{name}.py",
+            "tests/faults/test_errors.py",
+            "tests/laws/test_laws_lifecycle.py",
         ]
         for name in ("forget", "grow")
     },
@@ -67,9 +68,9 @@ TARGETS: dict[str, list[str]] = {
         for path in sorted((ROOT / "hatfn/tracing").rglob("[!_]*.py"))
     },
     "hatfn/tracing/trace.py": [
-        "tests/test_rules_params.py",
-        "tests/test_manual.py",
-        "tests/test_errors.py",
+        "tests/tracing/test_trace_module.py",
+        "tests/tracing/test_manual.py",
+        "tests/faults/test_errors.py",
     ],
 }
 LIMIT = 240.0

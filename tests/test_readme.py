@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import torch
-from suites import SUITES
+from suites import SUITES, suites_of
 from test_layout import storey
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +47,8 @@ def test_links_lead_to_files() -> None:
 
 
 def test_every_test_file_is_of_one_suite() -> None:
-    listed = sorted(stem for suite in SUITES.values() for stem in suite.files)
-    assert listed == sorted(
-        path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")
-    )
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert len(suites_of(str(path.relative_to(ROOT)))) == 1, path
+    for suite in SUITES.values():
+        for place in suite.places:
+            assert (ROOT / "tests" / place).exists(), place

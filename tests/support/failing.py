@@ -1,0 +1,18 @@
+"""Functions that fail when it is their turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def failing(function: Callable[..., Any], error: BaseException, nth: int) -> Callable[..., Any]:
+    """The function, whose nth call fails instead."""
+    calls = iter(range(10**9))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == nth:
+            raise error
+        return function(*args, **kwargs)
+
+    return call

@@ -1,0 +1,66 @@
+"""What the tests are about, and how long each suite may take: the table at the end of every run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+
+class Suite(NamedTuple):
+    """Folders of tests/, and files beside them; the seconds of one core that they should not exceed.
+
+    Of all together two cores, twelve minutes.
+    """
+
+    budget: int
+    places: tuple[str, ...]
+
+
+SUITES = {
+    "tracing": Suite(150, ("tracing", "test_wiring.py", "test_layout.py")),
+    "network, subnet": Suite(200, ("network", "subnet", "test_models.py")),
+    "method, engine": Suite(150, ("numerics", "checks", "method", "engine")),
+    "learner, training": Suite(
+        200, ("training", "test_learner.py", "test_learner_architectures.py", "test_learner_devices.py")
+    ),
+    "lifecycle": Suite(60, ("lifecycle",)),
+    "evaluation, replicas": Suite(60, ("evaluation", "test_replicas.py")),
+    "storage": Suite(60, ("storage",)),
+    "testing": Suite(60, ("testing",)),
+    "laws": Suite(130, ("laws",)),
+    "faults, purity": Suite(160, ("faults",)),
+    "experiments": Suite(300, ("experiments", "test_readme.py")),
+}
+DOCTESTS = Suite(60, ())
+
+
+def suites_of(file: str) -> list[str]:
+    """The suites of a file, named from the root of the repository; one of each test file, of others none."""
+    top, *rest = Path(file).parts
+    return [name for name, suite in SUITES.items() if top == "tests" and rest[0] in suite.places]
+
+
+class Durations:
+    """Adds up how long tests take, and shows it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.tests: dict[str, int] = defaultdict(int)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        suite = next(iter(suites_of(report.nodeid.partition("::")[0])), "doctests")
+        self.seconds[suite] += report.duration
+        self.tests[suite] += report.when == "call"
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        line = terminalreporter.write_line
+        terminalreporter.section("suites")
+        line(f"{'suite':30}{'tests':>6}{'seconds':>9}{'budget':>8}")
+        for name, suite in {**SUITES, "doctests": DOCTESTS}.items():
+            if self.tests[name]:
+                late = "  over budget" if self.seconds[name] > suite.budget else ""
+                line(f"{name:30}{self.tests[name]:6}{self.seconds[name]:9.1f}{suite.budget:8}{late}")
+        line(f"{'all':30}{sum(self.tests.values()):6}{sum(self.seconds.values()):9.1f}")

@@ -1,0 +1,81 @@
+"""A wiring in words: ``b < a0 . a2`` is gated by the group b and reads a's first and third unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nets import Fn
+from torch import Tensor, nn
+
+import hatfn
+from hatfn.wiring import ParamWiring, Units, Wiring
+
+
+def units_told(wiring: Wiring, units: Units | None, usual: int) -> str:
+    """The unit of every entry, ``.`` where there is none; of whole groups the name alone.
+
+    A label that varies along one dimension is told as a list, with ``@`` and the dimension if that is
+    another than the usual one.
+    """
+    if units is None:
+        return "."
+    names = [f"{group}{i}" for group, count in wiring.groups.items() for i in range(count)] + ["."]
+    varied = [dim for dim, size in enumerate(units.index.shape) if size > 1]
+    if len(varied) > 1:
+        return _nested(units.index.squeeze(), names)
+    listed = units.index.flatten().tolist()
+    text = " ".join(names[unit] for unit in listed)
+    for group, count in wiring.groups.items():
+        if text == " ".join(f"{group}{i}" for i in range(count)):
+            assert units.group == group, "a whole group is known as one"
+            text = group
+    return text + "".join(f"@{dim}" for dim in varied if dim != usual)
+
+
+def _nested(index: Tensor, names: list[str]) -> str:
+    if not index.dim():
+        return names[index]
+    parts = [_nested(part, names) for part in index]
+    return f"[{' '.join(parts)}]"
+
+
+def role_told(wiring: Wiring, role: ParamWiring) -> str:
+    """The kind, unless shared; the units that gate; the units that are read; what else is to be done."""
+    parts = [role.kind] if role.kind != "shared" else []
+    parts += [units_told(wiring, role.out, 0)] if role.out is not None else []
+    parts += ["<", units_told(wiring, role.into, 1)] if role.into is not None else []
+    parts += ["deferred"] if not role.gated else []
+    return " ".join(parts + (["folded"] if role.folded else []))
+
+
+def told(wiring: Wiring) -> dict[str, str]:
+    """Every parameter, the output as ``y``, and the groups."""
+    roles = {name: role_told(wiring, role) for name, role in wiring.params.items()}
+    groups = " ".join(f"{name}:{count}" for name, count in wiring.groups.items())
+    return {**roles, "y": units_told(wiring, wiring.output, 0), "groups": groups}
+
+
+def traced(module: nn.Module, x: Tensor, **settings: Any) -> dict[str, str]:
+    """What a trace tells; the output's own units are gated, so that they show."""
+    return told(hatfn.trace(module, x, **({"output_gate": True} | settings)))
+
+
+ROWS, TOKENS, IMAGES, LINES, INDICES = (2, 3), (2, 5, 3), (2, 1, 4, 4), (2, 1, 4), ()
+"""Of inputs."""
+
+
+def said(
+    shape: tuple[int, ...], function, parts: dict[str, nn.Module | Tensor], **settings
+) -> dict[str, str]:
+    """What is said of a function of layers, and of tensors that are parameters, or buffers if called k."""
+    own = {n: nn.Parameter(p) if isinstance(p, Tensor) else p for n, p in parts.items() if n != "k"}
+    module = Fn(function, **own)
+    if "k" in parts:
+        module.register_buffer("k", parts["k"])
+    x = torch.randn(shape) if shape else torch.tensor([[0, 1, 2], [3, 4, 0]])
+    return traced(module, x, **settings)
+
+
+def chain(m: nn.Module, x: Tensor) -> Tensor:
+    return m.b(m.a(x))
