@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -36,7 +35,7 @@ from hatfn.checks.capacity import (
     warn_untouched,
 )
 from hatfn.checks.settings import check_checkpointing
-from hatfn.checks.values import check_count, check_kind, check_list, check_seed, shortened
+from hatfn.checks.values import check_count, check_kind, check_list, check_seed
 from hatfn.lifecycle.begin import begin, warm_start
 from hatfn.lifecycle.consolidate import consolidate, recalibrate, settle
 from hatfn.lifecycle.forget import Forgotten, forget
@@ -57,17 +56,6 @@ class HAT(Spec):
 
     Made by :func:`build`. No method changes anything it is given: each returns a new state.
     """
-
-    def __repr__(self) -> str:
-        """One line: the module, tasks, classes, units, shared weights."""
-        wiring = self.wiring
-        shared = sum(math.prod(role.shape) for role in wiring.shared.values())
-        classes = "no classes" if self.classes is None else f"classes {shortened(self.classes)}"
-        return (
-            f"HAT({type(self.network.plain).__name__}, {self.tasks} tasks, {classes}, "
-            f"{len(wiring.groups)} groups of {sum(wiring.groups.values())} units, "
-            f"{shared / 1e6:.3g} M shared weights)"
-        )
 
     def init(self, seed: int, fresh: bool = False) -> HATState:
         """The state before the first task.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from hatfn.checks.values import shortened
 from hatfn.engine.compiled import Graphs, Part
 from hatfn.engine.optimizer import PureOptimizer
 from hatfn.engine.ranks import Ranks
@@ -21,7 +23,7 @@ from hatfn.state import HATState
 from hatfn.wiring import Wiring
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Spec:
     """Everything about a learner that no step changes.
 
@@ -67,6 +69,18 @@ class Spec:
     accumulate: int
     compile: Part | None
     graphs: Graphs = field(default_factory=Graphs, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        """One line: the module, tasks, classes, units, shared weights."""
+        wiring = self.wiring
+        shared = sum(math.prod(role.shape) for role in wiring.shared.values())
+        classes = "no classes" if self.classes is None else f"classes {shortened(self.classes)}"
+        name, module = type(self).__name__, type(self.network.plain).__name__
+        return (
+            f"{name}({module}, {self.tasks} tasks, {classes}, "
+            f"{len(wiring.groups)} groups of {sum(wiring.groups.values())} units, "
+            f"{shared / 1e6:.3g} M shared weights)"
+        )
 
     @property
     def classes(self) -> tuple[int, ...] | None:

@@ -53,12 +53,12 @@ class HATState(NamedTuple):
         """One line: tasks, which are learned and open, bytes."""
         if not is_concrete(self.learned):
             return f"HATState(inside a transform, learned {tuple(self.learned.shape)})"
-        *replicas, tasks = self.learned.shape
-        many = f"{replicas[0]} replicas of " if replicas else ""
+        many = f"{len(self.learned)} replicas of " if self.learned.dim() > 1 else ""
         learned, opened = (
-            flags.reshape(-1, tasks).any(0).nonzero().flatten().tolist()
+            flags.reshape(-1, *flags.shape[-1:]).any(0).nonzero().flatten().tolist()
             for flags in (self.learned, self.active)
         )
+        tasks = self.learned.shape[-1]
         leaves: list[Tensor] = optree.tree_leaves(self)  # type: ignore[arg-type]
         size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
         return (

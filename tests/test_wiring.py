@@ -53,12 +53,12 @@ def test_what_is_found_in_a_residual_block() -> None:
     }  # fmt: skip
     assert not wiring.params["conv1.weight"].gated, "its norm holds the gate"
     assert wiring.params["norm1.weight"].gated
-    assert wiring.params["conv1.weight"].out.group == "conv1"
-    assert wiring.params["conv1.weight"].into is None
-    assert wiring.params["conv2.weight"].into.group == "conv1"
-    assert wiring.params["head.weight"].into.group == "conv1"
-    assert wiring.params["head.weight"].out is None
-    assert wiring.params["head.bias"].into is None
+    assert wiring.params["conv1.weight"].out_units.group == "conv1"
+    assert wiring.params["conv1.weight"].in_units is None
+    assert wiring.params["conv2.weight"].in_units.group == "conv1"
+    assert wiring.params["head.weight"].in_units.group == "conv1"
+    assert wiring.params["head.weight"].out_units is None
+    assert wiring.params["head.bias"].in_units is None
     assert set(wiring.buffers) == {
         f"norm{i}.{name}"
         for i in (1, 2)
@@ -70,12 +70,12 @@ def test_what_is_found_in_a_residual_block() -> None:
 def test_what_is_found_in_a_transformer_block() -> None:
     wiring = hatfn.trace(Transformer(), torch.zeros(1, 4, 5), head="head")
     assert dict(wiring.groups) == {"embed": 8, "qkv": 24, "fc1": 16}
-    assert wiring.params["proj.weight"].out.group == "embed", "one gate for the residual stream"
-    values = wiring.params["proj.weight"].into.index.flatten() - 8
+    assert wiring.params["proj.weight"].out_units.group == "embed", "one gate for the residual stream"
+    values = wiring.params["proj.weight"].in_units.index.flatten() - 8
     assert values.tolist() == list(range(16, 24)), "what the projection reads are the values"
     own = {name for name, role in wiring.params.items() if role.kind == "task"}
     assert own == {"position", "norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"}
-    assert wiring.params["position"].out is not None
+    assert wiring.params["position"].out_units is not None
 
 
 def test_what_is_put_behind_a_module_knows_its_units() -> None:
@@ -89,9 +89,11 @@ def test_what_is_put_behind_a_module_knows_its_units() -> None:
 def test_a_fingerprint_does_not_look_at_what_only_slicing_reads() -> None:
     """States that were saved before heads knew their in units still belong to their wiring."""
     wiring = hatfn.trace(ConvNet(), X, head="head")
-    params = {n: r._replace(into=None) if r.kind != "shared" else r for n, r in wiring.params.items()}
+    params = {
+        n: r._replace(in_units=None) if r.kind != "shared" else r for n, r in wiring.params.items()
+    }
     assert replace(wiring, params=params, output=None) == wiring
-    assert replace(wiring, params={n: r._replace(into=None) for n, r in params.items()}) != wiring
+    assert replace(wiring, params={n: r._replace(in_units=None) for n, r in params.items()}) != wiring
 
 
 def test_the_summary_names_groups_measures_and_what_fell_back() -> None:

@@ -67,11 +67,12 @@ def trace(
     try:
         changed = changed_buffers(module, x, names)
     except Exception as error:
-        raise TraceError(
-            f"trace: {type(module).__name__} fails in train mode at an input of shape "
-            f"{tuple(x.shape)}: {error} {how_to_cast(module, x)}".rstrip()
-        ) from error
+        raise _failed(module, x, "train", error) from error
     program = _export(module, x)
+    try:
+        keeps = remembers(module, x)
+    except Exception as error:  # what export does not compute, such as types that do not fit
+        raise _failed(module, x, "eval", error) from error
     shapes = {name: param.shape for name, param in module.named_parameters()}
     tracer = Tracer(shapes, [head.weight for head in heads])
     try:
@@ -97,7 +98,14 @@ def trace(
     )
     layers = find_layers(program, names)
     computed = read_computed(program, names, x)
-    return replace(wiring, layers=layers, remembers=remembers(module, x), computed=computed)
+    return replace(wiring, layers=layers, remembers=keeps, computed=computed)
+
+
+def _failed(module: nn.Module, x: Tensor, mode: str, error: Exception) -> TraceError:
+    return TraceError(
+        f"trace: {type(module).__name__} fails in {mode} mode at an input of shape {tuple(x.shape)}: "
+        f"{error} {how_to_cast(module, x)}".rstrip()
+    )
 
 
 def _check_heads(t: Tracer, heads: list[Head], names: dict[str, str]) -> None:

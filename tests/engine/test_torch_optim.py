@@ -115,7 +115,7 @@ def test_a_replica_that_refuses_a_step_stays_behind() -> None:
         alone = hat.begin(hat.init(i, fresh=True), 0)
         for batch in ((spoiled[i], y[i]), (x[i], y[i])):
             alone, _ = hat.update(alone, batch, 0, 10.0)
-        mine = hatfn.replicas.replica(states, i)
+        mine = hatfn.replica(states, i)
         torch.testing.assert_close(mine.params, alone.params)
         assert mine.opt_state.begun
         assert equal(mine.opt_state.kept[0]["step"], alone.opt_state.kept[0]["step"])

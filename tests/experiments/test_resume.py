@@ -18,7 +18,7 @@ from nets import equal
 from rich.console import Console
 
 import hatfn
-from hatfn.experiments import cli
+from hatfn.experiments import cli, commands
 from hatfn.experiments.run.config import RunConfig
 from hatfn.experiments.run.folder import CONFIG, LOG, PROGRESS, RunFolder, resumed
 from hatfn.experiments.run.loop import learn, start
@@ -88,7 +88,7 @@ def test_only_what_is_left_is_computed(tmp_path: Path) -> None:
     cut = follow(replace(QUICK, out=tmp_path), stop=7)
     run = start(resumed(RunConfig(resume=tmp_path)))
     RunFolder(resumed(RunConfig(resume=tmp_path))).restore(run)
-    assert run.place == cut.place
+    assert run.progress == cut.progress
     assert equal(run.state, cut.state)
     event = next(learn(run))
     assert event.step == 8
@@ -124,7 +124,7 @@ def test_steps_after_the_last_save_are_logged_once(tmp_path: Path) -> None:
 def test_a_finished_run_shows_its_result_again(tmp_path: Path) -> None:
     run = follow(replace(QUICK, out=tmp_path))
     before = left(tmp_path), (tmp_path / "state.safetensors").read_bytes()
-    again = cli.learn_and_log(resumed(RunConfig(resume=tmp_path)), Console(quiet=True))
+    again = commands.learn_and_log(resumed(RunConfig(resume=tmp_path)), Console(quiet=True))
     assert equal(again.state, run.state)
     assert again.seconds == run.seconds
     assert (left(tmp_path), (tmp_path / "state.safetensors").read_bytes()) == before

@@ -12,7 +12,7 @@ import torch
 import hatfn
 from hatfn.experiments.run.config import RunConfig
 from hatfn.experiments.run.loop import NonFiniteStepError, learn, start
-from hatfn.experiments.run.progress import Place
+from hatfn.experiments.run.progress import Progress
 from hatfn.experiments.run.result import Learned
 from hatfn.experiments.run.setup import training_part
 
@@ -167,7 +167,7 @@ def test_tasks_may_be_inferred_at_the_end_alone() -> None:
 def test_isolated_networks_know_nothing_of_each_other() -> None:
     both, _ = finished(method="isolated", epochs=1)
     alone = start(both.config)
-    alone.place = Place(1, 0, 0)  # the second task, without the first
+    alone.progress = Progress(1, 0, 0)  # the second task, without the first
     for event in learn(alone):
         if event.step == event.steps:  # trained; the first task cannot be measured
             break

@@ -119,7 +119,7 @@ def test_one_replica_is_refused_and_the_others_go_on() -> None:
     after, info = many.update(states, (x, Y.expand(3, 8)), 1, 20.0)
     assert info.ok.tolist() == [True, False, True]
     for index, ok in enumerate([True, False, True]):
-        pair = (hatfn.replicas.replica(both, index) for both in (after, states))
+        pair = (hatfn.replica(both, index) for both in (after, states))
         assert equal(*pair) != ok
 
 
@@ -156,7 +156,7 @@ def test_an_update_is_broken_off(where: str, fault: type[BaseException]) -> None
         hat.update(state, (X, Y), 1, 20.0)
     if where != "backward":  # vmap takes no autograd.Function of this kind
         with pytest.raises(fault, match="in the middle"):
-            hatfn.Replicas(hat).update(hatfn.replicas.stack([state]), (X, Y), 1, 20.0, shared=True)
+            hatfn.Replicas(hat).update(hatfn.stack([state]), (X, Y), 1, 20.0, shared=True)
     assert fingerprint(state) == before
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.is_grad_enabled()

@@ -14,7 +14,7 @@ from failing import failing
 from nets import equal
 
 import hatfn
-from hatfn.experiments import cli
+from hatfn.experiments import cli, commands
 from hatfn.experiments.run import loop as run_loop
 from hatfn.experiments.run import measure, plots
 from hatfn.experiments.run.folder import LOG
@@ -86,7 +86,7 @@ def test_a_run_that_cannot_write_says_so_at_once(
         raise OSError(number, os.strerror(number), str(tmp_path / "runs"))
 
     monkeypatch.setattr(Path, "mkdir", no)
-    monkeypatch.setattr(cli, "start", failing(cli.start, AssertionError("not at once"), 0))
+    monkeypatch.setattr(commands, "start", failing(commands.start, AssertionError("not at once"), 0))
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", *ARGUMENTS, "--out", str(tmp_path / "runs")])
     assert stop.value.code == 1

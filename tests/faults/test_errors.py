@@ -23,7 +23,7 @@ KEPT = tree_map(torch.clone, (OPEN, LEARNED, OPENED, CLOSED))
 NEEDS_NOTHING = {
     "gate embedding": "any tensor of floating numbers is right",
     "hard_gate embedding": "the same",
-    "gate squash": "any function is right; build() checks that it is one",
+    "gate gate_fn": "any function is right; build() checks that it is one",
     "accuracy logits": "what the labels are compared with",
     "drift before": "what the other is compared with",
     "forgetting_ratio accuracies": "what the others are compared with",

@@ -33,7 +33,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "readiness": lambda read: hatfn.readiness(HAT, OPEN, read([(X, Y)] * 2), 1),
     "recalibrate": lambda read: HAT.recalibrate(OPEN, read([X] * 2), 1),
     "recalibrate replicas": lambda read: hatfn.Replicas(HAT).recalibrate(
-        hatfn.replicas.stack([OPEN, OPEN]), read([X] * 2), 1, shared=True
+        hatfn.stack([OPEN, OPEN]), read([X] * 2), 1, shared=True
     ),
 }
 
@@ -73,7 +73,7 @@ LABELS = [torch.int32, torch.uint8, torch.bool, torch.float32, torch.float64]
         "evaluate, loader 0": lambda y: hatfn.evaluate(HAT, LEARNED, [[(X, y)], [(X, Y)], []]),
         "begin": lambda y: HAT.begin(LEARNED, 2, init_from="similar", batch=(X, y)),
         "update replicas": lambda y: hatfn.Replicas(HAT).update(
-            hatfn.replicas.stack([OPEN]), (X, y), 1, 5.0, shared=True
+            hatfn.stack([OPEN]), (X, y), 1, 5.0, shared=True
         ),
     }.items(),
     ids=lambda pair: pair[0],
@@ -92,7 +92,7 @@ def test_a_single_sample_and_batch_norm() -> None:
     x = torch.randn(8, 5)
     hat = learner(NORM, x, head="3")
     state = hat.begin(hat.init(0), 1)
-    many, states = hatfn.Replicas(hat), hatfn.replicas.stack([state])
+    many, states = hatfn.Replicas(hat), hatfn.stack([state])
     before = fingerprint(state)
     for attempt in (
         lambda: hat.update(state, (x[:1], Y[:1]), 1, 5.0),

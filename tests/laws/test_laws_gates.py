@@ -83,7 +83,7 @@ def brute_force(
     """
     held = {}
     for name, role in wiring.shared.items():
-        out, into = (unit_of(wiring, units, role.shape) for units in (role.out, role.into))
+        out, into = (unit_of(wiring, units, role.shape) for units in (role.out_units, role.in_units))
         numbers = []
         for entry in product(*map(range, role.shape)):
             ends = [end for end in (out(entry), into(entry)) if end is not None]
@@ -158,7 +158,7 @@ def turned(wiring: Wiring, tree: dict[str, Tensor], turn: Tensor, lead: int) -> 
     for name in tree:
         stem, _, last = name.rpartition(".")
         role = wiring.params.get(f"{stem}.weight" if "running" in last else name)
-        ends = (role.out, role.into) if role else ()
+        ends = (role.out_units, role.in_units) if role else ()
         for dim, source in dict(filter(None, (moves(end, role.shape, turn) for end in ends))).items():
             result[name] = result[name].index_select(dim + lead, source)
     return result

@@ -38,7 +38,7 @@ def used(hat: hatfn.HAT, state: HATState, tasks: list[int]) -> dict[str, Tensor]
     for task in tasks:
         on = torch.cat([*(gates[group][task] for group in hat.wiring.groups), torch.ones(1).bool()])
         for name, role in hat.wiring.shared.items():
-            ends = [on[units.index] for units in (role.out, role.into) if units is not None]
+            ends = [on[units.index] for units in (role.out_units, role.in_units) if units is not None]
             found[name] = found[name] | reduce(torch.logical_and, ends)
     return found
 

@@ -116,10 +116,10 @@ def test_it_can_be_differentiated_and_batched() -> None:
     torch.testing.assert_close(slope, dense)
     stacked = torch.func.vmap(lambda x: hat.forward(state, x[None], 0)[0])(x)
     torch.testing.assert_close(stacked, hat.forward(state, x, 0))
-    many, states = hatfn.Replicas(hat), hatfn.replicas.stack([state, drawn(hat, 0.7, seed=1)])
+    many, states = hatfn.Replicas(hat), hatfn.stack([state, drawn(hat, 0.7, seed=1)])
     both = many.forward(states, x, 0, shared=True)  # masks that cannot be read: everything is computed
     for i, one in enumerate(both):
-        torch.testing.assert_close(one, hat.forward(hatfn.replicas.replica(states, i), x, 0))
+        torch.testing.assert_close(one, hat.forward(hatfn.replica(states, i), x, 0))
 
 
 def masked_with_grad(hat: hatfn.HAT, state: HATState, x: Tensor, task: int) -> Tensor:

@@ -244,7 +244,7 @@ def test_a_residual_network_at_a_fifth_of_its_units_is_a_tenth_of_its_size() -> 
     stem = small.report.kept["conv1"]
     assert small.params["conv1.weight"].shape == (stem, 3, 3, 3)
     assert small.buffers["bn1.running_var"].shape == (stem,)
-    last = hat.wiring.params["fc.weight"].into.group
+    last = hat.wiring.params["fc.weight"].in_units.group
     assert small.params["fc.weight"].shape == (5, small.report.kept[last])
 
 

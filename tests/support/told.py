@@ -43,8 +43,8 @@ def _nested(index: Tensor, names: list[str]) -> str:
 def role_told(wiring: Wiring, role: ParamWiring) -> str:
     """The kind, unless shared; the units that gate; the units that are read; what else is to be done."""
     parts = [role.kind] if role.kind != "shared" else []
-    parts += [units_told(wiring, role.out, 0)] if role.out is not None else []
-    parts += ["<", units_told(wiring, role.into, 1)] if role.into is not None else []
+    parts += [units_told(wiring, role.out_units, 0)] if role.out_units is not None else []
+    parts += ["<", units_told(wiring, role.in_units, 1)] if role.in_units is not None else []
     parts += ["deferred"] if not role.gated else []
     return " ".join(parts + (["folded"] if role.folded else []))
 

@@ -129,7 +129,7 @@ def test_lazy_traces_fail_the_measures(case: str) -> None:
 
     single = replace(
         wiring, groups={"all": 1},
-        params={n: role._replace(out=one(role.out), into=one(role.into)) for n, role in wiring.params.items()},
+        params={n: role._replace(out_units=one(role.out_units), into=one(role.in_units)) for n, role in wiring.params.items()},
     )  # fmt: skip
     verify_wiring(module, single, x)
     assert single.measures.protected > 0.30

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from hatfn.tracing.labels import ZERO, Forest, agree, compress, filled, merge, shrink
+from hatfn.tracing.labels import ZERO, UnionFind, agree, compress, filled, merge, shrink
 from hatfn.tracing.rules import movement
 from hatfn.tracing.tracer import Tracer, Value
 from hatfn.wiring import OPEN
@@ -37,8 +37,8 @@ def test_compress_only_weakens_zeros(entries: list[list[int]]) -> None:
     assert shrink(compress(wide)).shape[0] == 1
 
 
-def units(count: int, cells: int = 0) -> Forest:
-    forest, _ = Forest.empty().grow(count, cell=False)
+def units(count: int, cells: int = 0) -> UnionFind:
+    forest, _ = UnionFind.empty().grow(count, cell=False)
     return forest.grow(cells, cell=True)[0]
 
 

@@ -39,7 +39,7 @@ def merge_everything(patch: Patch) -> None:
 
     def one(self: tracer.Tracer, count: int, name: str) -> Tensor:
         ids = fresh(self, count, name)
-        self.forest = self.forest.join(ids, torch.zeros_like(ids))
+        self.unions = self.unions.join(ids, torch.zeros_like(ids))
         return ids
 
     patch.setattr(tracer.Tracer, "fresh", one)
@@ -55,7 +55,7 @@ def open_everything(patch: Patch) -> None:
 
 
 def never_refuse_a_merge(patch: Patch) -> None:
-    patch.setattr(labels.Forest, "width", lambda self, label: 0)
+    patch.setattr(labels.UnionFind, "width", lambda self, label: 0)
 
 
 def ignore_groups(patch: Patch) -> None:
@@ -116,7 +116,7 @@ def ignore_a_second_use(patch: Patch) -> None:
 
     def once(self, value, wanted, into):
         param = self.params[value.param]
-        return wanted if param.out is not None else bind(self, value, wanted, into)
+        return wanted if param.out_units is not None else bind(self, value, wanted, into)
 
     patch.setattr(tracer.Tracer, "_bind_param", once)
 

@@ -43,14 +43,14 @@ def test_what_can_be_shared_is_shared(name: str) -> None:
 )  # fmt: skip
 def test_units_reach_the_layer_behind(name: str) -> None:
     module, x, head = RULES[name]
-    assert hatfn.trace(module, x, head=head).params["b.weight"].into is not None
+    assert hatfn.trace(module, x, head=head).params["b.weight"].in_units is not None
 
 
 def test_one_number_for_all_channels_is_gated_channel_by_channel() -> None:
     module, x, head = RULES["add: one number to all channels"]
     wiring = hatfn.trace(module, x, head=head)
-    assert wiring.params["b.weight"].into.group == "a"
-    assert wiring.params["shift"].out.index.shape == (8, 1, 1)
+    assert wiring.params["b.weight"].in_units.group == "a"
+    assert wiring.params["shift"].out_units.index.shape == (8, 1, 1)
 
 
 def test_no_group_of_one_unit_is_made_of_a_scalar() -> None:
@@ -82,7 +82,7 @@ def test_activation_keeps_units_only_if_it_keeps_zero(activation: nn.Module) -> 
     keeps = type(activation).__name__ in KEEPS_ZERO
     if isinstance(activation, nn.Hardtanh | nn.Threshold):
         keeps = bool(activation(torch.zeros(1)) == 0)
-    assert (wiring.params["2.weight"].into is not None) == keeps
+    assert (wiring.params["2.weight"].in_units is not None) == keeps
 
 
 ARCHITECTURES = {

@@ -41,7 +41,7 @@ def test_what_a_wiring_tells_of_a_module() -> None:
     assert (wiring.input_shape, wiring.output_shape) == ((3,), (2,))
     assert (wiring.fallbacks, wiring.remembers, wiring.input, wiring.output) == ((), False, None, None)
     assert set(wiring.layers) == {"a", "head"}
-    assert wiring.params["head.weight"].into.group == "a"
+    assert wiring.params["head.weight"].in_units.group == "a"
 
 
 def test_the_output_of_a_module_is_gated_only_if_asked() -> None:
@@ -66,7 +66,7 @@ def test_the_input_can_be_gated() -> None:
     assert dict(wiring.groups) == {"input": 6, "a": 2}
     assert wiring.input.group == "input"
     assert wiring.input.index.shape == (2, 3)
-    assert wiring.params["a.weight"].into.group == "input"
+    assert wiring.params["a.weight"].in_units.group == "input"
     net = Fn(lambda m, x: x @ m.w, w=nn.Parameter(torch.ones(3, 2)))
     assert traced(net, torch.randn(1, 3), input_gate=True)["w"] == "w@1 < input@0"
 
