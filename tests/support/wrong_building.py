@@ -133,7 +133,7 @@ CASES = [
     wrong("build", "classes", [2.5, 2], TypeError, "build", "classes=2.5", "int"),
     wrong("build", "classes", [], ValueError, "build", "classes=[]"),
     wrong("build", "optimizer", torch.optim.Adam(MODULE.parameters()), TypeError,
-          "build", "Adam", "(init, update)", "torchopt.adam(1e-3)"),
+          "build", "Adam", "(init, update)", "hatfn.from_torch(torch.optim.Adam, lr=1e-3)"),
     wrong("build", "optimizer", torchopt.Adam(MODULE.parameters(), 1e-3), TypeError, "torchopt.adam(1e-3)"),
     wrong("build", "optimizer", "adam", TypeError, "build", "str", "torchopt.adam(1e-3)"),
     wrong("build", "optimizer", torchopt.sgd(0.1, momentum=0.9, dampening=0.5), ValueError, "build", "dampening"),

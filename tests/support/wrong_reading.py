@@ -41,7 +41,7 @@ LEARNERS = [
         wrong(where, "hat", MODULE, TypeError, where, "MLP", "hatfn.build"),
         wrong(where, "hat", state, TypeError, where, "HATState", "hatfn.build"),
         wrong(where, "state", (state, None), TypeError, where, "tuple", "hat.init(seed=0)"),
-        wrong(where, "state", CLOSED, ValueError, where, "(3, 3)", "replica(states, i)"),
+        *([] if where == "evaluate" else [wrong(where, "state", CLOSED, ValueError, where, "(3, 3)", "replica(states, i)")]),
     )
 ]  # fmt: skip
 STATES = [
@@ -49,7 +49,7 @@ STATES = [
     for where in ("usage", "overlap", "free_weights")
     for case in (
         wrong(where, "state", None, TypeError, where, "NoneType", "HATState"),
-        wrong(where, "state", CLOSED, ValueError, where, "(3, 3)", "replica(states, i)"),
+        wrong(where, "state", hatfn.stack([CLOSED, CLOSED]), ValueError, where, "(2, 3, 3)"),
         wrong(where, "wiring", HAT, TypeError, where, "HAT", "hat.wiring"),
     )
 ]
@@ -138,6 +138,7 @@ CASES = [*LEARNERS, *STATES, *SQUARES, *[
     wrong("save", "meta", 3, TypeError, "save", "meta", "int", "dict"),
     wrong("load", "path", FILE, hatfn.CheckpointError, "load", "no such folder", "No such file"),
     wrong("read_meta", "path", FILE, hatfn.CheckpointError, "load", "no such folder", "No such file"),
+    wrong("load", "hyper", "mine", ValueError, "load", "hyper='mine'", "'file', 'learner'"),
     wrong("load", "path", None, TypeError, "load", "path", "NoneType"),
     wrong("load", "hat", MODULE, TypeError, "load", "MLP", "build()", "wiring"),
     # verifiers
