@@ -43,7 +43,9 @@ class Wrong(NamedTuple):
     def call(self) -> object:
         function, right = RIGHT[self.function]
         argument = (
-            self.value if self.parameter in ("hyper", "settings") else {self.parameter: self.value}
+            self.value
+            if isinstance(self.value, dict) and self.parameter in ("hyper", "settings")
+            else {self.parameter: self.value}
         )
         return function(**right | self.given | argument)
 
