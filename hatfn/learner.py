@@ -7,16 +7,18 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hatfn.checks.calls import (
-    check_active,
+from hatfn.checks.batches import (
     check_batch,
     check_batches,
-    check_chosen,
     check_class_batch,
-    check_each_task,
-    check_init_from,
     check_input,
     check_inputs,
+)
+from hatfn.checks.calls import (
+    check_active,
+    check_chosen,
+    check_each_task,
+    check_init_from,
     check_learned,
     check_locked,
     check_sample_tasks,
@@ -50,6 +52,9 @@ from hatfn.training.objective import is_nested
 from hatfn.training.step import step
 from hatfn.training.types import Info, report
 
+X = Any
+"""Inputs of the module: a tensor, a tuple of positional arguments or a dict of keyword arguments."""
+
 
 class HAT(Spec):
     """A continual learner: pure functions over a :class:`~hatfn.state.HATState`.
@@ -81,7 +86,7 @@ class HAT(Spec):
         locked: Sequence[int] | None = None,
         carry: bool = False,
         init_from: int | Literal["similar"] | None = None,
-        batch: tuple[Tensor, Tensor] | None = None,
+        batch: tuple[X, Tensor] | None = None,
     ) -> HATState:
         """Open a task for training, or several to be trained together, and protect what others use.
 
@@ -115,9 +120,8 @@ class HAT(Spec):
             check_unfinished("begin", rows, state)
         if init_from is not None:
             check_init_from("begin", state, rows, init_from, batch, self.tasks)
-            if batch is not None:
-                batch = check_class_batch("begin", batch, self.classes, self.wiring)
-            state = warm_start(self, state, rows[0], init_from, batch)
+            pair = batch and check_class_batch("begin", batch, self.classes, self.wiring)
+            state = warm_start(self, state, rows[0], init_from, pair)
         opened, used = begin(self, state, rows, held, carry)
         check_free("begin", rows, used)
         return opened
@@ -125,7 +129,7 @@ class HAT(Spec):
     def update(
         self,
         state: HATState,
-        batch: tuple[Tensor, Tensor],
+        batch: tuple[X, Tensor],
         task: int | Sequence[int],
         scale: float | Tensor | None,
     ) -> tuple[HATState, Info]:
@@ -163,9 +167,7 @@ class HAT(Spec):
         new, applied = step(self, state, batches, rows, scale, nested=nested)
         return new, report(applied, is_several(task))
 
-    def recalibrate(
-        self, state: HATState, batches: Iterable[tuple[Tensor, Any] | Tensor], task: int
-    ) -> HATState:
+    def recalibrate(self, state: HATState, batches: Iterable[tuple[X, Any] | X], task: int) -> HATState:
         """Re-estimate the open task's batch-norm statistics under binary gates.
 
         While a task is trained its running statistics mix the activations of every scale of the
@@ -195,7 +197,7 @@ class HAT(Spec):
         self,
         state: HATState,
         task: int,
-        batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+        batches: Iterable[tuple[X, Tensor]] | None = None,
     ) -> HATState:
         """Close a task: its binary gates become its mask, and it counts as learned.
 
@@ -224,9 +226,7 @@ class HAT(Spec):
         else:
             check_list("consolidate", "batches", batches, "a list of pairs [(x, y)], or a loader")
             classes = self.classes[t] if self.classes else None
-            pairs = [check_batch(batch, classes, "consolidate") for batch in batches]
-            for x, _ in pairs:
-                check_input("consolidate", x, self.wiring)
+            pairs = [check_batch("consolidate", batch, self.wiring, classes) for batch in batches]
             if pairs and state.task_buffers:
                 state, _, _ = settle(self, state, pairs, t)
         closed = consolidate(self, state, t)
@@ -237,7 +237,7 @@ class HAT(Spec):
     def forward(
         self,
         state: HATState,
-        x: Tensor,
+        x: X,
         task: int | Tensor | None,
         scale: float | Tensor | None = None,
     ) -> Output:
@@ -261,22 +261,24 @@ class HAT(Spec):
                 learned.
         """
         check_state("forward", state, self.wiring, self.tasks)
-        check_input("forward", x, self.wiring)
+        inputs = check_input("forward", x, self.wiring)
         if task is None:
-            return forward_plain(self.network, state, x)
-        t = check_sample_tasks("forward", task, x, self.tasks)
+            return forward_plain(self.network, state, inputs)
+        t = check_sample_tasks("forward", task, inputs, self.tasks)
         if scale is None:
             check_learned("forward", state, [t] if isinstance(t, int) else t.unique().tolist())
         else:
             check_scale("forward", scale, state.hyper["s_max"])
         if isinstance(t, int):
-            return forward(self.network, state, x, t, self.gates_of(state, t, scale))
-        return forward_each(self.network, state, x, t, lambda row: self.gates_of(state, row, scale))
+            return forward(self.network, state, inputs, t, self.gates_of(state, t, scale))
+        return forward_each(
+            self.network, state, inputs, t, lambda row: self.gates_of(state, row, scale)
+        )
 
     def predict(
         self,
         state: HATState,
-        x: Tensor,
+        x: X,
         tasks: Sequence[int] | None = None,
         chunk_size: int | None = None,
     ) -> Output:
@@ -296,11 +298,11 @@ class HAT(Spec):
             TypeError, ValueError: a wrong task or input; a task that was never learned.
         """
         check_state("predict", state, self.wiring, self.tasks)
-        check_input("predict", x, self.wiring)
+        inputs = check_input("predict", x, self.wiring)
         rows = check_chosen("predict", state, tasks, self.tasks)
         if chunk_size is not None:
             check_count("predict", "chunk_size", chunk_size)
-        return predict(self.network, state, x, rows, chunk_size)
+        return predict(self.network, state, inputs, rows, chunk_size)
 
     def forget(
         self,
@@ -360,7 +362,7 @@ class HAT(Spec):
             warn_untouched("prune", "no other task was ever trained, or all were forgotten already")
         return new, found
 
-    def compact(self, state: HATState, task: int, x: Tensor | None = None) -> Subnet:
+    def compact(self, state: HATState, task: int, x: X | None = None) -> Subnet:
         """A learned task's subnetwork, its dead units sliced out of parameters and statistics.
 
         Args:
@@ -380,9 +382,8 @@ class HAT(Spec):
         check_state("compact", state, self.wiring, self.tasks)
         t = check_task("compact", task, self.tasks)
         check_learned("compact", state, [t])
-        if x is not None:
-            check_input("compact", x, self.wiring)
-        return compact(self.network, state, t, x)
+        inputs = None if x is None else check_input("compact", x, self.wiring)
+        return compact(self.network, state, t, inputs)
 
     def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
         """Gates of task embeddings, {group: (..., U)} in [0, 1], at a scale; None: binary ones."""

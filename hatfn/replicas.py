@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hatfn.checks.calls import (
-    check_active,
+from hatfn.checks.batches import (
+    axes_of,
     check_axis,
     check_batches,
-    check_chosen,
     check_input,
     check_inputs,
+    check_pair,
+    inputs_alone,
+)
+from hatfn.checks.calls import (
+    check_active,
+    check_chosen,
     check_learned,
     check_locked,
-    check_pair,
     check_state,
     check_task,
     check_tasks,
@@ -40,11 +45,12 @@ from hatfn.checks.replicas import (
 )
 from hatfn.checks.settings import check_checkpointing
 from hatfn.checks.values import check_count, check_learner, check_list
-from hatfn.learner import HAT
+from hatfn.learner import HAT, X
 from hatfn.lifecycle.begin import begin
 from hatfn.lifecycle.consolidate import consolidate, recalibrate
 from hatfn.network.network import Output
 from hatfn.network.outputs import forward, predict
+from hatfn.numerics.arguments import Inputs, map_leaves
 from hatfn.numerics.trees import tree_map
 from hatfn.numerics.vmap import batchable, batched
 from hatfn.state import HATState
@@ -152,19 +158,17 @@ class Replicas(NamedTuple):
         locked: Sequence[int] | None = None,
         carry: bool = False,
         init_from: int | Literal["similar"] | None = None,
-        batch: tuple[Tensor, Tensor] | None = None,
+        batch: tuple[X, Tensor] | None = None,
     ) -> HATState:
         """:meth:`hatfn.HAT.begin` of every replica; a batch for each, x (S, B, ...) and y (S, B)."""
         first = self._checked("begin", states)
         if init_from is not None:  # a choice among tasks, which vmap cannot make
-            pairs: Iterable[Any] = [None] * len(states.learned)
+            pairs: Iterable[Any] = [[None]] * len(states.learned)
             if batch is not None:
-                x, y = check_pair("begin", batch)
-                check_axis("begin", x, len(states.learned), shared=None)
-                pairs = zip(x, y, strict=True)
+                pairs = self._pairs("begin", states, [batch])
             return stack(
                 [
-                    self.hat.begin(replica(states, i), task, locked, carry, init_from, pair)
+                    self.hat.begin(replica(states, i), task, locked, carry, init_from, *pair)
                     for i, pair in enumerate(pairs)
                 ]
             )
@@ -180,7 +184,7 @@ class Replicas(NamedTuple):
     def update(
         self,
         states: HATState,
-        batch: tuple[Tensor, Tensor],
+        batch: tuple[X, Tensor],
         task: int | Sequence[int],
         scale: float | Tensor | None,
         shared: bool | None = None,
@@ -209,7 +213,7 @@ class Replicas(NamedTuple):
     def recalibrate(
         self,
         states: HATState,
-        batches: Iterable[tuple[Tensor, Any] | Tensor],
+        batches: Iterable[tuple[X, Any] | X],
         task: int,
         shared: bool | None = None,
     ) -> HATState:
@@ -220,17 +224,16 @@ class Replicas(NamedTuple):
         check_list("recalibrate", "batches", batches, "a list of batches [(x, y)], or of inputs [x]")
         batches = list(batches)
         if batches:
-            first_x = batches[0][0] if isinstance(batches[0], tuple | list) else batches[0]
+            first_x = inputs_alone("recalibrate", batches[0])
             shared = self._is_shared("recalibrate", states, first_x, shared)
         lead = 0 if shared else 1
         inputs = list(check_inputs("recalibrate", batches, hat.wiring, lead, len(states.learned)))
-        new: HATState = _each(
-            lambda state, xs: recalibrate(hat, state, xs, row), states, inputs, shared=bool(shared)
-        )
+        axes = None if shared else [_EACH for _ in inputs]
+        new: HATState = _each(lambda state, xs: recalibrate(hat, state, xs, row), states, inputs, axes)
         return new
 
     def consolidate(
-        self, states: HATState, task: int, batches: Sequence[tuple[Tensor, Tensor]] | None = None
+        self, states: HATState, task: int, batches: Sequence[tuple[X, Tensor]] | None = None
     ) -> HATState:
         """:meth:`hatfn.HAT.consolidate` of every replica; each batch x (S, B, ...) and y (S, B)."""
         self._checked("consolidate", states)
@@ -240,10 +243,7 @@ class Replicas(NamedTuple):
         else:
             check_list("consolidate", "batches", batches, "a list of pairs [(x, y)]")
         if batches:  # each replica decides for itself
-            pairs = [check_pair("consolidate", batch) for batch in batches]
-            for x, _ in pairs:
-                check_axis("consolidate", x, len(states.learned), shared=None)
-            every = enumerate(zip(*(zip(*pair, strict=True) for pair in pairs), strict=True))
+            every = enumerate(self._pairs("consolidate", states, batches))
             return stack([self.hat.consolidate(replica(states, i), row, own) for i, own in every])
         closed: HATState = _each(lambda state: consolidate(self.hat, state, row), states)
         check_alive("consolidate", row, {group: m[:, row] for group, m in closed.masks.items()})
@@ -253,7 +253,7 @@ class Replicas(NamedTuple):
     def forward(
         self,
         states: HATState,
-        x: Tensor,
+        x: X,
         task: int,
         scale: float | Tensor | None = None,
         shared: bool | None = None,
@@ -265,19 +265,19 @@ class Replicas(NamedTuple):
             check_learned("forward", first, [row])
         check_scales("forward", scale, states.hyper["s_max"])
         shared = self._is_shared("forward", states, x, shared)
-        check_input("forward", x, hat.wiring, lead=0 if shared else 1)
+        inputs = check_input("forward", x, hat.wiring, lead=0 if shared else 1)
 
-        def one(state: HATState, x: Tensor, scale: Scale) -> Output:
+        def one(state: HATState, x: Inputs, scale: Scale) -> Output:
             return forward(hat.network, state, x, row, hat.gates_of(state, row, scale))
 
         each = 0 if isinstance(scale, Tensor) and scale.dim() == 1 else None
         with batchable(states.learned.device):
-            return batched(one, (0, None if shared else 0, each))(states, x, scale)
+            return batched(one, (0, None if shared else _EACH, each))(states, inputs, scale)
 
     def predict(
         self,
         states: HATState,
-        x: Tensor,
+        x: X,
         tasks: Sequence[int] | None = None,
         chunk_size: int | None = None,
         shared: bool | None = None,
@@ -286,11 +286,14 @@ class Replicas(NamedTuple):
         network = self.hat.network
         rows = check_chosen("predict", self._checked("predict", states), tasks, self.hat.tasks)
         shared = self._is_shared("predict", states, x, shared)
-        check_input("predict", x, self.hat.wiring, lead=0 if shared else 1)
+        inputs = check_input("predict", x, self.hat.wiring, lead=0 if shared else 1)
         if chunk_size is not None:
             check_count("predict", "chunk_size", chunk_size)
         return _each(
-            lambda state, x: predict(network, state, x, rows, chunk_size), states, x, shared=shared
+            lambda state, x: predict(network, state, x, rows, chunk_size),
+            states,
+            inputs,
+            None if shared else _EACH,
         )
 
     def _checked(self, where: str, states: HATState) -> HATState:
@@ -313,15 +316,35 @@ class Replicas(NamedTuple):
             shared: as the caller said it.
             axes: number of axes of x between those of replicas and samples.
         """
-        one = len(self.hat.wiring.input_shape) + 1 + axes
         if shared is None:
-            shared = isinstance(x, Tensor) and x.dim() == one
+            shared = axes_of(x, self.hat.wiring) == len(self.hat.wiring.input_shape) + 1 + axes
         if not shared:
-            check_axis(where, x, len(states.learned))
+            check_axis(where, x, self.hat.wiring, len(states.learned))
         return shared
 
+    def _pairs(
+        self, where: str, states: HATState, batches: Sequence[Any]
+    ) -> Iterator[list[tuple[Any, Tensor]]]:
+        """For each replica its slices of batches with an axis over replicas."""
+        wiring, pairs = self.hat.wiring, [check_pair(where, batch) for batch in batches]
+        fixed = {leaf.path for leaf in wiring.signature.leaves if not leaf.batched}
+        for x, _ in pairs:
+            check_axis(where, x, wiring, len(states.learned), shared=None)
 
-def _each(function: Callable[..., Any], states: HATState, *rest: Any, shared: bool = False) -> Any:
-    """``function`` of every replica, and of its own slice of what else is given unless shared."""
+        def of(i: int, path: str, value: Tensor) -> Tensor:
+            return value if path in fixed else value[i]
+
+        for i in range(len(states.learned)):
+            yield [(map_leaves(partial(of, i), x), y[i]) for x, y in pairs]
+
+
+_EACH = Inputs(0, None)  # type: ignore[arg-type]
+"""The axes of inputs that lead with replicas; what all samples share, all replicas share too."""
+
+
+def _each(function: Callable[..., Any], states: HATState, given: Any = (), axes: Any = None) -> Any:
+    """``function`` of every replica, and of what is given by its axes."""
     with batchable(states.learned.device):
-        return batched(function, (0, *(None if shared else 0 for _ in rest)))(states, *rest)
+        if isinstance(given, tuple) and not given:
+            return batched(function, (0,))(states)
+        return batched(function, (0, axes))(states, given)

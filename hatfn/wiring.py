@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from hatfn.numerics.arguments import Signature
+
 OPEN = -1
 """The entry of an index that no gate governs."""
 
@@ -147,8 +149,10 @@ class Wiring:
         buffers: names of the buffers that a training step changes; each task has its own.
         heads: the classifiers that each task has for itself.
         input: the gate on the input's features, if asked for.
-        input_shape: shape of the traced input without its batch dimension.
+        signature: what the module takes.
         output_shape: shape of the module's (first) output without its batch dimension.
+        class_dims: for each tensor that the module returns in eval mode, the dimension that counts
+            classes, the batch dimension included; None where there is none.
         output: the units of that output, for what is put behind the module.
         layers: the layers that only multiply and add, by their path.
         remembers: whether the module keeps in its attributes what it computed in eval mode.
@@ -163,8 +167,9 @@ class Wiring:
     buffers: tuple[str, ...] = ()
     heads: tuple[Head, ...] = ()
     input: Units | None = None
-    input_shape: tuple[int, ...] = ()
+    signature: Signature = field(default_factory=lambda: Signature(()))
     output_shape: tuple[int, ...] = ()
+    class_dims: tuple[int | None, ...] = ()
     layers: Mapping[str, Layer] = field(default_factory=dict)
     remembers: bool = False
     constants: tuple[tuple[str, str], ...] = ()
@@ -230,6 +235,11 @@ class Wiring:
             self.constants,
         )
         return hashlib.sha256(repr(whole).encode()).hexdigest()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the (first) traced input without its batch dimension."""
+        return self.signature.batched[0].shape if self.signature.leaves else ()
 
     @property
     def shared(self) -> dict[str, ParamWiring]:

@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from hatfn.checks.settings import check_choice
 from hatfn.engine.optimizer import Optimizer
 from hatfn.engine.ranks import Ranks
+from hatfn.numerics.trees import flatten, unflatten
 
 
 def check_compile(part: Any, optimizer: Optimizer, ranks: Ranks, recomputes: bool) -> None:
@@ -101,7 +102,7 @@ class Graphs:
             self.known[key] = Graph(*_compiled(function, trees, leaves))
         graph = self.known[key]
         with torch.no_grad():
-            return optree.tree_unflatten(graph.structure, graph.run(*leaves))
+            return unflatten(graph.structure, graph.run(*leaves))
 
 
 def _compiled(function: Callable[..., Any], trees: Any, leaves: Any) -> tuple[Callable[..., Any], Any]:
@@ -135,7 +136,7 @@ def captured(function: Callable[..., Any], *trees: Any) -> tuple[torch.fx.GraphM
     leaves, structure = optree.tree_flatten(trees)  # type: ignore[arg-type,var-annotated]
 
     def flat(*leaves: Tensor) -> tuple[Any, ...]:
-        results, shape = optree.tree_flatten(function(*optree.tree_unflatten(structure, leaves)))
+        results, shape = flatten(function(*optree.tree_unflatten(structure, leaves)))
         returned.append(shape)
         return tuple(results)
 

@@ -10,10 +10,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from hatfn.checks.calls import check_batch, check_input, check_state
+from hatfn.checks.batches import Batch, check_batch
+from hatfn.checks.calls import check_state
 from hatfn.checks.values import check_count, check_learner
 from hatfn.evaluation.task_inference import Method, check_logits, classify, infer_task
+from hatfn.method.loss import logits_of
 from hatfn.network.outputs import predict
+from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.trees import unstack
 from hatfn.spec import Spec
 from hatfn.state import HATState
@@ -86,9 +89,10 @@ def evaluate(
         hits, count = torch.zeros(3, len(states), dtype=torch.int64, device=device), 0
         for batch in loaders[task]:
             x, y = _check_labelled(batch, task, hat)
-            x, y = x.to(device), y.to(device)
-            check_input("evaluate", x, hat.wiring)
-            seen = [_hits(hat, one, x, y, learned, row, method, chunk_size) for one in states]
+            x = Inputs(*(tuple(value.to(device) for value in part) for part in x))
+            seen = [
+                _hits(hat, one, x, y.to(device), learned, row, method, chunk_size) for one in states
+            ]
             hits = hits + torch.stack(seen, 1)
             count += len(y)
         hits, count = hat.ranks.total((hits, torch.tensor(count, device=hits.device)))
@@ -104,7 +108,7 @@ def evaluate(
 def _hits(
     hat: Spec,
     state: HATState,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     learned: Sequence[int],
     row: int,
@@ -112,7 +116,7 @@ def _hits(
     chunk_size: int | None,
 ) -> Tensor:
     """(3,) int64, of a task's samples how many are right by each row of :class:`Evaluation`."""
-    logits = predict(hat.network, state, x, learned, chunk_size)
+    logits = logits_of(predict(hat.network, state, x, learned, chunk_size))
     check_logits("evaluate", logits)
     rows = infer_task(logits, method)
     own, found = classify(logits, torch.full_like(rows, row)) == y, rows == row
@@ -133,12 +137,12 @@ def _check_loaders(loaders: Any, tasks: int) -> None:
         )
 
 
-def _check_labelled(batch: Any, task: int, hat: Spec) -> tuple[Tensor, Tensor]:
+def _check_labelled(batch: Any, task: int, hat: Spec) -> Batch:
     where = f"evaluate, loader {task}"
-    x, y = check_batch(batch, hat.classes[task] if hat.classes else None, where)
+    x, y = check_batch(where, batch, hat.wiring, hat.classes[task] if hat.classes else None)
     if y.dim() != 1 or y.dtype != torch.int64:
         raise TypeError(
             f"{where}: y is {tuple(y.shape)} of {y.dtype}. Expected a class for each sample, "
-            f"({len(x)},) of torch.int64, counted within the task."
+            f"({x.samples},) of torch.int64, counted within the task."
         )
     return x, y

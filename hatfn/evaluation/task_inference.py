@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.func import grad, jacfwd
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hatfn.checks.calls import check_chosen, check_input, check_owned
+from hatfn.checks.batches import check_input
+from hatfn.checks.calls import check_chosen, check_owned
 from hatfn.checks.values import check_list
+from hatfn.method.loss import logits_of
 from hatfn.network.outputs import forward_mixed
+from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.concrete import integer, read
 from hatfn.numerics.vmap import batchable, is_unbatchable
 from hatfn.spec import Spec
@@ -89,7 +92,7 @@ def infer_task(logits: Float[Tensor, "T B C"], method: Method = "max") -> Int64[
 def infer_task_by_gradient(
     hat: Spec,
     state: HATState,
-    x: Tensor,
+    x: Any,
     tasks: Sequence[int] | None = None,
     per: Literal["sample", "batch"] = "sample",
 ) -> Int64[Tensor, " B"]:
@@ -124,13 +127,13 @@ def infer_task_by_gradient(
     if per not in ("sample", "batch"):
         raise ValueError(f"{where}: per={per!r}. Expected 'sample' or 'batch'.")
     check_owned(where, hat, state)
-    check_input(where, x, hat.wiring)
+    inputs = check_input(where, x, hat.wiring)
     rows = check_chosen(where, state, tasks, hat.tasks)
-    real = x.dtype if x.is_floating_point() else torch.get_default_dtype()
-    alpha = torch.full((len(rows),), 1 / len(rows), dtype=real, device=x.device)
+    real = next((v.dtype for v in inputs.batched if v.is_floating_point()), torch.get_default_dtype())
+    alpha = torch.full((len(rows),), 1 / len(rows), dtype=real, device=inputs.device)
 
-    def entropies(alpha: Tensor, x: Tensor = x) -> Tensor:
-        output = forward_mixed(hat.network, state, x, rows, alpha)
+    def entropies(alpha: Tensor, x: Inputs = inputs) -> Tensor:
+        output = logits_of(forward_mixed(hat.network, state, x, rows, alpha))
         if not isinstance(output, Tensor) or output.dim() != 2:
             got = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise ValueError(
@@ -139,13 +142,13 @@ def infer_task_by_gradient(
             )
         return entropy(output)
 
-    def slopes(alpha: Tensor, x: Tensor) -> Tensor:
+    def slopes(alpha: Tensor, x: Inputs) -> Tensor:
         return grad(lambda alpha: entropies(alpha, x).mean())(alpha)  # type: ignore[no-any-return]
 
     # Fused attention has no forward derivative.
-    with batchable(x.device), sdpa_kernel(SDPBackend.MATH):
+    with batchable(inputs.device), sdpa_kernel(SDPBackend.MATH):
         if per == "batch":
-            return slopes(alpha, x).argmin().expand(len(x))
+            return slopes(alpha, inputs).argmin().expand(inputs.samples)
         try:
             with warnings.catch_warnings():
                 # PyTorch prepares its first forward derivative by what it deprecates itself.
@@ -154,7 +157,9 @@ def infer_task_by_gradient(
         except ValueError as error:
             if not is_unbatchable(error):
                 raise
-            each = torch.stack([slopes(alpha, one) for one in x.split(1)])
+            parts = zip(*(value.split(1) for value in inputs.batched), strict=True)
+            alone = (inputs._replace(batched=part) for part in parts)
+            each = torch.stack([slopes(alpha, one) for one in alone])
         return each.argmin(-1)
 
 

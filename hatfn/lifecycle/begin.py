@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from hatfn.checks.batches import Batch
 from hatfn.engine.optimizer import check_carried
 from hatfn.lifecycle.similarity import errors
 from hatfn.numerics.trees import over_groups, put, take
@@ -43,7 +44,7 @@ def warm_start(
     state: HATState,
     task: int,
     source: int | Literal["similar"],
-    batch: tuple[Tensor, Tensor] | None,
+    batch: Batch | None,
 ) -> HATState:
     """The state with a task that starts from another's subnetwork: gates, norms and statistics.
 

@@ -8,18 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hatfn.checks.calls import (
-    check_batch,
-    check_input,
-    check_owned,
-    check_scale,
-    check_task,
-)
+from hatfn.checks.batches import Batch, check_batch
+from hatfn.checks.calls import check_owned, check_scale, check_task
 from hatfn.checks.values import check_list, check_real
 from hatfn.method import transforms
 from hatfn.method.masks import binary_gates
 from hatfn.network.call import call
 from hatfn.network.outputs import forward
+from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.trees import over_groups, put, take
 from hatfn.spec import Spec
 from hatfn.state import HATState
@@ -95,11 +91,9 @@ def readiness(
     check_scale("readiness", top, state.hyper["s_max"])
     classes = hat.classes[t] if hat.classes else None
 
-    def checked() -> Iterator[tuple[Tensor, Tensor]]:
+    def checked() -> Iterator[Batch]:
         for batch in batches:
-            x, y = check_batch(batch, classes, "readiness")
-            check_input("readiness", x, hat.wiring)
-            yield x, y
+            yield check_batch("readiness", batch, hat.wiring, classes)
 
     return measure(hat, state, checked(), t, top, tolerance)
 
@@ -107,7 +101,7 @@ def readiness(
 def measure(
     spec: Spec,
     state: HATState,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     task: int,
     scale: float | Tensor,
     tolerance: float = 0.01,
@@ -120,8 +114,8 @@ def measure(
         for i, gates in enumerate(ways):
             with torch.no_grad():
                 loss = spec.loss(forward(spec.network, state, x, task, gates), y)
-            totals[i] = totals[i] + loss.double().cpu() * len(x)
-        count += len(x)
+            totals[i] = totals[i] + loss.double().cpu() * x.samples
+        count += x.samples
     sums = torch.stack([*totals, torch.tensor(float(count), dtype=torch.float64)])
     *losses, everything = spec.ranks.total(sums.to(state.learned.device)).cpu()
     if not everything:
@@ -131,7 +125,7 @@ def measure(
     return Readiness(undecided, trained, served)
 
 
-def recalibrate(spec: Spec, state: HATState, inputs: Iterable[Tensor], task: int) -> HATState:
+def recalibrate(spec: Spec, state: HATState, inputs: Iterable[Inputs], task: int) -> HATState:
     """The state with a task's statistics re-estimated; see :meth:`hatfn.HAT.recalibrate`."""
     before, gates = take(state.task_buffers, task), take(binary_gates(state), task)
     params = {**state.params, **take(state.task_params, task)}
@@ -156,7 +150,7 @@ def recalibrate(spec: Spec, state: HATState, inputs: Iterable[Tensor], task: int
 def settle(
     spec: Spec,
     state: HATState,
-    batches: list[tuple[Tensor, Tensor]],
+    batches: list[Batch],
     task: int,
 ) -> tuple[HATState, Readiness, bool]:
     """The state with the running statistics that serve a task better: re-estimated, or as trained.

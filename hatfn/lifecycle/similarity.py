@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import optree
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hatfn.checks.calls import check_chosen, check_class_batch, check_owned
+from hatfn.checks.batches import Batch, check_class_batch
+from hatfn.checks.calls import check_chosen, check_owned
 from hatfn.network.call import call
 from hatfn.network.network import Network
 from hatfn.network.outputs import forward
-from hatfn.numerics.trees import take
+from hatfn.numerics.arguments import Inputs
+from hatfn.numerics.trees import output_leaves, take
 from hatfn.spec import Spec
 from hatfn.state import HATState
 
@@ -64,9 +65,7 @@ def similarity(
     return errors(hat, state, pair, rows)
 
 
-def errors(
-    spec: Spec, state: HATState, batch: tuple[Tensor, Tensor], rows: Sequence[int]
-) -> Float[Tensor, " K"]:
+def errors(spec: Spec, state: HATState, batch: Batch, rows: Sequence[int]) -> Float[Tensor, " K"]:
     """The body of :func:`similarity`."""
     x, y = batch
     if spec.classes is None:
@@ -75,7 +74,7 @@ def errors(
     return torch.stack([_left_out(_features(spec.network, state, x, row), y) for row in rows])
 
 
-def _features(network: Network, state: HATState, x: Tensor, task: int) -> Tensor:
+def _features(network: Network, state: HATState, x: Inputs, task: int) -> Tensor:
     """What a task's subnetwork gives to its head, (B, D): the output of a head that changes nothing."""
     own = take(state.task_params, task)
     for weight, bias in network.wiring.heads:
@@ -90,8 +89,7 @@ def _features(network: Network, state: HATState, x: Tensor, task: int) -> Tensor
             own[bias] = own[bias].new_zeros(size)
     params, buffers = {**state.params, **own}, take(state.task_buffers, task)
     output, _ = call(network, network.evaluate, params, buffers, take(state.masks, task), x)
-    first: Tensor = optree.tree_leaves(output)[0]
-    return first.flatten(1)
+    return output_leaves(output)[0].flatten(1)
 
 
 def _left_out(features: Tensor, y: Tensor) -> Tensor:

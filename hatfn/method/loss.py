@@ -1,10 +1,10 @@
-"""The default loss."""
+"""The default loss, and what it reads of what a module returns."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor, nn
 
@@ -13,13 +13,37 @@ def cross_entropy(output: Any, y: Tensor) -> Tensor:
     """The cross entropy of the logits; of several outputs (distilled, auxiliary) the mean.
 
     Args:
-        output: logits (B, C) or (B, C, places), or a tuple or dict of such.
+        output: logits (B, C) or (B, C, places); something with ``logits``, such as a ModelOutput, a
+            named tuple or a dict, of which nothing else is read; or a tuple of logits.
         y: labels, (B,) or (B, places).
+
+    Raises:
+        TypeError: another output; :func:`hatfn.build` takes a ``loss`` for it.
 
     Example:
         >>> logits, y = torch.zeros(5, 2), torch.zeros(5, dtype=torch.long)
-        >>> cross_entropy((logits, logits), y) == cross_entropy(logits, y)
+        >>> cross_entropy((logits, logits), y) == cross_entropy({"logits": logits}, y)
         tensor(True)
     """
-    leaves: list[Tensor] = optree.tree_leaves(output)
-    return torch.stack([nn.functional.cross_entropy(leaf, y) for leaf in leaves]).mean()
+    losses = [nn.functional.cross_entropy(logits, y) for logits in _every_logits(output)]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+
+def logits_of(output: Any) -> Any:
+    """The logits of what a module returns: the tensor itself, or what is called so."""
+    if isinstance(output, Mapping):
+        return output.get("logits", output)
+    return getattr(output, "logits", output)
+
+
+def _every_logits(output: Any) -> list[Tensor]:
+    found = logits_of(output)
+    every = [*found] if type(found) in (tuple, list) else [found]
+    if not every or not all(isinstance(logits, Tensor) for logits in every):
+        what = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+        raise TypeError(
+            f"update: the module returns a {type(output).__name__}{what}, of which the default loss "
+            f"reads no logits. Expected a tensor, or something with logits. Give a loss of what it "
+            f"returns: build(loss=lambda output, y: ...)."
+        )
+    return every

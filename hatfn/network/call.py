@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -17,6 +16,8 @@ from hatfn.network.copies import copied
 from hatfn.network.hooks import BACK, COLUMNS, GATE
 from hatfn.network.network import Network, Output
 from hatfn.network.skipping import NOTHING, Skips
+from hatfn.numerics.arguments import ALONE, Inputs
+from hatfn.numerics.trees import map_output
 from hatfn.wiring import Units, Wiring
 
 
@@ -26,7 +27,7 @@ def call(
     params: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
     gates: Mapping[str, Tensor] | None,
-    x: Tensor,
+    x: Inputs,
     one_weight: bool = False,
     skips: Skips = NOTHING,
 ) -> tuple[Output, dict[str, Tensor]]:
@@ -56,7 +57,8 @@ def call(
         outputs = _gated_outputs(network, params, look, x, one_weight, skips)
         params = _gated_params(network.wiring, params, look, {*outputs, *skips.bare}, skips)
         if network.wiring.input is not None:
-            x = x * look(network.wiring.input).to(x.dtype)
+            gate = look(network.wiring.input)
+            x = x.map(lambda value: value * gate.to(value.dtype))
     hooked = _hooked(network, module, outputs, x) | skips.hooks
     return run(network, module, {**params, **skips.params}, buffers, x, hooked)
 
@@ -66,7 +68,7 @@ def run(
     module: nn.Module,
     params: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
-    x: Tensor,
+    x: Inputs,
     hooked: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[Output, dict[str, Tensor]]:
     """The module's output with these very numbers, and the running statistics that it leaves.
@@ -81,7 +83,8 @@ def run(
     """
     names = {} if module is network.plain else network.names
     # A module may write into the very tensors it is given: running statistics, an in-place ReLU.
-    x, given = x.clone(), {**buffers, **network.constants}
+    x = Inputs(*(tuple(value.clone() for value in part) for part in x))
+    given = {**buffers, **network.constants}
     values = {**params, **{name: buffer.clone() for name, buffer in given.items()}}
     values = {**{names.get(name, name): value for name, value in values.items()}, **hooked}
     if network.recomputes and module is network.train:
@@ -91,9 +94,10 @@ def run(
     # Casts are not kept from one call to the next: the weights are other tensors every time.
     lower = torch.autocast(x.device.type, network.precision, network.precision is not None, False)
     with _explained(x, network.wiring), lower:
-        output = functional_call(module, values, (x,), strict=True, tie_weights=network.tied)
+        args, kwargs = network.wiring.signature.arguments(x)
+        output = functional_call(module, values, args, kwargs, strict=True, tie_weights=network.tied)
     if network.precision is not None:
-        output = optree.tree_map(_full, output)
+        output = map_output(_full, output)
     return output, {name: values[names.get(name, name)] for name in buffers}
 
 
@@ -127,7 +131,7 @@ def _gated_outputs(
     network: Network,
     params: Mapping[str, Tensor],
     look: Callable[[Units], Tensor],
-    x: Tensor,
+    x: Inputs,
     one_weight: bool,
     skips: Skips,
 ) -> dict[str, Tensor]:
@@ -138,7 +142,7 @@ def _gated_outputs(
     chosen = {}
     for path, rows in network.outputs.items():
         layer = network.wiring.layers[path]
-        fewer = len(x) * layer.size <= sum(params[name].numel() for name in layer.params)
+        fewer = x.samples * layer.size <= sum(params[name].numel() for name in layer.params)
         narrow = path in skips.bare or f"{path}.{BACK}" in skips.hooks
         if not narrow and (fewer or one_weight or layer.params[0] in skips.params):
             chosen[path] = look(rows)
@@ -146,13 +150,13 @@ def _gated_outputs(
 
 
 def _hooked(
-    network: Network, module: nn.Module, outputs: Mapping[str, Tensor], x: Tensor
+    network: Network, module: nn.Module, outputs: Mapping[str, Tensor], x: Inputs
 ) -> dict[str, Tensor]:
     """The buffers of the hooks on layers; an empty one switches its hook off."""
-    none = x.new_empty(0)
+    none = x.batched[0].new_empty(0)
     hooked = {f"{path}.{GATE}": outputs.get(path, none) for path in network.outputs}
     if module is network.evaluate:
-        every = x.new_empty(0, dtype=torch.int64)
+        every = none.to(torch.int64)
         paths = network.skippable.layers
         hooked |= {f"{path}.{end}": every for path in paths for end in (COLUMNS, BACK)}
     return hooked
@@ -165,18 +169,28 @@ def _full(output: Any) -> Any:
 
 
 @contextmanager
-def _explained(x: Tensor, wiring: Wiring) -> Iterator[None]:
+def _explained(x: Inputs, wiring: Wiring) -> Iterator[None]:
     """Say what the module was given when it fails."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError) as error:
-        alone = len(x) == 1 and isinstance(error, ValueError)  # which batch norms say
-        cast = " Write x.float()." if x.dtype == torch.float64 and "dtype" in str(error) else ""
-        shape = f"(B, {', '.join(map(str, wiring.input_shape))})"
+    except (RuntimeError, ValueError, IndexError) as error:
+        alone = x.samples == 1 and isinstance(error, ValueError)  # which batch norms say
+        wide = any(value.dtype == torch.float64 for value in x.batched) and "dtype" in str(error)
+        leaves = wiring.signature.leaves
+        batched, fixed = iter(x.batched), iter(x.fixed)
+        given = ", ".join(
+            f"{leaf.path} of shape {tuple(value.shape)} and {value.dtype}"
+            for leaf in leaves
+            for value in [next(batched if leaf.batched else fixed)]
+        )
+        traced = ", ".join(
+            f"{leaf.path} " * (leaf.path != ALONE)
+            + f"({', '.join(map(str, ('B', *leaf.shape) if leaf.batched else leaf.shape))})"
+            for leaf in leaves
+        )
         raise ValueError(
-            f"the module failed on x of shape {tuple(x.shape)} and {x.dtype}. Expected "
-            f"{shape}, as it was traced{', and of more than one sample' * alone}.{cast} It "
-            f"said: {error}"
+            f"the module failed on {given}. Expected {traced}, as it was traced"
+            f"{', and of more than one sample' * alone}.{' Write x.float().' * wide} It said: {error}"
         ) from error

@@ -31,6 +31,12 @@ def copied(
     for tensor in (*module.parameters(), *module.buffers()):
         memo[id(tensor)] = tensor if convert is None else convert(tensor)
     new = copy.deepcopy(module, memo)
+    for (
+        child
+    ) in new.modules():  # keys and values are of no use to the next call, which has other weights
+        config: Any = getattr(child, "config", None)
+        if getattr(config, "use_cache", False) is True:
+            config.use_cache = False
     # Into train mode first: there a module drops what it kept from calls in eval mode.
     return new if training is None else new.train().train(training)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ class Headed(nn.Module):
         super().__init__()
         self.body, self.head = body, head
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The logits (B, C)."""
-        features = self.body(x)
+        features = self.body(*args, **kwargs)
         if not isinstance(features, Tensor):
             raise ValueError(
                 f"the module returns a {type(features).__name__}, behind which no classifier can be "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from hatfn.numerics.zeros import drop
 
@@ -50,14 +52,43 @@ def hook_skips(module: nn.Module, paths: Iterable[str]) -> None:
         layer.register_forward_hook(_widened, prepend=True)  # the user's hooks see the full size
 
 
+def hook_outputs(module: nn.Module) -> None:
+    """Have a module return only tensors and plain values, in its own containers.
+
+    A cache of keys and values, as language models return it, is left out.
+
+    Args:
+        module: from :func:`~hatfn.network.copies.copied`; it is changed.
+    """
+    module.register_forward_hook(_plain)
+
+
 def remove_hooks(module: nn.Module) -> None:
     """Remove hatfn's hooks and buffers from a module; other hooks stay."""
-    ours = (_gated, _narrowed, _widened)
+    ours = (_gated, _narrowed, _widened, _plain)
     for layer in module.modules():
-        if [name for name in OWN_BUFFERS if layer._buffers.pop(name, None) is not None]:
-            for hooks in (layer._forward_hooks, layer._forward_pre_hooks):
-                for key in [key for key, hook in hooks.items() if hook in ours]:
-                    del hooks[key]
+        for name in OWN_BUFFERS:
+            layer._buffers.pop(name, None)
+        for hooks in (layer._forward_hooks, layer._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if hook in ours]:
+                del hooks[key]
+
+
+_PLAIN = (Tensor, bool, int, float, str, type(None))
+
+
+def _plain(_: nn.Module, __: object, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        odd = [name for name, value in output.items() if not _is_plain(value)]
+        kept = {name: value for name, value in output.items() if name not in odd}
+        return type(output)(**kept) if odd else output
+    return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, _PLAIN) else None, output)
+
+
+def _is_plain(value: Any) -> bool:
+    return all(isinstance(leaf, _PLAIN) for leaf in pytree.tree_leaves(value))
 
 
 def _gated(layer: nn.Module, _: object, output: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hatfn.network.checkpointing import recomputes, start_checkpointing, stop_checkpointing
 from hatfn.network.copies import first_names, measure_statistics, meta_copy
 from hatfn.network.head import inner_names, with_head
-from hatfn.network.hooks import hook_gates, hook_skips
+from hatfn.network.hooks import hook_gates, hook_outputs, hook_skips
 from hatfn.network.skipping import Skippables, find_skippable
 from hatfn.wiring import Units, Wiring
 
@@ -87,6 +87,8 @@ def make_network(
     skippable = find_skippable(module, wiring, device)
     for each in (evaluate, calibrate, plain):  # no backward pass needs what they could save there
         stop_checkpointing(each)
+    for each in (train, evaluate, calibrate, plain):
+        hook_outputs(each)
     if grad_checkpointing:
         start_checkpointing(train)
     for each in (train, evaluate, calibrate):

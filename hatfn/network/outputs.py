@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
-import optree
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from hatfn.network.call import call, run
 from hatfn.network.network import Network, Output
 from hatfn.network.skipping import NOTHING, Skips, skipped
+from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.concrete import read
-from hatfn.numerics.trees import take
+from hatfn.numerics.trees import flatten, map_output, take, unflatten
 from hatfn.numerics.vmap import batchable, batched, is_unbatchable
 from hatfn.state import HATState
 
@@ -32,13 +33,13 @@ def cut_heads(network: Network, own: Mapping[str, Tensor], task: int) -> dict[st
 
 
 def forward(
-    network: Network, state: HATState, x: Tensor, task: int, gates: Mapping[str, Tensor]
+    network: Network, state: HATState, x: Inputs, task: int, gates: Mapping[str, Tensor]
 ) -> Output:
     """One task's output in eval mode."""
     own = cut_heads(network, take(state.task_params, task), task)
     buffers, params = take(state.task_buffers, task), {**state.params, **own}
     skips = NOTHING
-    if next(iter(gates.values()), x).dtype == torch.bool:
+    if next((gate.dtype for gate in gates.values()), None) == torch.bool:
         masks = {group: gate[None] for group, gate in gates.items()}
         every = {**state.params, **{name: leaf[None] for name, leaf in own.items()}}
         many = _skipped(network, every, masks, x)
@@ -47,15 +48,15 @@ def forward(
 
 
 def _skipped(
-    network: Network, params: Mapping[str, Tensor], masks: Mapping[str, Tensor], x: Tensor
+    network: Network, params: Mapping[str, Tensor], masks: Mapping[str, Tensor], x: Inputs
 ) -> Skips:
     """What layers are handed under the masks of some tasks; nothing where masks cannot be read."""
     if not network.skippable.layers or not masks or read(next(iter(masks.values()))[0, 0]) is None:
         return NOTHING
-    return skipped(network.skippable, network.wiring, params, masks, len(x))
+    return skipped(network.skippable, network.wiring, params, masks, x.samples)
 
 
-def forward_plain(network: Network, state: HATState, x: Tensor) -> Output:
+def forward_plain(network: Network, state: HATState, x: Inputs) -> Output:
     """The module as it was, ungated, with the shared weights of the state."""
     values = {**network.initial, **state.params}
     params = {name: values[name] for name, _ in network.plain.named_parameters()}
@@ -64,7 +65,7 @@ def forward_plain(network: Network, state: HATState, x: Tensor) -> Output:
 
 
 def forward_mixed(
-    network: Network, state: HATState, x: Tensor, tasks: Sequence[int], alpha: Float[Tensor, " T"]
+    network: Network, state: HATState, x: Inputs, tasks: Sequence[int], alpha: Float[Tensor, " T"]
 ) -> Output:
     """The output of a mixture of tasks in eval mode, differentiable in its weights.
 
@@ -112,7 +113,7 @@ def forward_mixed(
 def forward_each(
     network: Network,
     state: HATState,
-    x: Tensor,
+    x: Inputs,
     tasks: Tensor,
     gates: Callable[[int], Mapping[str, Tensor]],
 ) -> Output:
@@ -131,10 +132,11 @@ def forward_each(
     outputs, places = [], []
     for task in tasks.unique().tolist() or [0]:  # of no samples at all, any task has the right shape
         rows = (tasks == task).nonzero().flatten()
-        outputs.append(widen(network, forward(network, state, x[rows], task, gates(task)), task))
+        own = x.map(partial(torch.Tensor.index_select, dim=0, index=rows))
+        outputs.append(widen(network, forward(network, state, own, task, gates(task)), task))
         places.append(rows)
     order = torch.cat(places).argsort()
-    return optree.tree_map(lambda *parts: torch.cat(parts)[order], *outputs)
+    return map_output(lambda *parts: torch.cat(parts)[order], *outputs)
 
 
 def widen(network: Network, output: Output, task: int) -> Output:
@@ -142,20 +144,29 @@ def widen(network: Network, output: Output, task: int) -> Output:
     if network.classes is None:
         return output
     own, widest = network.classes[task], max(network.classes)
-    # In a map of classes over places, which a convolution gives, classes come first.
-    heads = [network.wiring.params[name] for name in network.heads]
-    first = any(len(head.shape) > 2 for head in heads)
+    leaves, structure = flatten(output)
 
-    def pad(logits: Tensor) -> Tensor:
-        dim = 1 if first else logits.dim() - 1
+    def pad(logits: Tensor, dim: int) -> Tensor:
         missing = [0, 0] * (logits.dim() - 1 - dim) + [0, widest - own]
         return nn.functional.pad(logits.narrow(dim, 0, own), missing, value=-torch.inf)
 
-    return optree.tree_map(pad, output)
+    dims = _class_dims(network, leaves)
+    padded = (leaf if dim is None else pad(leaf, dim) for leaf, dim in zip(leaves, dims, strict=True))
+    return unflatten(structure, [*padded])
+
+
+def _class_dims(network: Network, leaves: Sequence[Tensor]) -> Sequence[int | None]:
+    """For each tensor that the module returns, the dimension that counts classes."""
+    if len(network.wiring.class_dims) == len(leaves):
+        return network.wiring.class_dims
+    # In a map of classes over places, which a convolution gives, classes come first.
+    heads = [network.wiring.params[name] for name in network.heads]
+    first = any(len(head.shape) > 2 for head in heads)
+    return [1 if first else leaf.dim() - 1 for leaf in leaves]
 
 
 def predict(
-    network: Network, state: HATState, x: Tensor, tasks: Sequence[int], chunk_size: int | None
+    network: Network, state: HATState, x: Inputs, tasks: Sequence[int], chunk_size: int | None
 ) -> Output:
     """The outputs of many tasks under binary gates, (T, B, ...), in one ``vmap``.
 
@@ -181,9 +192,9 @@ def predict(
             if not is_unbatchable(error):
                 raise
             slices = ([take(tree, i) for tree in trees] for i in range(len(rows)))
-            outputs = optree.tree_map(lambda *parts: torch.stack(parts), *(one(*s) for s in slices))
+            outputs = map_output(lambda *parts: torch.stack(parts), *(one(*s) for s in slices))
     if network.classes is None or len({*network.classes}) == 1:
         return outputs
-    parts = [optree.tree_map(itemgetter(i), outputs) for i in range(len(tasks))]
+    parts = [map_output(itemgetter(i), outputs) for i in range(len(tasks))]
     parts = [widen(network, part, task) for part, task in zip(parts, tasks, strict=True)]
-    return optree.tree_map(lambda *parts: torch.stack(parts), *parts)
+    return map_output(lambda *parts: torch.stack(parts), *parts)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 Tree = Any
 """Any nesting of dicts, lists and tuples with tensors at the leaves."""
@@ -19,6 +20,66 @@ def tree_map(function: Callable[..., Tensor], *trees: Tree) -> Any:
     Leaf lists never go from here to torch's own trees: optree sorts the keys of a dict, torch does not.
     """
     return optree.tree_map(function, *trees)
+
+
+class Structure(NamedTuple):
+    """How a tree is put together again.
+
+    Attributes:
+        outer: optree's structure.
+        inner: {place of a leaf of it: the structure that PyTorch's own pytree knows}, of containers
+            that optree does not know.
+        static: {place among all leaves: value} of the leaves that are no tensors, such as None.
+    """
+
+    outer: Any
+    inner: dict[int, pytree.TreeSpec]
+    static: dict[int, Any]
+
+
+def flatten(tree: Tree) -> tuple[list[Tensor], Structure]:
+    """The tensors of a tree that may hold what a module returns, such as a ModelOutput.
+
+    optree takes what it does not know for a leaf; there PyTorch's own pytree goes on.
+    """
+    leaves: list[Any]
+    leaves, outer = optree.tree_flatten(tree)
+    if all(isinstance(leaf, Tensor) for leaf in leaves):
+        return leaves, Structure(outer, {}, {})
+    parts = [pytree.tree_flatten(leaf) for leaf in leaves]
+    inner = {i: spec for i, (_, spec) in enumerate(parts) if not spec.is_leaf()}
+    every = [leaf for part, _ in parts for leaf in part]
+    static = {i: leaf for i, leaf in enumerate(every) if not isinstance(leaf, Tensor)}
+    return [leaf for leaf in every if isinstance(leaf, Tensor)], Structure(outer, inner, static)
+
+
+def unflatten(structure: Structure, tensors: Sequence[Any]) -> Any:
+    """The tree of these tensors; see :func:`flatten`."""
+    outer, inner, static = structure
+    if not inner and not static:
+        return optree.tree_unflatten(outer, tensors)
+    given, sizes = (
+        iter(tensors),
+        [inner[i].num_leaves if i in inner else 1 for i in range(outer.num_leaves)],
+    )
+    every = iter([static[i] if i in static else next(given) for i in range(sum(sizes))])
+    whole = []
+    for i, size in enumerate(sizes):
+        part = [next(every) for _ in range(size)]
+        whole.append(pytree.tree_unflatten(part, inner[i]) if i in inner else part[0])
+    return optree.tree_unflatten(outer, whole)
+
+
+def map_output(function: Callable[..., Any], *outputs: Any) -> Any:
+    """``function`` of the leaves of what a module returned, of one structure each."""
+    leaves, structure = flatten(outputs[0])
+    others = [flatten(other)[0] for other in outputs[1:]]
+    return unflatten(structure, [function(*parts) for parts in zip(leaves, *others, strict=True)])
+
+
+def output_leaves(output: Any) -> list[Tensor]:
+    """The tensors of what a module returned."""
+    return flatten(output)[0]
 
 
 def unstack(tree: Tree, count: int) -> list[Any]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from hatfn.checks.calls import check_input
+from hatfn.checks.batches import check_input
 from hatfn.network.network import Network, Output
+from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.seeds import seeded
 from hatfn.numerics.trees import take
 from hatfn.state import HATState
@@ -63,7 +64,7 @@ class Subnet(NamedTuple):
         became = ", ".join(f"{n} {how}" for how, n in self.report["became"].value_counts().items())
         return f"Subnet({self.sizes[1]} of {self.sizes[0]} numbers; groups: {became or 'none'})"
 
-    def __call__(self, x: Tensor) -> Output:
+    def __call__(self, x: Any) -> Output:
         """The task's output in eval mode.
 
         Args:
@@ -75,11 +76,11 @@ class Subnet(NamedTuple):
         Raises:
             TypeError, ValueError: an input of another shape.
         """
-        check_input("Subnet", x, self.network.wiring)
-        return run(self.network, {**self.params, **self.buffers}, x, seen=self.seen)
+        inputs = check_input("Subnet", x, self.network.wiring)
+        return run(self.network, {**self.params, **self.buffers}, inputs, seen=self.seen)
 
 
-def compact(network: Network, state: HATState, task: int, x: Tensor | None = None) -> Subnet:
+def compact(network: Network, state: HATState, task: int, x: Inputs | None = None) -> Subnet:
     """Slice the dead units of a learned task out of parameters and running statistics.
 
     Every group keeps at least one unit. Slices are tried in float64: for shapes alone first, which

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from hatfn.checks.calls import check_input, check_learned, check_owned, check_task
+from hatfn.checks.batches import check_input
+from hatfn.checks.calls import check_learned, check_owned, check_task
 from hatfn.checks.settings import check_adopted
 from hatfn.checks.values import check_learner
 from hatfn.network.copies import filled
@@ -40,9 +41,7 @@ _AROUND_HEADS = {"num_classes": 0, "num_features": 1, "head_hidden_size": 1, "in
 """Where timm's models keep the sizes of their classifier: its classes, and the features it reads."""
 
 
-def export(
-    hat: Spec, state: HATState, task: int, compact: bool = False, x: Tensor | None = None
-) -> nn.Module:
+def export(hat: Spec, state: HATState, task: int, compact: bool = False, x: Any = None) -> nn.Module:
     """One learned task as a plain module, its gates folded into the weights.
 
     It gives what ``hat.forward`` gives for the task, to rounding: it is dense, and forward leaves out
@@ -89,11 +88,10 @@ def export(
     check_owned("export", hat, state)
     t = check_task("export", task, hat.tasks)
     check_learned("export", state, [t])
-    if x is not None:
-        check_input("export", x, hat.wiring)
+    inputs = None if x is None else check_input("export", x, hat.wiring)
     network = hat.network
     if compact:
-        small = compacted(network, state, t, x)
+        small = compacted(network, state, t, inputs)
         values, seen = {**small.params, **small.buffers}, small.seen
     else:
         raw = numbers(network, state, t)

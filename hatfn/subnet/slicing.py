@@ -12,6 +12,7 @@ from torch import Tensor
 from hatfn.network.call import call
 from hatfn.network.network import Network, Output
 from hatfn.network.outputs import cut_heads
+from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.trees import take
 from hatfn.state import HATState
 from hatfn.wiring import ParamWiring, Units
@@ -159,7 +160,7 @@ def outline(values: Values, rows: Rows) -> dict[str, Tensor]:
 def run(
     network: Network,
     values: Values,
-    x: Tensor,
+    x: Inputs,
     *,
     seen: Tensor | None = None,
     gates: Mapping[str, Tensor] | None = None,
@@ -176,6 +177,7 @@ def run(
     constants = {name: values[name] for name in network.constants}
     buffers = {name: values[name] for name in network.wiring.buffers}
     params = {n: v for n, v in values.items() if n not in constants and n not in buffers}
-    x = x if seen is None else torch.where(seen, x, 0)
+    if seen is not None:
+        x = x.map(lambda value: torch.where(seen, value, 0))
     network = network._replace(constants=constants)
     return call(network, network.evaluate, params, buffers, gates, x)[0]

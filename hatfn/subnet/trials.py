@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
 
-import optree
 import torch
 from torch import Tensor
 
-from hatfn.network.network import Output
 from hatfn.network.probe import lively
+from hatfn.numerics.arguments import Inputs, Leaf
+from hatfn.numerics.trees import output_leaves
 from hatfn.subnet.slicing import (
     Layout,
     Values,
@@ -37,7 +37,7 @@ Trial = Callable[[Sequence[str]], bool]
 """Whether the module still agrees if these groups are sliced."""
 
 
-def _sliceable(this: Layout, raw: Values, x: Tensor | None, groups: list[str]) -> list[str]:
+def _sliceable(this: Layout, raw: Values, x: Inputs | None, groups: list[str]) -> list[str]:
     """Those of the groups that can be sliced together, found by trial."""
     seen = seen_input(this)
     x, cases = _cases(this, raw, x)
@@ -46,14 +46,15 @@ def _sliceable(this: Layout, raw: Values, x: Tensor | None, groups: list[str]) -
 
     def fits(sliced: Sequence[str]) -> bool:
         values, output = cases[0]
-        hollow, small = x.to("meta"), outline(values, rows_of(this, sliced))
+        hollow = Inputs(*(tuple(value.to("meta") for value in part) for part in x))
+        small = outline(values, rows_of(this, sliced))
         tried = run(this.network, small, hollow, seen=None if seen is None else seen.to("meta"))
-        return [leaf.shape for leaf in _leaves(tried)] == [leaf.shape for leaf in output]
+        return [leaf.shape for leaf in output_leaves(tried)] == [leaf.shape for leaf in output]
 
     def agrees(cases: Sequence[Case], sliced: Sequence[str]) -> bool:
         rows = rows_of(this, sliced)
         return all(
-            _close(_leaves(run(this.network, cut(values, rows), x, seen=seen)), output)
+            _close(output_leaves(run(this.network, cut(values, rows), x, seen=seen)), output)
             for values, output in cases
         )
 
@@ -71,17 +72,17 @@ def _sliceable(this: Layout, raw: Values, x: Tensor | None, groups: list[str]) -
     return groups
 
 
-def _cases(this: Layout, raw: Values, x: Tensor | None) -> tuple[Tensor, list[Case]]:
+def _cases(this: Layout, raw: Values, x: Inputs | None) -> tuple[Inputs, list[Case]]:
     """An input, and numbers for the module with what it gives for them under gates."""
     constants, generator = this.network.constants, torch.Generator().manual_seed(0)
     mine = {name: _double(value).nan_to_num(0, 0, 0) for name, value in raw.items()}
     drawn = lively({n: v for n, v in mine.items() if n not in constants}, generator)
     failure: Exception | None = None
-    for sample in _inputs(this, generator) if x is None else [_double(x[:_SAMPLES])]:
+    for sample in _inputs(this, generator) if x is None else [_few(x)]:
         try:
             cases: list[Case] = []
             for values in (mine | drawn, mine):
-                output = _leaves(run(this.network, values, sample, gates=this.masks))
+                output = output_leaves(run(this.network, values, sample, gates=this.masks))
                 if any(bool(leaf.isfinite().any()) for leaf in output):  # else it can tell nothing
                     cases.append((cleared(this, values), output))
             return sample, cases
@@ -96,13 +97,36 @@ def _cases(this: Layout, raw: Values, x: Tensor | None) -> tuple[Tensor, list[Ca
     ) from failure
 
 
-def _inputs(this: Layout, generator: torch.Generator) -> Iterator[Tensor]:
+def _few(x: Inputs) -> Inputs:
+    """A few samples in float64."""
+    return Inputs(tuple(_double(v[:_SAMPLES]) for v in x.batched), tuple(map(_double, x.fixed)))
+
+
+def _inputs(this: Layout, generator: torch.Generator) -> Iterator[Inputs]:
     """Random inputs, first of small images if those that were traced are large."""
-    shape, device = this.network.wiring.input_shape, next(iter(this.masks.values())).device
-    small = (*shape[:1], *(min(size, _SIDE) for size in shape[1:])) if len(shape) > 2 else shape
-    for size in dict.fromkeys([small, shape]):
-        x = torch.randn((_SAMPLES, *size), generator=generator, dtype=torch.float64)
-        yield x.to(device)
+    signature, device = this.network.wiring.signature, next(iter(this.masks.values())).device
+    odd = [leaf.path for leaf in signature.leaves if not leaf.dtype.is_floating_point]
+    if odd:
+        raise ValueError(
+            f"compact: slices are tried on random numbers, and {odd[0]} takes integers. Expected an "
+            f"input that the module takes: hat.compact(state, task, x=batch)."
+        )
+
+    def small(leaf: Leaf) -> tuple[int, ...]:
+        images = len(leaf.shape) > 2
+        return (*leaf.shape[:1], *(min(n, _SIDE) for n in leaf.shape[1:])) if images else leaf.shape
+
+    def drawn(leaf: Leaf, shape: tuple[int, ...]) -> Tensor:
+        shape = (_SAMPLES, *shape) if leaf.batched else shape
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+
+    sizes = [
+        tuple(small(leaf) for leaf in signature.leaves),
+        tuple(leaf.shape for leaf in signature.leaves),
+    ]
+    for shapes in dict.fromkeys(sizes):
+        pairs = zip(signature.leaves, shapes, strict=True)
+        yield signature.inputs({leaf.path: drawn(leaf, shape) for leaf, shape in pairs})
 
 
 def _holds(trial: Trial, groups: Sequence[str]) -> bool:
@@ -132,10 +156,6 @@ def _largest(trial: Trial, groups: list[str]) -> list[str]:
 
 def _double(value: Tensor) -> Tensor:
     return value.detach().double() if value.is_floating_point() else value
-
-
-def _leaves(output: Output) -> list[Tensor]:
-    return [leaf for leaf in optree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _close(tried: list[Tensor], output: list[Tensor]) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from hatfn.tracing.inputs import Call
 from hatfn.tracing.nodes import operator_name
 from hatfn.wiring import Computed, digest
 
@@ -17,9 +18,7 @@ _SILENT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout
 with."""
 
 
-def read_computed(
-    program: torch.export.ExportedProgram, names: dict[str, str], x: torch.Tensor
-) -> Computed:
+def read_computed(program: torch.export.ExportedProgram, names: dict[str, str], call: Call) -> Computed:
     """Digest the operators in their order, what each reads and the constants that it is given.
 
     Names of parameters are part of it, their numbers are not, nor is the device.
@@ -27,7 +26,7 @@ def read_computed(
     Args:
         program: the exported module.
         names: the first name of every parameter and buffer.
-        x: what it was exported with.
+        call: what it was exported with.
     """
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     known: dict[Node, str] = {}
@@ -51,5 +50,6 @@ def read_computed(
             known[node] = f"%{len(lines)}"
             name = str(node.target) if operator_name(node) else getattr(node.target, "__name__", "")
             lines.append(f"{name} {pytree.tree_map(plain, (node.args, node.kwargs))}")
-    under = f"torch {torch.__version__}, {x.dtype} {tuple(x.shape)}"
+    shapes = (f"{value.dtype} {tuple(value.shape)}" for part in call.inputs for value in part)
+    under = f"torch {torch.__version__}, {', '.join(shapes)}"
     return Computed(hashlib.sha256("\n".join(lines).encode()).hexdigest(), under)

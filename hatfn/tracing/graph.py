@@ -8,10 +8,12 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Node
 
 from hatfn.network.copies import copied
+from hatfn.network.hooks import hook_outputs
+from hatfn.tracing.inputs import Call
 from hatfn.tracing.interpret import is_simple
 from hatfn.tracing.nodes import is_pointwise, operator_name
 from hatfn.tracing.rules import contraction, norms
@@ -21,7 +23,7 @@ class TraceError(RuntimeError):
     """The module cannot be exported, or ``strict=True`` met an operator without a rule."""
 
 
-def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+def _export(module: nn.Module, call: Call) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings():
             # Export warns of what could not be saved and deployed; this program is read and dropped.
@@ -30,14 +32,15 @@ def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
             for child in private.modules():
                 if getattr(child, "inplace", False) is True:
                     vars(child)["inplace"] = False  # the same numbers, without writing over others
-            program = functional(torch.export.export(private, (x,), strict=False))
+            hook_outputs(private)
+            program = functional(torch.export.export(private, call.args, call.kwargs, strict=False))
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        if cast := how_to_cast(module, x):
+        if cast := how_to_cast(module, call):
             raise TraceError(f"trace: {cast} PyTorch said: {reason}") from error
         raise TraceError(
-            f"trace: torch.export cannot read {type(module).__name__} at an input of shape "
-            f"{tuple(x.shape)}. It stops at {_line_of(error)} {reason} Two ways out: let that line do "
+            f"trace: torch.export cannot read {type(module).__name__} at {call}. "
+            f"It stops at {_line_of(error)} {reason} Two ways out: let that line do "
             f"without the numbers in a tensor (torch.where for an if, a constant for an .item()), or "
             f"write the wiring down with hatfn.manual_wiring."
         ) from error
@@ -50,14 +53,21 @@ def _export(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
     return program
 
 
-def how_to_cast(module: nn.Module, x: Tensor) -> str:
+def how_to_cast(module: nn.Module, call: Call) -> str:
     """What to write if a module fails because its weights are of another type than its input."""
     kinds = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    if not x.is_floating_point() or len(kinds) != 1 or x.dtype in kinds:
+    batched = zip(call.signature.batched, call.inputs.batched, strict=True)
+    odd = [
+        (leaf.path, value.dtype)
+        for leaf, value in batched
+        if value.is_floating_point() and value.dtype not in kinds
+    ]
+    if len(kinds) != 1 or not odd:
         return ""
-    (kind,) = kinds
-    name = {torch.float32: "x.float()", torch.float64: "x.double()"}.get(kind, f"x.to({kind})")
-    return f"x is {x.dtype}, and the weights of {type(module).__name__} are {kind}. Write {name}."
+    (kind,), (path, given) = kinds, odd[0]
+    cast = {torch.float32: "float()", torch.float64: "double()"}.get(kind, f"to({kind})")
+    weights = f"the weights of {type(module).__name__} are {kind}"
+    return f"{path} is {given}, and {weights}. Write {path}.{cast}."
 
 
 def _line_of(error: BaseException) -> str:

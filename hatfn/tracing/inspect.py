@@ -5,16 +5,17 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 from hatfn.checks.values import check_list
 from hatfn.network.copies import attributes, copied, first_names
 from hatfn.numerics.seeds import seeded
+from hatfn.tracing.inputs import Call
 from hatfn.wiring import Head
 
 
-def remembers(module: nn.Module, x: Tensor) -> bool:
+def remembers(module: nn.Module, call: Call) -> bool:
     """Whether a call in eval mode leaves something behind, as LeViT keeps its table of biases.
 
     The next call, with another task's parameters, would find it.
@@ -23,22 +24,22 @@ def remembers(module: nn.Module, x: Tensor) -> bool:
     before = [attributes(child) for child in called.modules()]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a trace is no call of the user's
-        called(x.clone())
+        called(*call.args, **call.kwargs)
     after = [attributes(child) for child in called.modules()]
     return [[id(leaf) for leaf in leaves] for leaves in before] != [
         [id(leaf) for leaf in leaves] for leaves in after
     ]
 
 
-def changed_buffers(module: nn.Module, x: Tensor, names: dict[str, str]) -> tuple[str, ...]:
+def changed_buffers(module: nn.Module, call: Call, names: dict[str, str]) -> tuple[str, ...]:
     """The buffers that training changes: norms' statistics, and whatever one step changes."""
     before = dict(module.named_buffers())
     if not before:
         return ()
     trained = copied(module, training=True)
     values = {**dict(module.named_parameters()), **{n: b.clone() for n, b in before.items()}}
-    with seeded(x.device, 0), torch.no_grad():
-        functional_call(trained, values, (x.clone(),), strict=True)
+    with seeded(call.device, 0), torch.no_grad():
+        functional_call(trained, values, call.args, call.kwargs, strict=True)
     changed = {name for name in before if not torch.equal(values[name], before[name])}
     for path, child in trained.named_modules(remove_duplicate=False):
         if isinstance(child, nn.modules.batchnorm._NormBase) and child.training:

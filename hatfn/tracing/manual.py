@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hatfn.checks.values import check_kind
 from hatfn.network.copies import copied, first_names
+from hatfn.numerics.trees import output_leaves
+from hatfn.tracing.inputs import checked_call
 from hatfn.tracing.inspect import changed_buffers, find_heads, remembers
 from hatfn.tracing.verify import verify_wiring
 from hatfn.wiring import ParamWiring, Units, Wiring, digest
@@ -23,10 +26,11 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 def manual_wiring(
     module: nn.Module,
-    x: Tensor,
+    x: Any,
     layers: Mapping[str, Ends],
     head: str | tuple[str, ...] | None = None,
     verify: bool = True,
+    unbatched: Sequence[str] = (),
 ) -> Wiring:
     """Say which group of units every layer produces and which one feeds it.
 
@@ -36,19 +40,20 @@ def manual_wiring(
 
     Args:
         module: any module.
-        x: (B, ...), an input, B >= 2.
+        x: (B, ...), an input, as for :func:`hatfn.trace`.
         layers: {name of a layer: (group it produces, group that feeds it)} for linear layers and
             convolutions, None where there is no group (the module's input, say); {name: group} for
             norms and other layers whose parameters are vectors. A group that a flattened image feeds
             on holds one unit per channel.
         head: names of the classifier's layers, as for :func:`hatfn.trace`.
         verify: prove the wiring by :func:`hatfn.testing.verify_wiring`.
+        unbatched: paths of the inputs that do not lead with the samples, as for :func:`hatfn.trace`.
 
     Returns:
         The wiring, as from :func:`hatfn.trace`.
 
     Raises:
-        TypeError: no module, no input of two samples, no dict.
+        TypeError: no module, no input, no dict.
         ValueError: a layer that does not exist, sizes that do not fit, a group that nothing produces.
         AssertionError: ``verify`` saw a weight leak that should be off: a wrong group.
 
@@ -67,11 +72,7 @@ def manual_wiring(
     """
     check_kind("manual_wiring", "module", module, nn.Module, "an nn.Module")
     check_kind("manual_wiring", "layers", layers, Mapping, '{"conv1": ("stem", None)}: a dict')
-    if not isinstance(x, Tensor) or len(x) < 2:
-        raise TypeError(
-            f"manual_wiring: x is {'of one sample' if isinstance(x, Tensor) else x!r}. Expected an "
-            f"input (B, ...) of at least two samples: torch.zeros(2, 3, 32, 32)."
-        )
+    call = checked_call("manual_wiring", x, unbatched)
     names, modules = first_names(module), dict(module.named_modules())
     heads = find_heads(module, head)
     for layer in layers:
@@ -92,21 +93,19 @@ def manual_wiring(
     for name in (name for found in heads for name in found if name is not None):
         params[name] = ParamWiring(params[name].shape, "head", in_units=params[name].in_units)
     try:
-        buffers, changed = dict(module.named_buffers()), changed_buffers(module, x, names)
+        buffers, changed = dict(module.named_buffers()), changed_buffers(module, call, names)
         with torch.no_grad():
-            output = copied(module, training=False)(x.clone())
+            output = copied(module, training=False)(*call.args, **call.kwargs)
     except RuntimeError as error:
-        raise ValueError(
-            f"manual_wiring: {type(module).__name__} fails on x of shape {tuple(x.shape)}: {error}"
-        ) from error
+        raise ValueError(f"manual_wiring: {type(module).__name__} fails on {call}: {error}") from error
     wiring = Wiring(
         groups=groups,
         params=params,
         buffers=changed,
         heads=tuple(heads),
-        input_shape=tuple(x.shape[1:]),
-        output_shape=tuple(output.shape[1:]),
-        remembers=remembers(module, x),
+        signature=call.signature,
+        output_shape=tuple(output_leaves(output)[0].shape[1:]),
+        remembers=remembers(module, call),
         constants=tuple((name, digest(b)) for name, b in buffers.items() if name not in changed),
     )
     if verify:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import optree
 import torch
 from torch import Tensor
+
+from hatfn.numerics.trees import output_leaves
 
 Run = Callable[[Mapping[str, Tensor]], Tensor]
 """From shared weights to outputs."""
@@ -135,5 +136,4 @@ def another(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def flat(output: Any) -> Tensor:
     """All tensors of an output in one, (N,)."""
-    parts = [leaf for leaf in optree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return torch.cat([part.flatten() for part in parts])
+    return torch.cat([part.flatten() for part in output_leaves(output)])

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from hatfn.numerics.arguments import Signature
 from hatfn.tracing.labels import agree, compress, shrink
 from hatfn.tracing.tracer import Param, Tracer, Value
 from hatfn.wiring import OPEN, Head, ParamWiring, Units, Wiring
@@ -29,7 +30,7 @@ def read_wiring(
     constants: tuple[tuple[str, str], ...],
     outputs: list[Value],
     open_outputs: bool,
-    input_shape: torch.Size,
+    signature: Signature,
 ) -> Wiring:
     """The wiring that a trace found.
 
@@ -40,7 +41,7 @@ def read_wiring(
         constants: the buffers that it does not change and whose numbers the trace read, digested.
         outputs: the values that the module returns.
         open_outputs: leave their units ungated, but for those that also feed a parameter.
-        input_shape: shape of the input without its batch dimension.
+        signature: what the module takes.
     """
     first = t.unions.units
 
@@ -90,7 +91,7 @@ def read_wiring(
         buffers=buffers,
         heads=heads,
         input=None if t.input is None else units(t.input),
-        input_shape=tuple(input_shape),
+        signature=signature,
         output_shape=tuple(outputs[0].shape[1:]) if outputs else (),
         constants=constants,
         fallbacks=tuple(t.fallbacks),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hatfn.network.copies import first_names
 from hatfn.tracing.digest import read_computed
 from hatfn.tracing.graph import TraceError, _export, how_to_cast
+from hatfn.tracing.inputs import Call, checked_call
 from hatfn.tracing.inspect import changed_buffers, find_heads, remembers
 from hatfn.tracing.interpret import interpret
 from hatfn.tracing.layers import find_layers
@@ -21,11 +23,12 @@ from hatfn.wiring import Head, Wiring, digest
 
 def trace(
     module: nn.Module,
-    x: Tensor,
+    x: Any,
     head: str | tuple[str, ...] | None = None,
     input_gate: bool = False,
     output_gate: bool = False,
     strict: bool = False,
+    unbatched: Sequence[str] = (),
 ) -> Wiring:
     """Find which unit produces and which unit feeds every entry of every parameter.
 
@@ -35,13 +38,16 @@ def trace(
 
     Args:
         module: any module that ``torch.export`` can read; neither changed nor kept.
-        x: an input, (B, ...); a batch of one will do.
+        x: an input (B, ...), a tuple of positional arguments or a dict of keyword arguments, nested as
+            the module wants them; a batch of one will do. Arguments that are None are left out.
         head: names of the classifier's layers (linear or convolution; several for a model with several
             heads). Every task gets its own. Default: what timm's ``get_classifier`` says, else none.
         input_gate: put a gate on every feature of the input as well, the group "input".
         output_gate: gate the units that are the module's own output too. Without it they are left
             alone; a unit that also feeds a later layer is always gated.
         strict: raise instead of falling back.
+        unbatched: paths of the inputs that do not lead with the samples, such as the edges of a graph:
+            "edge_index", "1" for the second positional argument, "graph.edges" for a nested one.
 
     Returns:
         The wiring. ``wiring.summary()`` shows it, ``wiring.measures`` tells how good it is.
@@ -55,24 +61,25 @@ def trace(
         >>> trace(net, torch.zeros(1, 4), head="2").groups
         mappingproxy({'0': 8})
     """
-    if not isinstance(module, nn.Module) or not isinstance(x, Tensor):
+    if not isinstance(module, nn.Module):
         raise TypeError(
-            f"trace: expected (module, input tensor), got ({type(module).__name__}, "
-            f"{type(x).__name__}). Write trace(model, torch.zeros(1, 3, 32, 32))."
+            f"trace: module is a {type(module).__name__}. Expected an nn.Module: trace(model, "
+            f"torch.zeros(1, 3, 32, 32))."
         )
+    call = checked_call("trace", x, unbatched)
+    if input_gate and len(call.signature.leaves) > 1:
+        raise ValueError("trace: input_gate=True and several inputs. Expected a module of one input.")
     heads = find_heads(module, head)
     names = first_names(module)
-    if len(x) == 1:  # two samples, or what mixes samples would look like what mixes features
-        x = torch.cat([x, x])
     try:
-        changed = changed_buffers(module, x, names)
+        changed = changed_buffers(module, call, names)
     except Exception as error:
-        raise _failed(module, x, "train", error) from error
-    program = _export(module, x)
+        raise _failed(module, call, "train", error) from error
+    program = _export(module, call)
     try:
-        keeps = remembers(module, x)
+        keeps = remembers(module, call)
     except Exception as error:  # what export does not compute, such as types that do not fit
-        raise _failed(module, x, "eval", error) from error
+        raise _failed(module, call, "eval", error) from error
     shapes = {name: param.shape for name, param in module.named_parameters()}
     tracer = Tracer(shapes, [head.weight for head in heads])
     try:
@@ -94,17 +101,17 @@ def trace(
         constants=tuple((name, digest(buffers[name])) for name in read),
         outputs=outputs,
         open_outputs=not (heads or output_gate),
-        input_shape=x.shape[1:],
+        signature=call.signature,
     )
     layers = find_layers(program, names)
-    computed = read_computed(program, names, x)
+    computed = read_computed(program, names, call)
     return replace(wiring, layers=layers, remembers=keeps, computed=computed)
 
 
-def _failed(module: nn.Module, x: Tensor, mode: str, error: Exception) -> TraceError:
+def _failed(module: nn.Module, call: Call, mode: str, error: Exception) -> TraceError:
     return TraceError(
-        f"trace: {type(module).__name__} fails in {mode} mode at an input of shape {tuple(x.shape)}: "
-        f"{error} {how_to_cast(module, x)}".rstrip()
+        f"trace: {type(module).__name__} fails in {mode} mode at {call}: {error} "
+        f"{how_to_cast(module, call)}".rstrip()
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hatfn.checks.calls import check_input
+from hatfn.checks.batches import check_input
 from hatfn.checks.settings import check_wiring
 from hatfn.checks.values import check_count, check_seed
 from hatfn.method.protection import exact_protection
@@ -15,12 +16,13 @@ from hatfn.network.call import call
 from hatfn.network.copies import copied
 from hatfn.network.network import make_network
 from hatfn.network.probe import lively
+from hatfn.numerics.arguments import Inputs
 from hatfn.tracing.perturbation import Seen, Verification, another, flat
 from hatfn.wiring import Wiring
 
 
 def verify_wiring(
-    module: nn.Module, wiring: Wiring, x: Tensor, seed: int = 0, draws: int = 3
+    module: nn.Module, wiring: Wiring, x: Any, seed: int = 0, draws: int = 3
 ) -> Verification:
     """Check a wiring by perturbation: what it calls unprotected must not reach the output.
 
@@ -53,27 +55,27 @@ def verify_wiring(
         ()
     """
     check_wiring(module, wiring, "verify_wiring")
-    check_input("verify_wiring", x, wiring)
+    inputs = check_input("verify_wiring", x, wiring)
     check_count("verify_wiring", "draws", draws)
     generator = torch.Generator().manual_seed(check_seed("verify_wiring", seed))
     network = make_network(copied(module, False, _double), wiring, None)
     drawn = {n: v for n, v in network.initial.items() if n not in network.constants}
     network = network._replace(initial=network.initial | lively(drawn, generator))
-    x = _double(x)
-    other = another(x, generator)
+    inputs = Inputs(*(tuple(map(_double, part)) for part in inputs))
+    other = inputs.map(lambda value: another(value, generator))
     buffers = {name: network.initial[name] for name in wiring.buffers}
     params = {name: network.initial[name] for name in wiring.params}
     seen = Seen(list(wiring.shared))
     for _ in range(draws):
-        masks = {g: _half(units, generator).to(x.device) for g, units in wiring.groups.items()}
+        masks = {g: _half(units, generator).to(inputs.device) for g, units in wiring.groups.items()}
         held = exact_protection(
             network.wiring,
             {g: m[None] for g, m in masks.items()},
-            torch.tensor([True], device=x.device),
+            torch.tensor([True], device=inputs.device),
         )
 
         def run(
-            shared: Mapping[str, Tensor], x: Tensor = x, masks: dict[str, Tensor] = masks
+            shared: Mapping[str, Tensor], x: Inputs = inputs, masks: dict[str, Tensor] = masks
         ) -> Tensor:
             return flat(call(network, network.evaluate, {**params, **shared}, buffers, masks, x)[0])
 

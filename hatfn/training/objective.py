@@ -13,8 +13,9 @@ from torch import Tensor
 from hatfn.network.call import call
 from hatfn.network.network import Output
 from hatfn.network.outputs import cut_heads
+from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.concrete import is_transformed
-from hatfn.numerics.trees import take, tree_map
+from hatfn.numerics.trees import map_output, take, tree_map
 from hatfn.numerics.vmap import batched
 from hatfn.spec import Spec
 from hatfn.state import Trainable
@@ -51,8 +52,9 @@ def total_loss(
         return _of_state(spec, inputs, batches, rows, scale)
 
     per_scale = 0 if isinstance(scale, Tensor) and scale.dim() else None
+    per_batch = None if shared else tuple((Inputs(0, None), 0) for _ in batches)  # type: ignore[arg-type]
     lean = inputs._replace(protection={}, opt_state=())
-    totals, seen = batched(each, (0, None if shared else 0, per_scale))(lean, batches, scale)
+    totals, seen = batched(each, (0, per_batch, per_scale))(lean, batches, scale)
     return totals.sum(), seen
 
 
@@ -76,26 +78,33 @@ def _of_state(
     return total, ForwardResult(loss, penalty, logits, stacked)
 
 
-def split(batches: Any, count: int, axis: int = 0) -> list[tuple[float, Any]]:
+def split(batches: Batches, count: int, axis: int = 0) -> list[tuple[float, Batches]]:
     """Batches in parts, as many as wanted or as they have samples.
 
     Args:
-        batches: any tree of tensors.
+        batches: of each task.
         count: of the parts, which differ by one sample at most.
         axis: that counts samples.
 
     Returns:
         Each part behind the share that its samples have of all up to its last.
     """
-    leaves: list[Tensor]
-    leaves, structure = optree.tree_flatten(batches)
     if count == 1:
         return [(1.0, batches)]
-    count = min(count, leaves[0].shape[axis])
-    cut = list(zip(*(leaf.tensor_split(count, axis) for leaf in leaves), strict=True))
-    sizes = [part[0].shape[axis] for part in cut]
+    samples = batches[0][1].shape[axis]
+    count = min(count, samples)
+    sizes = [samples // count + (i < samples % count) for i in range(count)]
+    starts = [0, *itertools.accumulate(sizes)][:-1]
+
+    def part(start: int, size: int) -> Batches:
+        return tuple(
+            (x.map(lambda value: value.narrow(axis, start, size)), y.narrow(axis, start, size))
+            for x, y in batches
+        )
+
     shares = [size / done for size, done in zip(sizes, itertools.accumulate(sizes), strict=True)]
-    return [(s, optree.tree_unflatten(structure, p)) for s, p in zip(shares, cut, strict=True)]
+    parts = itertools.starmap(part, zip(starts, sizes, strict=True))
+    return list(zip(shares, parts, strict=True))
 
 
 def accumulated(
@@ -127,7 +136,7 @@ def accumulated(
             (raw, seen.loss, seen.penalty),
             (new, then.loss, then.penalty),
         )
-        logits = tree_map(lambda *both: torch.cat(both, lead), seen.logits, then.logits)
+        logits = map_output(lambda *both: torch.cat(both, lead), seen.logits, then.logits)
         seen = ForwardResult(loss, penalty, logits, then.buffers)
     return raw, seen
 
@@ -168,4 +177,4 @@ def gradient(
                 "say so. Tell it: module.grad_checkpointing = True, before build()."
             ) from error
     raw: Trainable = optree.tree_unflatten(structure, slopes)  # type: ignore[assignment]
-    return raw, tree_map(torch.Tensor.detach, seen)
+    return raw, map_output(torch.Tensor.detach, seen)

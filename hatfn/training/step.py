@@ -64,7 +64,7 @@ def step(
         return accumulated(objective, inputs, parts, nested, lead)
 
     def after(inputs: StepInputs, raw: Trainable, seen: ForwardResult, scale: Scale) -> Applied:
-        return apply(spec, inputs, raw, seen, scale, len(batches[0][0]), lead)
+        return apply(spec, inputs, raw, seen, scale, batches[0][0].samples, lead)
 
     def whole(inputs: StepInputs, batches: Batches, scale: Scale) -> Applied:
         return after(inputs, *gradient(inputs, batches, scale), scale)

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from hatfn.network.network import Output
+from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.concrete import read
 from hatfn.state import Trainable
 
-Batches = tuple[tuple[Tensor, Tensor], ...]
+Batches = tuple[tuple[Inputs, Tensor], ...]
 """Inputs and targets of each of the K tasks that are trained."""
 
 Scale = float | Tensor | None

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
-import optree
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from hatfn.experiments.run.result import Learned, Result
 from hatfn.experiments.run.setup import batches, make_learner, make_module, make_schedule, training_part
 from hatfn.experiments.streams import Part, make_stream
 from hatfn.numerics.seeds import mixed, seeded
+from hatfn.numerics.trees import output_leaves
 from hatfn.replicas import replicate, stack
 from hatfn.state import HATState
 
@@ -132,7 +132,7 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
             outputs = [info.logits] if len(rows) == 1 else info.logits
             labels = [y] if len(rows) == 1 else y.unbind(-2)
             right = [
-                accuracy(optree.tree_leaves(output)[0], label)
+                accuracy(output_leaves(output)[0], label)
                 for output, label in zip(outputs, labels, strict=True)
             ]
             loss, penalty = info.loss.mean().item(), info.penalty.mean().item()

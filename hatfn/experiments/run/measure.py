@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hatfn.checks.batches import check_batch
 from hatfn.evaluation.evaluate import evaluate
 from hatfn.evaluation.metrics import accuracy, drift
 from hatfn.evaluation.usage import free_weights, memory, usage
@@ -41,7 +42,8 @@ def _closing(run: Run, index: int, state: HATState, task: int, data: Part) -> HA
     whole = representative(data, run.config.batch_size, mixed(run.seeds[index], task))
     batches = [(run.prepare(x), y.to(run.config.device)) for x, y in run.ranks.share(whole)]
     if run.config.recalibrate == "measured":
-        kept, seen, taken = settle(hat, state, batches, task)
+        pairs = [check_batch("run", batch, hat.wiring) for batch in batches]
+        kept, seen, taken = settle(hat, state, pairs, task)
     else:
         taken = bool(state.task_buffers) and run.config.recalibrate == "always"
         kept = hat.recalibrate(state, batches, task) if taken else state

@@ -1,0 +1,271 @@
+"""What the boundary refuses of inputs, targets and batches of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hatfn.checks.calls import is_several
+from hatfn.checks.values import check_list
+from hatfn.numerics.arguments import ALONE, Inputs, Leaf, named_leaves
+from hatfn.numerics.concrete import read
+from hatfn.wiring import Wiring
+
+Batch = tuple[Inputs, Tensor]
+"""Inputs, and a target for each sample."""
+
+
+def check_input(where: str, x: Any, wiring: Wiring, lead: int = 0) -> Inputs:
+    """The inputs that the module was traced with: each tensor by its path, type and number of axes.
+
+    Args:
+        where: the function that was called.
+        x: anything.
+        wiring: of the module.
+        lead: number of axes in front that count states, of the tensors that lead with samples.
+    """
+    signature = wiring.signature
+    leaves = _leaves(where, x, wiring)
+    for leaf in signature.leaves:
+        _check_leaf(where, leaf, leaves[leaf.path], lead)
+    inputs = signature.inputs(leaves)
+    first, *others = signature.batched
+    for leaf in others:
+        if leaves[leaf.path].shape[: lead + 1] != inputs.batched[0].shape[: lead + 1]:
+            raise ValueError(
+                f"{where}: {leaf.path} has shape {tuple(leaves[leaf.path].shape)} and {first.path} "
+                f"{tuple(inputs.batched[0].shape)}. Expected as many samples. What does not lead with "
+                f"samples is named when the module is traced: "
+                f"hatfn.trace(module, x, unbatched=[{leaf.path!r}])."
+            )
+    return inputs
+
+
+def _leaves(where: str, x: Any, wiring: Wiring) -> dict[str, Tensor]:
+    """The tensors of an input by their paths, which are those that were traced."""
+    known = [leaf.path for leaf in wiring.signature.leaves]
+    if known == [ALONE] and not isinstance(x, Tensor):
+        raise TypeError(
+            f"{where}: x is a {type(x).__name__}. Expected a tensor: torch.as_tensor(x).float()."
+        )
+    if not isinstance(x, Tensor | tuple | list | dict):
+        raise TypeError(
+            f"{where}: x is a {type(x).__name__}. Expected a tuple of positional arguments or a dict "
+            f"of keyword arguments, as it was traced: {', '.join(known)}."
+        )
+    leaves = named_leaves(x)
+    for path in [*known, *leaves]:
+        if path not in leaves or path not in known:
+            what = "is missing" if path not in leaves else "was not there when the module was traced"
+            raise ValueError(
+                f"{where}: the input {path!r} {what}. Expected the inputs that were traced: "
+                f"{', '.join(known)}."
+            )
+    return leaves
+
+
+def _check_leaf(where: str, leaf: Leaf, value: Any, lead: int) -> None:
+    """A tensor of the kind of numbers, and with as many axes, as the one that was traced."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{where}: {leaf.path} is a {type(value).__name__}. Expected a tensor: "
+            f"torch.as_tensor(...)."
+        )
+    if value.is_floating_point() != leaf.dtype.is_floating_point:
+        raise TypeError(
+            f"{where}: {leaf.path} is {value.dtype}. Expected {leaf.dtype}, as it was traced: "
+            f"{leaf.path}.to({leaf.dtype})."
+        )
+    front = [*["S"] * lead, "B"] if leaf.batched else []
+    if value.dim() != len(front) + len(leaf.shape):
+        shape = ", ".join([*front, *map(str, leaf.shape)])
+        mend = ": x[None] for a single sample, x.flatten(1) for flat ones" if leaf.path == ALONE else ""
+        raise ValueError(
+            f"{where}: {leaf.path} has shape {tuple(value.shape)}. Expected ({shape}), as it was "
+            f"traced{mend}."
+        )
+
+
+def check_batch(
+    where: str, batch: Any, wiring: Wiring, classes: int | None = None, lead: int = 0
+) -> Batch:
+    """A pair of inputs and targets; class labels from 0 to classes - 1.
+
+    Args:
+        where: the function that was called.
+        batch: anything.
+        wiring: of the module.
+        classes: of the task; None: any targets.
+        lead: number of axes in front that count states.
+    """
+    x, y = check_pair(where, batch)
+    inputs = check_input(where, x, wiring, lead)
+    check_samples(where, inputs, y, classes, lead)
+    return inputs, y
+
+
+def check_class_batch(where: str, batch: Any, classes: Sequence[int] | None, wiring: Wiring) -> Batch:
+    """A pair of inputs and targets; where there are classes, those of two samples or more."""
+    inputs, y = check_batch(where, batch, wiring)
+    if classes is not None and (y.dim() != 1 or y.dtype != torch.int64 or len(y) < 2):
+        raise TypeError(
+            f"{where}: y is {tuple(y.shape)} of {y.dtype}. Expected the classes of at least two "
+            f"samples, (B,) of torch.int64."
+        )
+    return inputs, y
+
+
+def check_batches(
+    batch: Any,
+    task: Any,
+    rows: Sequence[int],
+    classes: Sequence[int] | None,
+    wiring: Wiring,
+    lead: int = 0,
+) -> tuple[Batch, ...]:
+    """A batch for each task: the pair itself, or slices of a pair with an axis over tasks.
+
+    Args:
+        batch: anything.
+        task: as the caller gave it; a list: x and y have an axis over tasks.
+        rows: the tasks.
+        classes: of each task of the learner.
+        wiring: of the module.
+        lead: number of axes in front that count states.
+    """
+    x, y = check_pair("update", batch)
+    if not is_several(task):
+        batches = [(check_input("update", x, wiring, lead), y)]
+    else:
+        batches = _of_tasks(x, y, rows, wiring, lead)
+    for row, (inputs, targets) in zip(rows, batches, strict=True):
+        check_samples("update", inputs, targets, None if classes is None else classes[row], lead)
+    return tuple(batches)
+
+
+def _of_tasks(x: Any, y: Tensor, rows: Sequence[int], wiring: Wiring, lead: int) -> list[Batch]:
+    """The slices of a batch with an axis over tasks."""
+    leaves = _leaves("update", x, wiring)
+    ours = [leaf.path for leaf in wiring.signature.batched]
+    for path, value in [*((path, leaves[path]) for path in ours), ("y", y)]:
+        if value.dim() <= lead or value.shape[lead] != len(rows):
+            raise ValueError(
+                f"update: {path} has shape {tuple(value.shape)} for {len(rows)} tasks. Expected an "
+                f"axis over tasks in front, (K, B, ...): hat.update(state, (torch.stack(xs), "
+                f"torch.stack(ys)), {list(rows)}, scale)."
+            )
+    batches = []
+    for k, target in enumerate(y.unbind(lead)):
+        own = {path: v.select(lead, k) if path in ours else v for path, v in leaves.items()}
+        for leaf in wiring.signature.leaves:
+            _check_leaf("update", leaf, own[leaf.path], lead)
+        batches.append((wiring.signature.inputs(own), target))
+    return batches
+
+
+def check_pair(where: str, batch: Any) -> tuple[Any, Tensor]:
+    """A pair of inputs, of which anything may be said yet, and a tensor of targets."""
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise TypeError(
+            f"{where}: batch is a {type(batch).__name__}. Expected a pair of tensors (x, y)."
+        )
+    x, y = batch
+    if not (isinstance(x, Tensor | dict | tuple | list) and isinstance(y, Tensor)):
+        raise TypeError(
+            f"{where}: batch = ({type(x).__name__}, {type(y).__name__}). Expected two tensors: "
+            f"torch.as_tensor(x).float(), torch.as_tensor(y)."
+        )
+    return x, y
+
+
+def check_samples(where: str, x: Inputs, y: Tensor, classes: int | None, lead: int = 0) -> None:
+    """As many targets as samples, and at least one.
+
+    Args:
+        where: the function that was called.
+        x: (B, ...), behind the leading axes.
+        y: (B, ...), likewise.
+        classes: of the task; None: any targets.
+        lead: number of axes in front that count states.
+    """
+    check_filled(where, x)
+    shape = x.batched[0].shape
+    if shape[: lead + 1] != y.shape[: lead + 1]:
+        raise ValueError(
+            f"{where}: x has {shape[0]} samples and y {tuple(y.shape)}. Expected as many targets."
+        )
+    check_labels(y, classes, where, lead)
+
+
+def check_inputs(
+    where: str, batches: Any, wiring: Wiring, lead: int = 0, replicas: int = 0
+) -> Iterator[Inputs]:
+    """The inputs of batches, each a pair (x, y) or x alone, checked as they are read.
+
+    Args:
+        where: the function that was called.
+        batches: anything.
+        wiring: of the module.
+        lead: number of axes in front that count states.
+        replicas: how many states the axis in front counts.
+    """
+    check_list(where, "batches", batches, "a list of batches [(x, y)], or of inputs [x], or a loader")
+    for batch in batches:
+        x = inputs_alone(where, batch)
+        if lead:
+            check_axis(where, x, wiring, replicas)
+        inputs = check_input(where, x, wiring, lead)
+        check_filled(where, inputs)
+        yield inputs
+
+
+def inputs_alone(where: str, batch: Any) -> Any:
+    """The inputs of a batch, which is a pair (x, y), or x alone: a tensor or a dict."""
+    return check_pair(where, batch)[0] if isinstance(batch, tuple | list) else batch
+
+
+def check_axis(where: str, x: Any, wiring: Wiring, replicas: int, shared: bool | None = False) -> None:
+    """A batch of its own for every replica; ``shared``: None where there is no other way."""
+    leaves = _leaves(where, x, wiring)
+    for leaf in wiring.signature.batched:
+        value = leaves[leaf.path]
+        if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != replicas:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            other = "" if shared is None else "; for the same one give shared=True"
+            raise ValueError(
+                f"{where}: {leaf.path} has shape {shape} for {replicas} replicas. Expected a batch for "
+                f"each, (S, B, ...){other}."
+            )
+
+
+def axes_of(x: Any, wiring: Wiring) -> int:
+    """How many axes the first input has that leads with samples; 0 if it is not there."""
+    if not isinstance(x, Tensor | tuple | list | dict) or not wiring.signature.leaves:
+        return 0
+    first = named_leaves(x).get(wiring.signature.batched[0].path)
+    return first.dim() if isinstance(first, Tensor) else 0
+
+
+def check_filled(where: str, x: Inputs) -> None:
+    """At least one number."""
+    if not all(leaf.numel() for leaf in x.batched):
+        raise ValueError(
+            f"{where}: the batch is empty. Expected at least one sample: skip such a batch."
+        )
+
+
+def check_labels(y: Tensor, classes: int | None, where: str, lead: int = 0) -> None:
+    """Class labels, if that is what the targets are, from 0 to classes - 1."""
+    if classes is not None and (y.dim() == 1 + lead or not y.is_floating_point()):
+        if y.dtype != torch.int64:
+            raise TypeError(f"{where}: labels are {y.dtype}. Expected torch.int64: write y.long().")
+        ends = read(torch.stack([y.min(), y.max()])) if y.numel() else None
+        if ends is not None and not 0 <= ends[0] <= ends[1] < classes:
+            raise ValueError(
+                f"{where}: labels from {ends[0]} to {ends[1]}, but the task has {classes} classes. "
+                f"Expected labels from 0 to {classes - 1}, counted within the task: "
+                f"y - first_class_of_the_task."
+            )
