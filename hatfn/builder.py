@@ -130,6 +130,8 @@ def build(
     """
     check_wiring(module, wiring)
     tasks = check_classes(classes, num_tasks, wiring)
+    if classes is not None and not wiring.heads:  # a head is put behind: its features have gates
+        wiring = wiring.gated or wiring
     check_groups(wiring, tasks)
     check_number("build", "clamp", clamp)
     if max_norm is not None:

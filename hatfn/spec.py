@@ -118,8 +118,6 @@ class Spec:
     def protect(self, state: HATState, before: HATState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What ``state.locked`` protects of each shared weight; and the cumulative mask behind it.
 
-        Weights that the module does not train are protected as well.
-
         Args:
             state: with new tasks locked.
             before: the state until now.
@@ -129,8 +127,8 @@ class Spec:
         used = self._used(state, gates) if binary else self.used(state)
         told = Locked(gates, used, state.locked, state.params, before.protection, before.locked)
         protection = self.protection.rule(self.network.wiring, told)
-        frozen = self.network.frozen & protection.keys()
-        return protection | {name: torch.ones_like(protection[name]) for name in frozen}, used
+        unread = {name: before.protection[name] for name in self.network.wiring.unread}
+        return protection | unread, used
 
     def flags(self, state: HATState, rows: Sequence[int]) -> Tensor:
         """(T,) bool, True for some tasks."""

@@ -47,13 +47,18 @@ class Units:
         return replace(self, index=self.index.to(device))
 
 
+Kind = Literal["shared", "task", "head", "unread", "untrained"]
+"""How tasks have a parameter."""
+
+
 class ParamWiring(NamedTuple):
     """How one parameter of the module takes part.
 
     Attributes:
         shape: the parameter's shape in the module.
-        kind: "shared" (one copy for all tasks, protected), "task" (a copy per task) or "head" (a copy
-            per task, as wide as the task has classes).
+        kind: "shared" (one copy for all tasks, protected), "task" (a copy per task), "head" (a copy per
+            task, as wide as the task has classes), "unread" (one copy: no output depends on it) or
+            "untrained" (one copy that never changes; in a learner's network alone).
         out_units: the unit whose gate multiplies each entry.
         in_units: the unit whose activation each entry is multiplied with, and nothing else.
         gated: False where a later norm's affine holds the gate of ``out_units`` instead, because the
@@ -63,7 +68,7 @@ class ParamWiring(NamedTuple):
     """
 
     shape: tuple[int, ...]
-    kind: Literal["shared", "task", "head"]
+    kind: Kind
     out_units: Units | None = None
     in_units: Units | None = None
     gated: bool = True
@@ -95,18 +100,6 @@ class Layer(NamedTuple):
     params: tuple[str, ...]
     size: int
     readers: tuple[str, ...] = ()
-
-
-class Ends(NamedTuple):
-    """Which units lie along the weights of layers.
-
-    Attributes:
-        axes: (size,) int64 each, the unit of each entry of an axis; no two are equal.
-        of_layers: {path: (number of the axis of its rows, number of the axis of its columns)}.
-    """
-
-    axes: tuple[Tensor, ...]
-    of_layers: dict[str, tuple[int | None, int | None]]
 
 
 class Computed(NamedTuple):
@@ -158,6 +151,9 @@ class Wiring:
         remembers: whether the module keeps in its attributes what it computed in eval mode.
         constants: buffers that never change and a digest of each; the trace relied on their numbers.
         computed: what the module computes with its parameters; None: not known.
+        gated: the same with gates on the units that the module returns, for what puts a head behind
+            them; None: this is what is meant.
+        ungated: of such a wiring, the fingerprint of the one without these gates.
         fallbacks: operators that no rule covers and the place where each stands: their results are
             taken as ungated, and the parameters that feed them are per task.
     """
@@ -176,6 +172,8 @@ class Wiring:
     fallbacks: tuple[str, ...] = ()
     output: Units | None = None
     computed: Computed | None = None
+    gated: Wiring | None = None
+    ungated: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
@@ -243,8 +241,13 @@ class Wiring:
 
     @property
     def shared(self) -> dict[str, ParamWiring]:
-        """The parameters that all tasks share."""
+        """The parameters that all tasks share, and that are protected."""
         return {name: param for name, param in self.params.items() if param.kind == "shared"}
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The parameters that no output depends on."""
+        return tuple(name for name, param in self.params.items() if param.kind == "unread")
 
     @cached_property
     def outputs(self) -> dict[str, Units]:
@@ -261,42 +264,13 @@ class Wiring:
         }
 
     @cached_property
-    def ends(self) -> Ends:
-        """The unit of each row and of each column of the weights of layers.
-
-        None where no gate reaches that side, where an entry has no unit of its own, and where weight
-        and bias disagree; a head's rows are classes.
-        """
-        axes: list[Tensor] = []
-
-        def number(units: Units | None, size: int) -> int | None:
-            if units is None or units.index.numel() != size or bool((units.index == OPEN).all()):
-                return None
-            flat = units.index.flatten()
-            known = (i for i, axis in enumerate(axes) if torch.equal(axis, flat))
-            if (found := next(known, None)) is None:
-                axes.append(flat)
-            return len(axes) - 1 if found is None else found
-
-        of_layers = {}
-        for path, layer in self.layers.items():
-            roles = [self.params[name] for name in layer.params]
-            outs = {number(role.out_units, roles[0].shape[0]) for role in roles}
-            agree = len(outs) == len({role.gated for role in roles}) == 1 and roles[0].kind != "head"
-            of_layers[path] = (
-                outs.pop() if agree else None,
-                number(roles[0].in_units, roles[0].shape[1]),
-            )
-        return Ends(tuple(axes), of_layers)
-
-    @cached_property
     def measures(self) -> Measures:
         """Shares that tell a good trace from one that is merely sound."""
         total = shared = weights = 0
         pairs = protected = 0.0
         for param in self.params.values():
             count = torch.Size(param.shape).numel()
-            total += count if param.kind != "head" else 0
+            total += count if param.kind not in ("head", "unread") else 0
             if param.kind == "shared":
                 out, into = (_index(units, param.shape) for units in (param.out_units, param.in_units))
                 both = (out != OPEN) & (into != OPEN) & (out != into)
@@ -349,7 +323,10 @@ class Wiring:
             name: param._replace(out_units=move(param.out_units), in_units=move(param.in_units))
             for name, param in self.params.items()
         }
-        return replace(self, params=params, input=move(self.input), output=move(self.output))
+        gated = None if self.gated is None else self.gated.to(device)
+        return replace(
+            self, params=params, input=move(self.input), output=move(self.output), gated=gated
+        )
 
     def lookup(self, values: Mapping[str, Tensor]) -> Callable[[Units], Tensor]:
         """A function from units to their values; ungated entries read 1 (True).

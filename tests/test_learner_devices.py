@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hatfn
 from hatfn.engine.optimizer import PureOptimizer
+from hatfn.network.skipping import layer_ends
 from hatfn.state import Trainable
 
 
@@ -37,7 +38,7 @@ def test_no_leaf_leaves_the_device(
     shape = (1, 6, 6) if make is ConvNet else (4, 5)
     wiring = hatfn.trace(make(), torch.zeros(1, *shape), head="head", input_gate=True)
     assert set(wiring.outputs) == (set() if make is ConvNet else {"embed", "qkv", "proj", "fc1", "fc2"})
-    assert len(wiring.ends.of_layers) == (3 if make is ConvNet else 6)
+    assert len(layer_ends(wiring).of_layers) == (3 if make is ConvNet else 6)
     pair, build = torchopt.adam(1e-3), import_module("hatfn.builder")
     monkeypatch.setattr(torch.func, "grad", pretend)
     monkeypatch.setattr(

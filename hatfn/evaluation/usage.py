@@ -113,7 +113,8 @@ def free_weights(state: HATState, wiring: Wiring) -> Any:
     states = _checked("free_weights", state, wiring)
     if isinstance(states, list):
         return np.array([free_weights(one, wiring) for one in states])
-    protected = exact_protection(wiring, state.masks, state.learned)
+    every = exact_protection(wiring, state.masks, state.learned)
+    protected = {name: entries for name, entries in every.items() if name in state.params}
     total = sum(entries.numel() for entries in protected.values())
     return 1 - sum(int(entries.sum()) for entries in protected.values()) / max(total, 1)
 

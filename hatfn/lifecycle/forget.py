@@ -57,9 +57,13 @@ def forget(
     touched = {row: own for row, own in owns.items() if not _untouched(state, row, own)}
 
     gates = binary_gates(state)
-    used = exact_protection(spec.wiring, gates, spec.flags(state, [*touched]))
-    held = exact_protection(spec.wiring, gates, stays)
+    used = exact_protection(spec.network.wiring, gates, spec.flags(state, [*touched]))
+    held = exact_protection(spec.network.wiring, gates, stays)
     freed = {name: used[name] & ~held[name] for name in used}
+    # What no output depends on was trained by these tasks, too.
+    unread = spec.network.wiring.unread
+    freed |= {name: torch.ones_like(state.params[name], dtype=torch.bool) for name in unread}
+    held |= {name: ~freed[name] for name in unread}
     report = Forgotten(tuple(touched), freed, _counts(freed, held))
     if dry_run or not touched:
         return state, report

@@ -38,7 +38,8 @@ def init(spec: Spec, seed: int, fresh: bool) -> HATState:
     network = spec.network
     values, owns = initial_values(spec, range(spec.tasks), seed, fresh)
     own: Own = tree_map(lambda *slices: torch.stack(slices), *owns.values())
-    params = {name: values[name].clone() for name in network.wiring.shared}
+    every = [*network.wiring.shared, *network.wiring.unread]
+    params = {name: values[name].clone() for name in every}
     some = _some(network)
     kind = _real(network) if spec.protection.soft else torch.bool
     no_task = torch.zeros(spec.tasks, dtype=torch.bool, device=some.device)
@@ -125,7 +126,7 @@ def _fresh_values(network: Network, seed: int) -> dict[str, Tensor]:
             told = {"zero_init_last"} & inspect.signature(weights).parameters.keys()
             weights(**dict.fromkeys(told, False))
     drawn = dict((*module.named_parameters(), *module.named_buffers()))
-    return start | {name: value.detach() for name, value in drawn.items()}
+    return start | {n: v.detach() for n, v in drawn.items() if n not in network.untrained}
 
 
 def _heads(

@@ -40,7 +40,7 @@ def call(
     Args:
         network: the static half.
         module: its structure in the mode that is wanted: ``train``, ``evaluate`` or ``calibrate``.
-        params: {name: tensor}, all parameters, those of the heads included.
+        params: {name: tensor}, the trained parameters, those of the heads included.
         buffers: {name: tensor}, the running statistics.
         gates: {group: (U,)}, soft or bool; None: no gates.
         x: (B, ...).
@@ -52,6 +52,7 @@ def call(
         output (B, ...), and the new running statistics.
     """
     outputs: dict[str, Tensor] = {}
+    params = {**network.untrained, **params}
     if gates is not None:
         look = network.wiring.lookup(gates)
         outputs = _gated_outputs(network, params, look, x, one_weight, skips)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ class Network(NamedTuple):
         classes: classes of each task; None: the module's output as it is.
         heads: names of the heads' parameters, which lead with the classes.
         names: {name of a parameter or buffer: its name in the module}, where the two differ.
-        frozen: names of the parameters that the module does not train (``requires_grad=False``).
+        untrained: {name: tensor}, the parameters with ``requires_grad=False``: no state holds them.
         precision: of the module's arithmetic under ``torch.autocast``; None: that of its numbers.
         recomputes: whether the module checkpoints activations in train mode.
         tied: whether a parameter or buffer has several names; looking for them costs each call.
@@ -54,7 +55,7 @@ class Network(NamedTuple):
     classes: tuple[int, ...] | None
     heads: tuple[str, ...]
     names: Mapping[str, str]
-    frozen: frozenset[str]
+    untrained: dict[str, Tensor]
     precision: torch.dtype | None
     recomputes: bool
     tied: bool
@@ -80,7 +81,13 @@ def make_network(
     initial = {outer.get(name, name): tensor.detach().clone() for name, tensor in tensors}
     buffers = [outer.get(name, name) for name, _ in module.named_buffers()]
     heads = tuple(name for head in wiring.heads for name in head if name is not None)
-    untrained = {outer.get(name, name) for name, p in module.named_parameters() if not p.requires_grad}
+    parameters = module.named_parameters()
+    untrained = {outer.get(name, name) for name, p in parameters if not p.requires_grad} - {*heads}
+    roles = {
+        name: role._replace(kind="untrained") if name in untrained else role
+        for name, role in wiring.params.items()
+    }
+    wiring = replace(wiring, params=roles)
     device = next((tensor.device for tensor in initial.values()), torch.device("cpu"))
 
     train, evaluate, calibrate = (meta_copy(module, training) for training in (True, False, False))
@@ -108,7 +115,7 @@ def make_network(
         classes=None if classes is None else tuple(classes),
         heads=heads,
         names=names,
-        frozen=frozenset(untrained - {*heads}),
+        untrained={name: initial[name] for name in roles if name in untrained},
         precision=precision,
         recomputes=grad_checkpointing or recomputes(train),
         tied=any(name != first for name, first in first_names(module).items()),

@@ -41,8 +41,8 @@ def forward(
     skips = NOTHING
     if next((gate.dtype for gate in gates.values()), None) == torch.bool:
         masks = {group: gate[None] for group, gate in gates.items()}
-        every = {**state.params, **{name: leaf[None] for name, leaf in own.items()}}
-        many = _skipped(network, every, masks, x)
+        every = {name: leaf[None] for name, leaf in own.items()}
+        many = _skipped(network, {**state.params, **every}, masks, x)
         skips = many._replace(params=take(many.params, 0), hooks=take(many.hooks, 0))
     return call(network, network.evaluate, params, buffers, gates, x, skips=skips)[0]
 
@@ -53,7 +53,7 @@ def _skipped(
     """What layers are handed under the masks of some tasks; nothing where masks cannot be read."""
     if not network.skippable.layers or not masks or read(next(iter(masks.values()))[0, 0]) is None:
         return NOTHING
-    return skipped(network.skippable, network.wiring, params, masks, x.samples)
+    return skipped(network.skippable, network.wiring, {**network.untrained, **params}, masks, x.samples)
 
 
 def forward_plain(network: Network, state: HATState, x: Inputs) -> Output:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hatfn.network.hooks import BACK, COLUMNS
-from hatfn.wiring import Wiring
+from hatfn.wiring import OPEN, Units, Wiring
 
 WORTH = 16
 """Multiplications that take about as long as moving a number, on a CPU."""
@@ -24,6 +24,18 @@ SMALL = 2**21
 """Multiplications of a layer below which nothing is looked at: the look takes as long."""
 
 _PLAIN = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
+
+
+class Ends(NamedTuple):
+    """Which units lie along the weights of layers.
+
+    Attributes:
+        axes: (size,) int64 each, the unit of each entry of an axis; no two are equal.
+        of_layers: {path: (number of the axis of its rows, number of the axis of its columns)}.
+    """
+
+    axes: tuple[Tensor, ...]
+    of_layers: dict[str, tuple[int | None, int | None]]
 
 
 class Skippable(NamedTuple):
@@ -124,6 +136,33 @@ class _Cut(NamedTuple):
     cols: _Side | None
 
 
+def layer_ends(wiring: Wiring) -> Ends:
+    """The unit of each row and of each column of the weights of layers.
+
+    None where no gate reaches that side, where an entry has no unit of its own, and where weight and
+    bias disagree; a head's rows are classes.
+    """
+    axes: list[Tensor] = []
+
+    def number(units: Units | None, size: int) -> int | None:
+        if units is None or units.index.numel() != size or bool((units.index == OPEN).all()):
+            return None
+        flat = units.index.flatten()
+        known = (i for i, axis in enumerate(axes) if torch.equal(axis, flat))
+        if (found := next(known, None)) is None:
+            axes.append(flat)
+        return len(axes) - 1 if found is None else found
+
+    of_layers = {}
+    for path, layer in wiring.layers.items():
+        roles = [wiring.params[name] for name in layer.params]
+        outs = {number(role.out_units, roles[0].shape[0]) for role in roles}
+        agree = len(outs) == len({role.gated for role in roles}) == 1 and roles[0].kind != "head"
+        into = number(roles[0].in_units, roles[0].shape[1])
+        of_layers[path] = (outs.pop() if agree else None, into)
+    return Ends(tuple(axes), of_layers)
+
+
 def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> Skippables:
     """The layers of a module that may be handed a smaller weight.
 
@@ -135,8 +174,8 @@ def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> S
         wiring: its wiring.
         device: where to put indices.
     """
-    found = {}
-    for path, (out, into) in wiring.ends.of_layers.items():
+    found, ends = {}, layer_ends(wiring)
+    for path, (out, into) in ends.of_layers.items():
         child, layer = module.get_submodule(path), wiring.layers[path]
         plain = type(child).forward in _PLAIN and "forward" not in vars(child)
         if plain and getattr(child, "groups", 1) == 1 and not (out is None and into is None):
@@ -154,7 +193,7 @@ def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> S
         else layer._replace(readers=())
         for path, layer in found.items()
     }  # fmt: skip
-    return Skippables(layers, tuple(axis.to(device) for axis in wiring.ends.axes))
+    return Skippables(layers, tuple(axis.to(device) for axis in ends.axes))
 
 
 def skipped(
@@ -218,7 +257,7 @@ def skipped(
         if rows is None and cols is None:
             continue
         for name in layers[path].params:
-            own = wiring.params[name].kind != "shared"
+            own = wiring.params[name].kind in ("task", "head")
             smaller[name] = _narrow(params[name], own, rows, cols, tasks, path not in bare)
         if rows is not None and path not in bare:
             hooks[f"{path}.{BACK}"] = rows.back()

@@ -21,7 +21,7 @@ from hatfn.learner import HAT
 from hatfn.numerics.trees import Tree
 from hatfn.state import HATState
 from hatfn.storage.container import CheckpointError, read, read_header, write
-from hatfn.wiring import Wiring
+from hatfn.wiring import Wiring, digest
 
 
 def save(
@@ -99,10 +99,11 @@ def load(
     path = Path(path)
     expected = owner("state", hat, "load")
     header, leaves = read(path)
-    check_owner(path, header, expected)
+    check_owner(path, header, expected, hat if isinstance(hat, Wiring) else hat.wiring)
     moments = {name: leaves.pop(name) for name in [*leaves] if name.startswith("opt_state")}
     if not isinstance(hat, HAT):
-        return _of_wiring(path, _assembled(path, leaves), hat)
+        return _of_wiring(path, _assembled(path, leaves), hat, header)
+    leaves = _without_untrained(path, leaves, hat)
     fresh = hat.init(0)
     state = restored(path, leaves, fresh._replace(opt_state=()))
     if hyper == "learner":
@@ -148,19 +149,30 @@ def owner(kind: str, hat: HAT | Wiring, where: str) -> dict[str, Any]:
     known = {"kind": kind, "wiring": wiring.fingerprint, "computed": computed}
     if isinstance(hat, Wiring):
         return known
-    return known | {"classes": None if hat.classes is None else list(hat.classes)}
+    classes = None if hat.classes is None else list(hat.classes)
+    untrained = {name: digest(value) for name, value in hat.network.untrained.items()}
+    return known | {"classes": classes, "untrained": untrained}
 
 
-def check_owner(path: Path, header: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def check_owner(
+    path: Path, header: Mapping[str, Any], expected: Mapping[str, Any], wiring: Wiring
+) -> None:
     """Refuse a file of another kind or of another learner; see :func:`owner`."""
     if header.get("kind") != expected["kind"]:
         raise CheckpointError(
             f"load: {path} holds {header.get('kind')!r}. Expected {expected['kind']!r}."
         )
-    if header.get("wiring") != expected["wiring"]:
+    theirs = header.get("wiring")
+    if wiring.ungated and theirs == wiring.ungated:
         raise CheckpointError(
-            f"load: {path} belongs to another wiring ({str(header.get('wiring'))[:12]}...) than the "
-            f"given one ({expected['wiring'][:12]}...). Trace the module that it was saved for."
+            f"load: {path} belongs to a learner whose last features have no gates, as was the default "
+            f"before version 0.2. Trace its module so: hatfn.trace(module, x, output_gate=False)."
+        )
+    if theirs != expected["wiring"] and not (wiring.gated and theirs == wiring.gated.fingerprint):
+        raise CheckpointError(
+            f"load: {path} belongs to another wiring ({str(theirs)[:12]}...) than the "
+            f"given one ({expected['wiring'][:12]}...). Trace the module that it was saved for, with "
+            f"the same head, input_gate and output_gate."
         )
     if _computes_otherwise(header.get("computed"), expected["computed"]):
         raise CheckpointError(
@@ -173,6 +185,15 @@ def check_owner(path: Path, header: Mapping[str, Any], expected: Mapping[str, An
             f"load: {path} belongs to a learner with classes={header['classes']}, the given one has "
             f"{expected['classes']}. Build it with the classes of the file."
         )
+    if {"untrained"} <= header.keys() & expected.keys():
+        mine, own = expected["untrained"], header["untrained"]
+        odd = [name for name in {**mine, **own} if mine.get(name) != own.get(name)]
+        if odd:
+            raise CheckpointError(
+                f"load: {path} belongs to a learner with other untrained weights: {odd[0]}. No state "
+                f"holds weights with requires_grad=False. Build the learner of the module, or adopt "
+                f"the module, that it was saved for."
+            )
 
 
 def _computes_otherwise(theirs: Any, ours: list[str] | None) -> bool:
@@ -277,27 +298,42 @@ def _assembled(path: Path, leaves: Mapping[str, Tensor]) -> HATState:
     return HATState(**fields, opt_state=())
 
 
-def _of_wiring(path: Path, state: HATState, wiring: Wiring) -> HATState:
+def _without_untrained(path: Path, leaves: Mapping[str, Tensor], hat: HAT) -> dict[str, Tensor]:
+    """The leaves without the untrained weights that versions before 0.2 wrote into a state."""
+    kept = dict(leaves)
+    for name, value in hat.network.untrained.items():
+        kept.pop(f"protection/{name}", None)
+        for field in ("params", "task_params"):
+            old = kept.pop(f"{field}/{name}", value)
+            if not torch.equal(old.to(value.device).expand_as(old), value.expand_as(old)):
+                raise CheckpointError(
+                    f"load: {path} belongs to a learner with other untrained weights: {name}."
+                )
+    return kept
+
+
+def _of_wiring(path: Path, state: HATState, wiring: Wiring, header: Mapping[str, Any]) -> HATState:
     """The state, if its names and shapes are those that a wiring knows; heads may be of any width."""
+    if wiring.gated and header.get("wiring") == wiring.gated.fingerprint:
+        wiring = wiring.gated
     heads = {name for head in wiring.heads for name in head} or {"head.weight", "head.bias"}
-    weights = {name: role.shape for name, role in wiring.shared.items()}
+    untrained = header.get("untrained")
+    elsewhere = heads | {*(untrained if isinstance(untrained, dict) else ())}
+    shapes = {name: role.shape for name, role in wiring.params.items() if name not in elsewhere}
+    shared = {n: s for n, s in shapes.items() if wiring.params[n].kind in ("shared", "unread")}
     units = {group: (*state.learned.shape, count) for group, count in wiring.groups.items()}
-    own = {name: role.shape for name, role in wiring.params.items() if name not in wiring.shared}
-    found = {
-        field: _shapes(getattr(state, field))
-        for field in ("params", "protection", "embeddings", "masks")
-    }
-    found["task_params"] = {name: shape[1:] for name, shape in _shapes(state.task_params).items()}
     expected = {
-        "params": weights,
-        "protection": weights,
+        "params": shared,
+        "protection": shared,
         "embeddings": units,
         "masks": units,
-        "task_params": own,
+        "task_params": {name: shape for name, shape in shapes.items() if name not in shared},
     }
-    for field, shapes in expected.items():
-        got = {name: shape for name, shape in found[field].items() if name not in heads}
-        if got != {name: shape for name, shape in shapes.items() if name not in heads}:
+    for field, wanted in expected.items():
+        own = _shapes(getattr(state, field))
+        if field == "task_params":
+            own = {name: shape[1:] for name, shape in own.items()}
+        if {name: shape for name, shape in own.items() if name not in heads} != wanted:
             raise CheckpointError(f"load: {path} does not fit the wiring: its {field} are others.")
     if state.task_buffers.keys() != {*wiring.buffers}:
         raise CheckpointError(f"load: {path} does not fit the wiring: its task_buffers are others.")

@@ -141,7 +141,9 @@ def adopt(hat: S, module: nn.Module) -> S:
     given = check_adopted(module, hat.wiring, own, network.heads)
     fitting = {name: given[name].clone() for name in own if given[name].shape == own[name].shape}
     initial = network.initial | fitting
-    return replace(hat, network=network._replace(initial=initial))  # constants have proved to be equal
+    untrained = {name: initial[name] for name in network.untrained}
+    # Constants have proved to be equal.
+    return replace(hat, network=network._replace(initial=initial, untrained=untrained))
 
 
 def _name_sizes(module: nn.Module, network: Network, values: Mapping[str, Tensor]) -> None:

@@ -46,7 +46,8 @@ class Layout(NamedTuple):
 def numbers(network: Network, state: HATState, task: int) -> Values:
     """One task's numbers for the module, gates not folded in: its heads are as wide as its classes."""
     own = cut_heads(network, take(state.task_params, task), task)
-    return {**state.params, **own, **take(state.task_buffers, task), **network.constants}
+    fixed = {**network.untrained, **network.constants}
+    return {**state.params, **own, **take(state.task_buffers, task), **fixed}
 
 
 def layout(network: Network, values: Values, masks: dict[str, Tensor]) -> Layout:

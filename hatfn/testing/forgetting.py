@@ -82,7 +82,7 @@ def verify_no_forgetting(
     generator = torch.Generator().manual_seed(check_seed(_WHERE, seed))
     rows = _rows(hat, state, later, tasks)
     changed = {} if later is None else _changed(state, later)
-    seen = Seen(list(hat.wiring.shared) if isinstance(hat, HAT) else [])
+    seen = Seen(list(hat.network.wiring.shared) if isinstance(hat, HAT) else [])
     other = another(x, generator)
     for task in rows:
         seen.input_seen |= not torch.equal(*(_pure(hat, state, each, task) for each in (x, other)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from hatfn.checks.values import check_kind
 from hatfn.network.copies import copied, first_names
 from hatfn.numerics.trees import output_leaves
+from hatfn.tracing.heads import named_heads
 from hatfn.tracing.inputs import checked_call
-from hatfn.tracing.inspect import changed_buffers, find_heads, remembers
+from hatfn.tracing.inspect import changed_buffers, remembers
 from hatfn.tracing.verify import verify_wiring
 from hatfn.wiring import ParamWiring, Units, Wiring, digest
 
@@ -28,7 +29,7 @@ def manual_wiring(
     module: nn.Module,
     x: Any,
     layers: Mapping[str, Ends],
-    head: str | tuple[str, ...] | None = None,
+    head: str | Sequence[str] | Literal[False] | None = None,
     verify: bool = True,
     unbatched: Sequence[str] = (),
 ) -> Wiring:
@@ -74,7 +75,7 @@ def manual_wiring(
     check_kind("manual_wiring", "layers", layers, Mapping, '{"conv1": ("stem", None)}: a dict')
     call = checked_call("manual_wiring", x, unbatched)
     names, modules = first_names(module), dict(module.named_modules())
-    heads = find_heads(module, head)
+    heads = named_heads(module, head)
     for layer in layers:
         if layer not in modules:
             close = difflib.get_close_matches(layer, modules, 3, 0.0)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hatfn.numerics.arguments import Signature
 from hatfn.tracing.labels import agree, compress, shrink
 from hatfn.tracing.tracer import Param, Tracer, Value
-from hatfn.wiring import OPEN, Head, ParamWiring, Units, Wiring
+from hatfn.wiring import OPEN, Head, Kind, ParamWiring, Units, Wiring
 
 
 class _Role(NamedTuple):
@@ -23,25 +22,16 @@ class _Role(NamedTuple):
 
 
 def read_wiring(
-    t: Tracer,
-    *,
-    heads: tuple[Head, ...],
-    buffers: tuple[str, ...],
-    constants: tuple[tuple[str, str], ...],
-    outputs: list[Value],
-    open_outputs: bool,
-    signature: Signature,
+    t: Tracer, outputs: list[Value], open_outputs: bool, heads: tuple[Head, ...], **known: Any
 ) -> Wiring:
     """The wiring that a trace found.
 
     Args:
         t: the finished trace.
-        heads: the classifiers, per task.
-        buffers: the buffers that training changes, per task.
-        constants: the buffers that it does not change and whose numbers the trace read, digested.
         outputs: the values that the module returns.
         open_outputs: leave their units ungated, but for those that also feed a parameter.
-        signature: what the module takes.
+        heads: the classifiers, per task.
+        known: the fields of the wiring that are known without the trace.
     """
     first = t.unions.units
 
@@ -88,12 +78,10 @@ def read_wiring(
     return Wiring(
         groups={name: len(ids) for name, ids in groups.items()},
         params=params,
-        buffers=buffers,
         heads=heads,
         input=None if t.input is None else units(t.input),
-        signature=signature,
+        **known,
         output_shape=tuple(outputs[0].shape[1:]) if outputs else (),
-        constants=constants,
         fallbacks=tuple(t.fallbacks),
         output=units(_of_one_sample(resolve(outputs[0].label))) if outputs else None,
     )
@@ -122,10 +110,12 @@ def _role(t: Tracer, param: Param, resolve: Callable[[Tensor], Tensor]) -> _Role
     )
 
 
-def _kind(head: bool, param: Param, out: Tensor, into: Tensor) -> Literal["shared", "task", "head"]:
+def _kind(head: bool, param: Param, out: Tensor, into: Tensor) -> Kind:
     """Shared if every use gates it; an entry without any unit could be learned by one task only."""
     if head:
         return "head"
+    if not param.readers:
+        return "unread"
     met = bool(param.bound.all()) if param.bound is not None else param.out_units is not None
     loose = bool(((out == OPEN) & (into == OPEN)).any())
     return "task" if param.own or loose or not met else "shared"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from hatfn.network.copies import first_names
 from hatfn.tracing.digest import read_computed
 from hatfn.tracing.graph import TraceError, _export, how_to_cast
+from hatfn.tracing.heads import class_dims, last_heads, named_heads
 from hatfn.tracing.inputs import Call, checked_call
-from hatfn.tracing.inspect import changed_buffers, find_heads, remembers
+from hatfn.tracing.inspect import changed_buffers, remembers
 from hatfn.tracing.interpret import interpret
 from hatfn.tracing.layers import find_layers
 from hatfn.tracing.nodes import UnreadableError
@@ -24,9 +25,9 @@ from hatfn.wiring import Head, Wiring, digest
 def trace(
     module: nn.Module,
     x: Any,
-    head: str | tuple[str, ...] | None = None,
+    head: str | Sequence[str] | Literal[False] | None = None,
     input_gate: bool = False,
-    output_gate: bool = False,
+    output_gate: bool | None = None,
     strict: bool = False,
     unbatched: Sequence[str] = (),
 ) -> Wiring:
@@ -41,10 +42,13 @@ def trace(
         x: an input (B, ...), a tuple of positional arguments or a dict of keyword arguments, nested as
             the module wants them; a batch of one will do. Arguments that are None are left out.
         head: names of the classifier's layers (linear or convolution; several for a model with several
-            heads). Every task gets its own. Default: what timm's ``get_classifier`` says, else none.
+            heads). Every task gets its own. None: what timm's ``get_classifier`` says, else the last
+            linear layer or 1x1 convolution, if the module returns what it returns. False: there is
+            none, and the module returns features.
         input_gate: put a gate on every feature of the input as well, the group "input".
-        output_gate: gate the units that are the module's own output too. Without it they are left
-            alone; a unit that also feeds a later layer is always gated.
+        output_gate: whether the units that the module returns have gates. None: if
+            :func:`hatfn.build` puts a head behind them. A unit that also feeds a later layer always has
+            one.
         strict: raise instead of falling back.
         unbatched: paths of the inputs that do not lead with the samples, such as the edges of a graph:
             "edge_index", "1" for the second positional argument, "graph.edges" for a nested one.
@@ -69,7 +73,7 @@ def trace(
     call = checked_call("trace", x, unbatched)
     if input_gate and len(call.signature.leaves) > 1:
         raise ValueError("trace: input_gate=True and several inputs. Expected a module of one input.")
-    heads = find_heads(module, head)
+    heads = named_heads(module, head)
     names = first_names(module)
     try:
         changed = changed_buffers(module, call, names)
@@ -80,6 +84,8 @@ def trace(
         keeps = remembers(module, call)
     except Exception as error:  # what export does not compute, such as types that do not fit
         raise _failed(module, call, "eval", error) from error
+    if not heads and head is None:
+        heads = last_heads(program, module)
     shapes = {name: param.shape for name, param in module.named_parameters()}
     tracer = Tracer(shapes, [head.weight for head in heads])
     try:
@@ -94,18 +100,20 @@ def trace(
         raise TraceError(f"trace: no rule for {', '.join(tracer.fallbacks)} (strict=True).")
     buffers = dict(module.named_buffers())
     read = sorted(tracer.constants & set(buffers))
-    wiring = read_wiring(
-        tracer,
-        heads=tuple(heads),
-        buffers=changed,
-        constants=tuple((name, digest(buffers[name])) for name in read),
-        outputs=outputs,
-        open_outputs=not (heads or output_gate),
-        signature=call.signature,
-    )
-    layers = find_layers(program, names)
-    computed = read_computed(program, names, call)
-    return replace(wiring, layers=layers, remembers=keeps, computed=computed)
+    known: dict[str, Any] = {
+        "heads": tuple(heads),
+        "buffers": changed,
+        "constants": tuple((name, digest(buffers[name])) for name in read),
+        "layers": find_layers(program, names),
+        "signature": call.signature,
+        "class_dims": class_dims(module, call, heads) if heads else (),
+        "remembers": keeps,
+        "computed": read_computed(program, names, call),
+    }
+    if heads or output_gate is not None:
+        return read_wiring(tracer, outputs, not (heads or output_gate), **known)
+    plain, gated = (read_wiring(tracer, outputs, closed, **known) for closed in (True, False))
+    return replace(plain, gated=replace(gated, ungated=plain.fingerprint))
 
 
 def _failed(module: nn.Module, call: Call, mode: str, error: Exception) -> TraceError:

@@ -60,10 +60,7 @@ def apply(
     if on_update:
         steps = steps._replace(params=transforms.protect(steps.params, protection))
     new = transforms.apply_updates(own, steps, hyper["lr"], protection)
-    untrained = spec.network.frozen & own.task_params.keys()
-    kept = {name: own.task_params[name] for name in untrained}
-    clamped = transforms.clamp_embeddings(new.embeddings, spec.clamp)
-    new = new._replace(task_params=new.task_params | kept, embeddings=clamped)
+    new = new._replace(embeddings=transforms.clamp_embeddings(new.embeddings, spec.clamp))
 
     # A step that one process must refuse is refused by all.
     ok = transforms.finite((new, opt_state), lead) & (sound == 1) & inputs.open

@@ -15,6 +15,7 @@ from torch import Tensor
 import hatfn
 from hatfn.evaluation.task_inference import SCORES, entropy
 from hatfn.network.outputs import forward_mixed
+from hatfn.numerics.arguments import Inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 
@@ -120,7 +121,7 @@ def test_the_gradient_is_the_finite_difference(name: str) -> None:
     for task in range(3):
         shift = step * torch.eye(3, dtype=torch.float64)[task]
         up, down = (
-            entropy(forward_mixed(hat.network, held, x, tasks, alpha + sign * shift))
+            entropy(forward_mixed(hat.network, held, Inputs((x,)), tasks, alpha + sign * shift))
             for sign in (1, -1)
         )
         slopes.append((up - down) / (2 * step))
@@ -140,7 +141,7 @@ def test_all_weight_on_one_task_is_that_task(make) -> None:
     inputs = (lambda: torch.randn(4, 1, 6, 6)) if make is ConvNet else (lambda: torch.randn(4, 4, 5))
     hat, state, x = three_tasks(make, inputs)
     state = learn(hat, state, x, 0)
-    output = forward_mixed(hat.network, state, x, [1, 0], torch.tensor([0.0, 1.0]).double())
+    output = forward_mixed(hat.network, state, Inputs((x,)), [1, 0], torch.tensor([0.0, 1.0]).double())
     assert output.shape == (4, 5)
     torch.testing.assert_close(output[:, 2:] / 2, hat.forward(state, x, 0))
     assert output[:, :2].eq(0).all()

@@ -14,6 +14,7 @@ from torch.func import functional_call, grad
 import hatfn
 from hatfn.network.call import call
 from hatfn.network.network import make_network
+from hatfn.numerics.arguments import Inputs
 
 # Dense and small networks have no unit to spare; test_capacity.py has the warnings that say so.
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
@@ -100,7 +101,12 @@ def test_embedding_gradients_are_those_of_gated_activations(
     def by_weights(e: dict[str, Tensor]) -> Tensor:
         gates = {g: hatfn.gate(v, scale) for g, v in e.items()}
         logits, _ = call(
-            network, network.train if training else network.evaluate, params, buffers, gates, x
+            network,
+            network.train if training else network.evaluate,
+            params,
+            buffers,
+            gates,
+            Inputs((x,)),
         )
         return nn.functional.cross_entropy(logits, y)
 

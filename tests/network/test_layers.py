@@ -18,6 +18,7 @@ from hatfn.models import MLP, AlexNet
 from hatfn.network.call import call
 from hatfn.network.hooks import GATE, remove_hooks
 from hatfn.network.network import make_network
+from hatfn.numerics.arguments import Inputs
 from hatfn.wiring import Units
 
 
@@ -156,7 +157,7 @@ def test_gated_outputs_are_gated_weights(name: str, binary: bool) -> None:
         if net is plain:
             module = copy.deepcopy(module)
             remove_hooks(module)
-        return call(net, module, params, buffers, given, x, **where)[0].square().mean()
+        return call(net, module, params, buffers, given, Inputs((x,)), **where)[0].square().mean()
 
     expected = output(plain, gates, params)
     torch.testing.assert_close(output(network, gates, params), expected)
@@ -176,11 +177,11 @@ def test_an_overflow_in_a_row_that_is_off_stays_there(one_weight: bool) -> None:
     network = make_network(module, hatfn.trace(module, x[:1], head="4"), None)
     params = {n: network.initial[n] for n in network.wiring.params}
     masks = {g: torch.arange(units) % 2 == 0 for g, units in network.wiring.groups.items()}
-    before, _ = call(network, network.evaluate, params, {}, masks, x, one_weight)
+    before, _ = call(network, network.evaluate, params, {}, masks, Inputs((x,)), one_weight)
     huge = {**params, "0.weight": params["0.weight"].clone()}
     huge["0.weight"][1::2] = 3e38
     assert not (nn.functional.linear(x, huge["0.weight"])).isfinite().all()
-    after, _ = call(network, network.evaluate, huge, {}, masks, x, one_weight)
+    after, _ = call(network, network.evaluate, huge, {}, masks, Inputs((x,)), one_weight)
     assert torch.equal(before, after)
 
 
@@ -197,7 +198,9 @@ def test_which_is_gated_depends_on_which_is_smaller(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("hatfn.network.call.functional_call", spy)
     params = {n: network.initial[n] for n in network.wiring.params}
     for samples, one_weight in ((2, False), (200, False), (200, True)):
-        call(network, network.evaluate, params, {}, gates, torch.randn(samples, 5), one_weight)
+        call(
+            network, network.evaluate, params, {}, gates, Inputs((torch.randn(samples, 5),)), one_weight
+        )
     few, many, shared = ({n: v.numel() for n, v in v.items() if GATE in n} for v in seen)
     assert few == shared == {f"hidden.0.{GATE}": 16, f"hidden.1.{GATE}": 16}
     assert many == dict.fromkeys(few, 0)

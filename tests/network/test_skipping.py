@@ -13,6 +13,7 @@ import hatfn
 from hatfn.models import MLP
 from hatfn.network import skipping
 from hatfn.network.call import call
+from hatfn.numerics.arguments import Inputs
 from hatfn.state import HATState
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
@@ -126,7 +127,7 @@ def masked_with_grad(hat: hatfn.HAT, state: HATState, x: Tensor, task: int) -> T
     own = {n: leaf[task] for n, leaf in state.task_params.items()}
     own = {n: p[: hat.classes[task]] if n in hat.network.heads else p for n, p in own.items()}
     masks = {group: mask[task] for group, mask in state.masks.items()}
-    return call(hat.network, hat.network.evaluate, {**state.params, **own}, {}, masks, x)[0]
+    return call(hat.network, hat.network.evaluate, {**state.params, **own}, {}, masks, Inputs((x,)))[0]
 
 
 def test_only_where_it_pays() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import hatfn
 from hatfn.models import MLP, AlexNet
+from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.trees import take
 from hatfn.state import HATState
 from hatfn.subnet.slicing import numbers, run
@@ -149,7 +150,9 @@ def examples(count: int) -> settings:
 def masked(hat: hatfn.HAT, state: HATState, x: Tensor, task: int) -> Tensor:
     """A learned task's output with every unit computed, those that are off under their gates."""
     with torch.no_grad():
-        return run(hat.network, numbers(hat.network, state, task), x, gates=take(state.masks, task))
+        return run(
+            hat.network, numbers(hat.network, state, task), Inputs((x,)), gates=take(state.masks, task)
+        )
 
 
 def near(ours: Tensor, theirs: Tensor) -> bool:

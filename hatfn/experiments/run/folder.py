@@ -83,7 +83,7 @@ class RunFolder:
     def _restore(self, run: Run) -> None:
         path = self.path / PROGRESS
         header, leaves = read(path)
-        checkpoint.check_owner(path, header, checkpoint.owner("run", run.hat, "resume"))
+        checkpoint.check_owner(path, header, checkpoint.owner("run", run.hat, "resume"), run.hat.wiring)
         try:
             self._take(path, header, leaves, run)
         except CheckpointError:

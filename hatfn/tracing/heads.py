@@ -1,0 +1,179 @@
+"""The classifier of a module: as it is named, as timm knows it, or the last layer of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.fx import Node
+
+from hatfn.checks.values import check_list
+from hatfn.network.copies import copied, first_names
+from hatfn.network.hooks import hook_outputs
+from hatfn.numerics.trees import output_leaves
+from hatfn.tracing.inputs import Call
+from hatfn.tracing.layers import PRODUCTS
+from hatfn.tracing.nodes import operator_name, place_of
+from hatfn.wiring import Head
+
+_PASSES = {
+    "view", "reshape", "flatten", "squeeze", "unsqueeze", "contiguous", "clone", "alias", "to",
+    "_to_copy", "detach", "type_as", "permute", "transpose", "select", "slice", "index", "index_select",
+    "gather", "narrow", "expand", "dropout",
+}  # fmt: skip
+"""Operators behind a classifier that leave its logits as they are, or choose some of them."""
+
+_POOLS = ("adaptive_avg_pool", "_adaptive_avg_pool", "avg_pool", "mean", "upsample")
+"""How the operators begin that take a mean of logits over places, or resize a map of them."""
+
+_CLOSES = {"softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid", "log_sigmoid"}
+"""Operators that make probabilities of logits."""
+
+
+def named_heads(module: nn.Module, head: str | Sequence[str] | bool | None) -> list[Head]:
+    """The parameters of the classifier's layers, as they are named.
+
+    Args:
+        module: any.
+        head: names of the layers; False: none; None asks timm's ``get_classifier``.
+
+    Raises:
+        TypeError: ``head`` is no name.
+        ValueError: a name that the module does not have, or that is no layer whose first dimension
+            counts classes.
+    """
+    modules = dict(module.named_modules())
+    if not (head is None or head is False or isinstance(head, str)):
+        check_list("trace", "head", head, 'names of layers: "fc", or ("head", "head_dist")')
+    if head is None:
+        layers = _classifiers(module)
+    else:
+        layers = [head] if isinstance(head, str) else list(head or ())  # type: ignore[arg-type]
+    for name in layers:
+        if not _is_head(modules.get(name)):
+            known = [other for other, child in modules.items() if _is_head(child)]
+            raise ValueError(
+                f"trace: head={name!r} names no linear or (ungrouped) convolution layer of "
+                f"{type(module).__name__}. Expected one of its own, such as {known[-1:]}."
+            )
+    first = first_names(module)
+    return [_head(first, name) for name in layers]
+
+
+def _head(first: Mapping[str, str], layer: str) -> Head:
+    return Head(first[f"{layer}.weight".lstrip(".")], first.get(f"{layer}.bias".lstrip(".")))
+
+
+def _classifiers(module: nn.Module) -> list[str]:
+    """The layers behind timm's ``get_classifier``, looked for in tuples, lists and wrappers.
+
+    And the layers called "...head" that are as wide: VOLO's second classifier is in no list.
+    """
+    if not hasattr(module, "get_classifier"):
+        return []
+    found = module.get_classifier()  # type: ignore[operator]
+    several = isinstance(found, tuple | list | nn.ModuleList)
+    wanted = [child for child in (found if several else [found]) if isinstance(child, nn.Module)]
+    classes = getattr(module, "num_classes", None)
+    inside = {id(layer) for child in wanted for layer in child.modules()}
+    return [
+        name
+        for name, layer in module.named_modules()
+        if _is_head(layer)
+        and (
+            any(layer is child for child in wanted)
+            or (len(layer.weight) == classes and (id(layer) in inside or name.endswith("head")))
+        )
+    ]
+
+
+def _is_head(module: nn.Module | None) -> bool:
+    """Whether the weight is a parameter whose rows are classes."""
+    if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return False
+    return "weight" in module._parameters and getattr(module, "groups", 1) == 1
+
+
+def last_heads(program: torch.export.ExportedProgram, module: nn.Module) -> list[Head]:
+    """The last linear layers or 1x1 convolutions of a module, if its outputs are what these return.
+
+    Not a layer that shares its weight with another, and not the only one that there is.
+
+    Args:
+        program: the exported module.
+        module: any.
+
+    Raises:
+        ValueError: behind the last layer the module makes probabilities of its logits.
+    """
+    modules, first = dict(module.named_modules()), first_names(module)
+    found = []
+    for node in _outputs(program):
+        path, closed = _behind(node)
+        layer = modules.get(path or "")
+        if path is None or not _is_head(layer) or max(layer.weight.shape[2:], default=1) > 1:  # type: ignore[union-attr]
+            return []
+        if closed is not None:
+            raise ValueError(
+                f"trace: the module ends in the layer {path!r} and {closed}. Expected logits: leave "
+                f"{closed} out, as the default loss wants it. Or say what is meant: head={path!r}, if "
+                f"that is the classifier; head=False, if these are features."
+            )
+        found.append(_head(first, path))
+    heads = [*dict.fromkeys(found)]
+    own = {name for head in heads for name in head if name is not None}
+    tied = any(target in own and name not in own for name, target in first.items())
+    return [] if tied or own == {*first.values()} else heads
+
+
+def _outputs(program: torch.export.ExportedProgram) -> list[Node]:
+    """The nodes whose values the module returns."""
+    wanted = {
+        spec.arg.name
+        for spec in program.graph_signature.output_specs
+        if spec.kind.name == "USER_OUTPUT"
+    }
+    return [node for node in program.graph.nodes if node.name in wanted]
+
+
+def _behind(node: Node) -> tuple[str | None, str | None]:
+    """The path of the layer whose logits a value is, and what was made of them, if anything."""
+    pooled, closed = False, None
+    while True:
+        name = operator_name(node)
+        if name in PRODUCTS:
+            return place_of(node), closed
+        pools = name.startswith(_POOLS)
+        pooled |= pools
+        closed = name if name in _CLOSES else closed
+        known = pools or name in _PASSES or name in _CLOSES or (name == "relu" and pooled)
+        if not known or not isinstance(node.args[0], Node):
+            return None, None
+        node = node.args[0]
+
+
+def class_dims(module: nn.Module, call: Call, heads: Sequence[Head]) -> tuple[int | None, ...]:
+    """For each tensor that a module returns in eval mode, the dimension that counts classes.
+
+    It is the one that grows with the heads. Nothing where the module cannot have wider heads.
+    """
+    wider = copied(module, training=False)
+    hook_outputs(wider)
+    values = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    weights = {name for head in heads for name in head if name is not None}
+    grown = {name: torch.cat([values[name], values[name][:1]]) for name in weights}
+    shapes = []
+    for more in ({}, grown):
+        given = {name: value.clone() for name, value in {**values, **more}.items()}
+        try:
+            with torch.no_grad():
+                output = functional_call(wider, given, call.args, call.kwargs)
+        except Exception:  # whatever a module says of a head that it did not expect
+            return ()
+        shapes.append([leaf.shape for leaf in output_leaves(output)])
+    return tuple(
+        next((dim for dim, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), None)
+        for one, other in zip(*shapes, strict=True)
+    )
