@@ -33,6 +33,7 @@ SUITES = {
     "laws": Suite(130, ("laws",)),
     "faults, purity": Suite(160, ("faults",)),
     "experiments": Suite(300, ("experiments", "test_readme.py")),
+    "documentation": Suite(90, ("test_docs.py",)),
 }
 DOCTESTS = Suite(60, ())
 
