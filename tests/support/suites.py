@@ -20,7 +20,7 @@ class Suite(NamedTuple):
 
 
 SUITES = {
-    "tracing": Suite(150, ("tracing", "test_wiring.py", "test_layout.py")),
+    "tracing": Suite(150, ("tracing", "test_wiring.py", "test_layout.py", "test_spec.py", "test_reprs.py")),
     "network, subnet": Suite(200, ("network", "subnet", "test_models.py")),
     "method, engine": Suite(150, ("numerics", "checks", "method", "engine")),
     "learner, training": Suite(

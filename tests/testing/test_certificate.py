@@ -273,7 +273,7 @@ def test_verify_no_forgetting_can_fail() -> None:
     hat = learner(MLP(5, 3, width=16), x)
     state = learn(hat, hat.init(0), x, 0)
     wrong = hat.wiring.params["hidden.1.weight"]
-    flipped = wrong._replace(in_units=Units(wrong.into.index.flip(1)))
+    flipped = wrong._replace(in_units=Units(wrong.in_units.index.flip(1)))
     params = dict(hat.wiring.params) | {"hidden.1.weight": flipped}
     wiring = replace(hat.wiring, params=params)
     broken = replace(hat, network=hat.network._replace(wiring=wiring))
