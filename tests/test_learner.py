@@ -7,28 +7,16 @@ import warnings
 import optree
 import pytest
 import torch
-import torchopt
 from nets import ConvNet, Transformer, equal, learn, learner
+from optimizers import OPTIMIZERS
 from torch import Tensor, nn
 
-from hatfn import from_torch
 from hatfn.models import MLP
 from hatfn.testing import verify_no_forgetting
 
 # Learners this small use up their units; test_silent.py has the warnings that say so.
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 
-OPTIMIZERS = {
-    "sgd": lambda: torchopt.sgd(0.1),
-    "sgd momentum decay": lambda: torchopt.sgd(0.1, momentum=0.9, weight_decay=5e-4),
-    "adam": lambda: torchopt.adam(1e-2),
-    "adamw decay": lambda: torchopt.adamw(1e-2, weight_decay=1e-2),
-    "rmsprop": lambda: torchopt.rmsprop(1e-2, momentum=0.9),
-    "torch's nadam decay": lambda: from_torch(torch.optim.NAdam, lr=1e-2, weight_decay=1e-2),
-    "torch's fused sgd decay": lambda: from_torch(
-        torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
-    ),
-}
 NETWORKS = {
     "mlp": (lambda: MLP(5, 3, width=16), lambda: torch.randn(12, 5)),
     "conv net": (ConvNet, lambda: torch.randn(12, 1, 6, 6)),
@@ -37,7 +25,9 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("carry", [False, True], ids=["fresh", "carried"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", "decay", "adam", "adamw", "rmsprop", "torch's nadam", "torch's fused sgd"]
+)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_old_tasks_do_not_drift(network: str, optimizer: str, carry: bool) -> None:
     """The library's first claim: logits of every learned task, to the bit, after every later one."""
@@ -66,7 +56,7 @@ def test_without_protection_they_do() -> None:
     assert state.locked.tolist() == [False, False, False]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd momentum decay", "adam", "adamw decay", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["decay", "adam", "adamw", "rmsprop"])
 def test_many_seeds_in_one_call(optimizer: str) -> None:
     """vmap over a leading axis of states equals one after the other, batch norm included."""
     x, seeds = torch.randn(3, 8, 1, 6, 6).double(), [0, 1, 2]

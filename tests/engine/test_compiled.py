@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchopt
 from nets import ConvNet, Fn, Recurrent, Transformer, equal, learn, learner, mlp
+from optimizers import OPTIMIZERS
 from torch import Tensor, nn
 
 import hatfn
@@ -27,12 +28,6 @@ NETWORKS = {
     "conv net": (ConvNet, (1, 6, 6)),
     "transformer": (Transformer, (4, 5)),
     "recurrent": (Recurrent, (3, 5)),
-}
-OPTIMIZERS = {
-    "sgd": lambda: torchopt.sgd(0.05, momentum=0.9, weight_decay=5e-4),
-    "adam": lambda: torchopt.adam(1e-2),
-    "adamw": lambda: torchopt.adamw(1e-2, weight_decay=1e-2),
-    "rmsprop": lambda: torchopt.rmsprop(1e-2, momentum=0.9),
 }
 PARTS = ["update", "step"]
 needs_compiler = pytest.mark.skipif(
@@ -78,7 +73,9 @@ def test_it_is_the_step(network: str, part: str) -> None:
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize(("optimizer", "lock"), zip(OPTIMIZERS, LOCKS, strict=True))
+@pytest.mark.parametrize(
+    ("optimizer", "lock"), zip(["decay", "adam", "adamw", "rmsprop"], LOCKS, strict=True)
+)
 def test_with_every_optimizer_and_lock(optimizer: str, lock: str, part: str) -> None:
     """Also with several tasks at once, in parts, clipped, without compensation and under binary gates."""
     plain, compiled, x = twins(

@@ -11,8 +11,8 @@ import numpy as np
 import optree
 import pytest
 import torch
-import torchopt
 from nets import ConvNet, equal, learner, mlp
+from optimizers import OPTIMIZERS
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
@@ -39,10 +39,9 @@ def make(module: Callable[[], nn.Module], x: torch.Tensor, ranks: Ranks, **setti
     return learner(module(), x[:1], ranks=ranks, **head, **settings)
 
 
-def train(ranks: Ranks, optimizer: str = "sgd", **settings: int) -> HATState:
+def train(ranks: Ranks, optimizer: str = "decay", **settings: int) -> HATState:
     """Two tasks alone and two together, each process on its share."""
-    makers = {"sgd": torchopt.sgd(0.1, momentum=0.9, weight_decay=0.01), "adam": torchopt.adam(0.01)}
-    hat = make(mlp, X[0], ranks, optimizer=makers[optimizer], max_norm=1.0, **settings)
+    hat = make(mlp, X[0], ranks, optimizer=OPTIMIZERS[optimizer](), max_norm=1.0, **settings)
     state = hat.init(0)
     for task in (0, 1):
         state = hat.begin(state, task)
@@ -121,7 +120,7 @@ def both(job: Callable[[Ranks], Any], folder: Path) -> list[Any]:
 
 def everything(ranks: Ranks) -> dict[str, Any]:
     jobs = {"refuse": refuse, "statistics": statistics, "differ": differ, "measure": measure}
-    trained = {name: functools.partial(train, optimizer=name) for name in ("sgd", "adam")}
+    trained = {name: functools.partial(train, optimizer=name) for name in ("decay", "adam")}
     trained["in parts"] = functools.partial(train, accumulate=2)
     return {name: job(ranks) for name, job in (trained | jobs).items()}
 
@@ -132,11 +131,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return both(everything, tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("job", ["sgd", "adam", "in parts"])
+@pytest.mark.parametrize("job", ["decay", "adam", "in parts"])
 def test_two_processes_end_where_one_with_the_whole_batch_does(seen, job: str) -> None:
     first, second = (one[job] for one in seen)
     assert equal(first, second)
-    alone, start = train(Ranks(), "adam" if job == "adam" else "sgd"), make(mlp, X[0], Ranks()).init(0)
+    alone, start = (
+        train(Ranks(), "adam" if job == "adam" else "decay"),
+        make(mlp, X[0], Ranks()).init(0),
+    )
     assert not equal(alone.params, start.params)
     for leaf, other in zip(optree.tree_leaves(first), optree.tree_leaves(alone), strict=True):
         torch.testing.assert_close(leaf, other, atol=1e-5, rtol=1e-5)

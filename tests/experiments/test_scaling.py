@@ -7,20 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchopt
 from nets import ConvNet, Transformer
+from optimizers import OPTIMIZERS
 
 import hatfn
-from hatfn.experiments.bench.scaling import OPTIMIZERS, count, count_saved
+from hatfn.experiments.bench import scaling
+from hatfn.experiments.bench.scaling import count, count_saved
 from hatfn.experiments.bench.timing import Contender, peak_memory
 from hatfn.models import MLP
 
 PAGE = Path(__file__).parents[2] / "examples" / "scaling.md"
-MAKERS = {
-    "sgd": torchopt.sgd(0.1),
-    "momentum": torchopt.sgd(0.1, momentum=0.9),
-    "adam": torchopt.adam(0.1),
-}
 SIZES = {
     "small": (MLP(64, 10, width=100), torch.zeros(16, 64)),
     "wide": (MLP(64, 10, width=400), torch.zeros(64, 64)),
@@ -29,12 +25,12 @@ SIZES = {
 
 
 @pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", scaling.OPTIMIZERS)
 @pytest.mark.parametrize("name", SIZES)
 def test_memory_is_what_the_formulas_say(name: str, optimizer: str) -> None:
     module, x = SIZES[name]
     y, tasks = torch.zeros(len(x), dtype=torch.int64), 7
-    hat = hatfn.build(module, hatfn.trace(module, x[:1]), [10] * tasks, MAKERS[optimizer])
+    hat = hatfn.build(module, hatfn.trace(module, x[:1]), [10] * tasks, OPTIMIZERS[optimizer]())
     size = count_saved(hat, x, y)
     held = [hat.begin(hat.init(0), 0)]
 
@@ -51,7 +47,7 @@ def test_memory_is_what_the_formulas_say(name: str, optimizer: str) -> None:
 def test_states_with_statistics_and_norms_of_their_own(module: torch.nn.Module) -> None:
     x = torch.zeros(2, 1, 6, 6) if isinstance(module, ConvNet) else torch.zeros(2, 4, 5)
     for tasks in (3, 300):
-        hat = hatfn.build(module, hatfn.trace(module, x[:1]), [3] * tasks, MAKERS["adam"])
+        hat = hatfn.build(module, hatfn.trace(module, x[:1]), [3] * tasks, OPTIMIZERS["adam"]())
         state = hat.begin(hat.init(0), 0)
         rest = hatfn.memory(state)["rest"]
         whole = hatfn.memory(state).sum() - rest

@@ -10,6 +10,7 @@ from drawn import arrays
 from hypothesis import given
 from hypothesis.extra import numpy as nps
 from nets import ConvNet, equal, learn, learner
+from optimizers import OPTIMIZERS
 from torch import Tensor
 
 import hatfn
@@ -116,12 +117,9 @@ def drifts(protection: object, **settings: object) -> float:
     return (hat.forward(state, X, 0) - before).abs().max().item()
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [torchopt.sgd(0.1, momentum=0.9, weight_decay=1e-2), torchopt.adam(1e-2)],
-    ids=["sgd", "adam"],
-)
-def test_drift_is_none_little_or_much(optimizer: object) -> None:
+@pytest.mark.parametrize("name", ["decay", "adam"])
+def test_drift_is_none_little_or_much(name: str) -> None:
+    optimizer = OPTIMIZERS[name]()
     none = Lock(
         lambda wiring, seen: {n: torch.zeros_like(p) for n, p in seen.params.items()}, soft=True
     )

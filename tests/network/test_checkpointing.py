@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-import torchopt
 from nets import equal, learn, learner, mlp
+from optimizers import OPTIMIZERS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +21,6 @@ from hatfn.state import HATState
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 
-MAKERS = {"sgd": torchopt.sgd(0.1, momentum=0.9, weight_decay=0.01), "adam": torchopt.adam(0.01)}
 X, Y = torch.randn(14, 5), torch.arange(14) % 2
 
 
@@ -67,7 +66,7 @@ def test_checkpointing_takes_the_very_step(case: str, task: Any, own: bool) -> N
     y = Y[:6]
     x = PICTURES if task == 0 else torch.stack([PICTURES, PICTURES + 1])
     y = y if task == 0 else torch.stack([y, 1 - y])
-    settings = {"optimizer": MAKERS["adam"], "accumulate": 2}
+    settings = {"optimizer": OPTIMIZERS["adam"](), "accumulate": 2}
     results = []
     for hat in (
         picture_learner(case, **settings),

@@ -17,7 +17,6 @@ import hypothesis.strategies as st
 import optree
 import pytest
 import torch
-import torchopt
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -27,6 +26,7 @@ from hypothesis.stateful import (
 )
 from ledger import ROLES, Ledger, fingerprint, shapes
 from nets import ConvNet, equal, learner
+from optimizers import OPTIMIZERS
 from torch import Tensor
 
 import hatfn
@@ -34,10 +34,6 @@ from hatfn.models import MLP
 from hatfn.state import HATState, trainable
 
 NETWORKS = {"mlp": (lambda: MLP(5, 3, width=8), (6, 5)), "conv net": (ConvNet, (6, 1, 4, 4))}
-OPTIMIZERS = {
-    "sgd": lambda: torchopt.sgd(0.1, momentum=0.9, weight_decay=5e-3),
-    "adam": lambda: torchopt.adam(2e-2),
-}
 LARGEST = 6
 """Tasks that a learner may grow to."""
 
