@@ -129,11 +129,17 @@ def learn(
     """Train a task on random labels for a few steps and consolidate it."""
     classes = hat.classes[task] if hat.classes else 1
     y = torch.randint(classes, (len(x),), generator=torch.Generator().manual_seed(task))
-    state = hat.begin(state, task, **begin)
+    begun = state = hat.begin(state, task, **begin)
     for step in range(steps):
         state, info = hat.update(state, (x, y), task, scale=20.0 * (step + 1))
         assert info.ok
+    assert moved(begun, state), "nothing was learned, so nothing that follows is proven"
     return hat.consolidate(state, task, [])
+
+
+def moved(before: HATState, after: HATState) -> bool:
+    """Whether training has changed any number that it trains."""
+    return not equal(*((s.params, s.task_params, s.embeddings) for s in (before, after)))
 
 
 def outputs(hat: hatfn.HAT, state: HATState, x: Tensor, *tasks: int) -> list[Tensor]:

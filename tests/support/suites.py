@@ -20,7 +20,7 @@ class Suite(NamedTuple):
 
 
 SUITES = {
-    "tracing": Suite(150, ("tracing", "test_wiring.py", "test_layout.py", "test_spec.py", "test_reprs.py")),
+    "tracing": Suite(150, ("tracing", "test_wiring.py", "test_spec.py", "test_reprs.py")),
     "network, subnet": Suite(200, ("network", "subnet", "test_models.py")),
     "method, engine": Suite(150, ("numerics", "checks", "method", "engine")),
     "learner, training": Suite(
@@ -32,8 +32,8 @@ SUITES = {
     "testing": Suite(60, ("testing",)),
     "laws": Suite(130, ("laws",)),
     "faults, purity": Suite(160, ("faults",)),
-    "experiments": Suite(300, ("experiments", "test_readme.py")),
-    "documentation": Suite(90, ("test_docs.py",)),
+    "experiments": Suite(300, ("experiments",)),
+    "house": Suite(120, ("test_environment.py", "test_layout.py", "test_readme.py", "test_docs.py")),
 }
 DOCTESTS = Suite(60, ())
 
