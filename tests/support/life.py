@@ -146,7 +146,7 @@ class Life(RuleBasedStateMachine):
         keep = None if locked is None else [t for t in self.tasks(locked) if t not in rows]
         asked = rows[0] if len(rows) == 1 else rows
         if carry and self.model.moments != len(rows):
-            with pytest.raises(ValueError, match="moments are not those of"):
+            with pytest.raises(ValueError, match="optimizer state is not that of"):
                 self.hat.begin(self.state, asked, keep, carry)
             return
         new = self.hat.begin(self.state, asked, keep, carry)
@@ -176,7 +176,7 @@ class Life(RuleBasedStateMachine):
         rows = list(model.active)
         batch, task, new = self.batch(rows, number), self.opened(), self.state
         if model.moments != len(rows):  # of tasks opened together some are closed, or forgotten
-            with pytest.raises(ValueError, match=r"moments .* hat\.begin"):
+            with pytest.raises(ValueError, match=r"optimizer state .* hat\.begin"):
                 self.hat.update(new, batch, task, scale)
             return
         for _ in range(steps):
