@@ -1,4 +1,4 @@
-"""Wrong calls of what trains and serves: HAT, Replicas, Subnet."""
+"""Wrong calls of the classes that train and serve: HAT, Replicas, Subnet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wrong import (
 )  # fmt: skip
 
 ELSE = START._replace(learned=torch.zeros(5).bool())
-STATE = [  # what every method refuses alike
+STATE = [  # states that every method refuses
     case
     for where in ("begin", "update", "recalibrate", "consolidate", "forward", "predict", "forget", "prune", "compact")
     for case in (
@@ -200,5 +200,5 @@ CASES = [*STATE, *STACKED, *TASK, *SCALE, *[
 
 
 def unreadable() -> object:
-    """A module of integers, which random numbers will not do for."""
+    """Slice a module that reads integers, without an input: random numbers do not work for it."""
     return reader.compact(reader.consolidate(reader.init(0), 0), 0)
