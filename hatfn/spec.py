@@ -111,9 +111,9 @@ class Spec:
         """
         if self.protection.units == "binary":
             return self._used(state, binary_gates(state))
-        lock = state.locked[..., None]
+        locked = state.locked[..., None]
         soft = self.gates(state.embeddings, state.hyper["s_max"][..., None, None])
-        return over_groups(lambda a: (a * lock).amax(-2), soft)
+        return over_groups(lambda a: (a * locked).amax(-2), soft)
 
     def protect(self, state: HATState, before: HATState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The protection of each shared weight for the tasks in ``state.locked``.
@@ -140,5 +140,5 @@ class Spec:
         return torch.tensor([t in rows for t in range(self.tasks)], device=state.learned.device)
 
     def _used(self, state: HATState, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        lock = state.locked[..., None]
-        return over_groups(lambda on: (on & lock).any(-2), gates)
+        locked = state.locked[..., None]
+        return over_groups(lambda on: (on & locked).any(-2), gates)

@@ -51,7 +51,7 @@ class Locked(NamedTuple):
 class Lock(NamedTuple):
     """A protection rule: it decides which weights stay unchanged, and how strictly.
 
-    A method that differs from HAT in nothing else is a ``Lock``.
+    A method that differs from HAT only in its protection is a ``Lock``.
 
     Attributes:
         rule: (wiring, :class:`Locked`) -> {name: tensor shaped like the weight}, the protection of
@@ -90,8 +90,9 @@ def adaptive(alpha: float = 1e-3, epsilon: float = 0.1) -> Lock:
         rate = r / (n + r),  r = alpha / (F + epsilon),  p = 1 - rate
 
     Here n is the number of protected tasks that depend on an entry, and F is the share of entries on
-    which no protected task depends. The rate falls with n. It rises as free capacity runs out, with r,
-    which is at most alpha / epsilon. Drift is not zero; it is bounded by the sum of rate times update.
+    which no protected task depends. The rate falls with n. As free capacity runs out, r rises up to
+    alpha / epsilon, and the rate rises with it. Drift is not zero; it is bounded by the sum of all
+    updates times the rate.
 
     Args:
         alpha: > 0; at 0 the rule would be :func:`exact`.

@@ -187,9 +187,9 @@ def choose(condition: Tensor, new: Tree, old: Tree) -> Tree:
     Nothing is copied if the condition can be read for free and is the same everywhere.
 
     Args:
-        condition: () bool, or (S,) for trees whose leaves lead with S.
-        new: tensors.
-        old: of the same structure and shapes.
+        condition: () bool, or (S,) for trees whose leaves have S as first axis.
+        new: a tree of tensors.
+        old: a tree of the same structure and shapes.
     """
     known = _agreed(condition)
     if known is not None:

@@ -16,7 +16,7 @@ Tree = Any
 def tree_map(function: Callable[..., Tensor], *trees: Tree) -> Any:
     """Call ``function`` on the leaves of trees that have the same structure.
 
-    Do not hand optree's lists of leaves to torch's own pytrees: only optree sorts the keys of a dict.
+    Do not pass optree's lists of leaves to torch's own pytrees: only optree sorts the keys of a dict.
     """
     return optree.tree_map(function, *trees)
 
