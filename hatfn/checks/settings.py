@@ -169,7 +169,7 @@ def check_more(classes: Any, num_tasks: int | None, known: Sequence[int] | None,
 
 
 def check_checkpointing(where: str, recomputes: bool) -> None:
-    """Refuse a module that checkpoints activations, where PyTorch cannot batch or derive this."""
+    """Refuse a module that checkpoints activations: PyTorch cannot batch or derive its gradient."""
     if recomputes:
         raise ValueError(
             f"{where}: the module checkpoints activations, which works neither with replicas nor under "

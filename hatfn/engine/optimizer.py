@@ -43,12 +43,12 @@ class PureOptimizer(NamedTuple):
 
 
 def fresh_opt_state(optimizer: Optimizer, state: HATState) -> Any:
-    """The optimizer state before the first step of the open tasks; if none is open, of one task."""
+    """The optimizer state before the first step of the open tasks; if none is open, for one task."""
     return next(possible_opt_states(optimizer, state))
 
 
 def possible_opt_states(optimizer: Optimizer, state: HATState) -> Iterator[Any]:
-    """Fresh optimizer states in every shape that the optimizer state of ``state`` can have.
+    """Fresh optimizer states, one for each shape that the optimizer state of ``state`` can have.
 
     The first is for the open tasks. The others are for any number of tasks, because some of the tasks
     that were opened together may be closed by now.

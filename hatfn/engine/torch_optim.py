@@ -33,9 +33,9 @@ def from_torch(kind: type[torch.optim.Optimizer], **settings: Any) -> PureOptimi
     """An optimizer of ``torch.optim`` as an optax-style pair of pure functions.
 
     Each update makes a new optimizer, gives it a copy of the optimizer state, and lets it take one step
-    with its own kernels; with ``fused=True`` it uses its fastest ones. :class:`~hatfn.Replicas` step
-    all at once if the optimizer treats every number by itself, as most optimizers do, and else one by
-    one. ``vmap`` cannot batch it.
+    with its own kernels; with ``fused=True`` it uses its fastest ones. The states of
+    :class:`~hatfn.Replicas` step all at once if the optimizer treats every number by itself, as most
+    optimizers do, and else one by one. ``vmap`` cannot batch it.
 
     Args:
         kind: its class, such as :class:`torch.optim.AdamW`. Its ``step`` must not need a closure.
