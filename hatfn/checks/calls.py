@@ -1,4 +1,4 @@
-"""What the boundary refuses: each message says where, what was expected, what came, how to mend it."""
+"""Checks of arguments. A message says where, what came, what was expected and how to mend it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from hatfn.wiring import Wiring
 
 
 def check_task(where: str, task: Any, tasks: int) -> int:
-    """A task as an int: an int, a numpy integer or a 0-d integer tensor, from 0 to tasks - 1."""
+    """The task as an int, after a check that it is an integer from 0 to tasks - 1.
+
+    An int, a numpy integer and a 0-d integer tensor are integers; a bool is not.
+    """
     right = f"Expected an int from 0 to {tasks - 1} ({tasks} tasks)"
     index = integer(task)
     if index is None:
@@ -30,7 +33,7 @@ def check_task(where: str, task: Any, tasks: int) -> int:
 
 
 def check_state(where: str, state: Any, wiring: Wiring, tasks: int | None = None) -> None:
-    """A single state of the learner; of as many tasks, if that is known."""
+    """Check that ``state`` is a single state of the learner, of ``tasks`` tasks if that is given."""
     if not isinstance(state, HATState):
         raise TypeError(
             f"{where}: state is a {type(state).__name__}. Expected a HATState, as hat.init(seed=0) "
@@ -40,19 +43,19 @@ def check_state(where: str, state: Any, wiring: Wiring, tasks: int | None = None
     if len(shape) != 1 or tasks not in (None, *shape):
         raise ValueError(
             f"{where}: state.learned has shape {shape}. Expected ({tasks or 'T'},), one state of this "
-            f"learner: of stacked ones hatfn.replica(states, i), or hatfn.Replicas(hat) for "
-            f"all; of a grown learner the state that came with it."
+            f"learner. For stacked states write hatfn.replica(states, i), or hatfn.Replicas(hat) for "
+            f"all of them; for a grown learner take the state that hatfn.grow returned."
         )
     groups = {group: e.shape[-1] for group, e in state.embeddings.items()}
     if groups != wiring.groups:
         raise ValueError(
-            f"{where}: the state is of another learner: it has the groups {groups}. Expected "
-            f"{dict(wiring.groups)}: a state of hat.init(seed)."
+            f"{where}: the state is of another learner: it has the groups {groups}. Expected a state "
+            f"of this learner, such as hat.init(seed=0), with the groups {dict(wiring.groups)}."
         )
 
 
 def check_owned(where: str, hat: Any, state: Any) -> None:
-    """A learner, and a state of it."""
+    """Check that ``hat`` is a learner, and ``state`` a single state of it."""
     check_learner(where, hat)
     check_state(where, state, hat.wiring, hat.tasks)
 
@@ -63,28 +66,28 @@ def is_several(task: Any) -> bool:
 
 
 def check_tasks(where: str, task: Any, tasks: int) -> list[int]:
-    """One task as a list of one; several in ascending order, each once."""
+    """The tasks as a list of ints: one task, or several in ascending order, each once."""
     if not is_several(task):
         return [check_task(where, task, tasks)]
     rows = [check_task(where, one, tasks) for one in task]
     if not rows or rows != sorted(set(rows)):
         right = f"task={sorted(set(rows))}" if rows else "task=0"
         raise ValueError(
-            f"{where}: task={task!r}. Expected tasks in ascending order, each once, as the optimiser's "
-            f"moments are kept in that order. Write {right}."
+            f"{where}: task={task!r}. Expected tasks in ascending order, each once, because the "
+            f"optimizer state has them in that order. Write {right}."
         )
     return rows
 
 
 def check_each_task(where: str, task: Any, tasks: int) -> list[int]:
-    """One task or several, in any order, as an ascending list."""
+    """The tasks as a list of ints in ascending order: one task, or several in any order."""
     if not is_several(task):
         return [check_task(where, task, tasks)]
     return sorted({check_task(where, one, tasks) for one in task})
 
 
 def check_sample_tasks(where: str, task: Any, x: Tensor, tasks: int) -> int | Tensor:
-    """One task for all samples as an int, or one for each as (B,) int64 on the device of x."""
+    """One task for all samples, as an int, or one for each, as (B,) int64 on the device of x."""
     if not isinstance(task, Tensor | list | tuple) or (isinstance(task, Tensor) and not task.dim()):
         return check_task(where, task, tasks)
     right = (
@@ -97,7 +100,7 @@ def check_sample_tasks(where: str, task: Any, x: Tensor, tasks: int) -> int | Te
         raise TypeError(f"{where}: task is a tensor of {task.dtype}. {right}.")
     if task.shape != x.shape[:1]:
         raise ValueError(
-            f"{where}: task has shape {tuple(task.shape)} and x {len(x)} samples. {right}."
+            f"{where}: task has shape {tuple(task.shape)}, but x has {len(x)} samples. {right}."
         )
     for end in task.aminmax() if len(task) else ():
         check_task(where, end, tasks)
@@ -105,13 +108,13 @@ def check_sample_tasks(where: str, task: Any, x: Tensor, tasks: int) -> int | Te
 
 
 def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
-    """A mask scale in (0, s_max], if its number can be read."""
+    """Check that a mask scale is in (0, s_max], if its number can be read."""
     value = read(scale) if isinstance(scale, Tensor) else scale
     top = read(s_max)
     if isinstance(value, list):
         raise ValueError(
-            f"{where}: scale has shape {tuple(scale.shape)}. Expected one number; hatfn.Replicas takes "
-            f"one for each replica."
+            f"{where}: scale has shape {tuple(scale.shape)}. Expected one number; only hatfn.Replicas "
+            f"takes several, one for each replica."
         )
     if value is None or isinstance(top, list):
         return
@@ -119,13 +122,14 @@ def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
         raise TypeError(f"{where}: scale={scale!r}. Expected a number, or None for binary gates.")
     if not math.isfinite(value) or value <= 0 or (top is not None and value > top * (1 + 1e-6)):
         raise ValueError(
-            f"{where}: scale={value}. Expected a number in (0, s_max={top}]; at 0 every gate is 1/2, "
-            f"below it masks invert. Write hatfn.schedule.linear(s_max)(progress), or build(s_max=...)."
+            f"{where}: scale={value}. Expected a number in (0, s_max={top}]: at 0 every gate is 1/2, "
+            f"and a negative scale inverts masks. Write hatfn.schedule.linear(s_max)(progress), or "
+            f"set another s_max: build(s_max=...)."
         )
 
 
 def check_active(where: str, state: HATState, rows: Sequence[int], together: bool = False) -> None:
-    """``begin`` must have opened the tasks; ``together``: these and no others."""
+    """Check that ``begin`` opened the tasks; with ``together`` also that it opened no others."""
     active = read(state.active)
     if active is None:
         return
@@ -133,18 +137,18 @@ def check_active(where: str, state: HATState, rows: Sequence[int], together: boo
     one = asked[0] if len(asked) == 1 else asked
     if not set(asked) <= set(opened):
         raise ValueError(
-            f"{where}: task {one} is not open (open: {opened or 'none'}), and its parameters must "
-            f"not move. Write state = hat.begin(state, {one}) first."
+            f"{where}: task {one} is not open (open: {opened or 'none'}), so its parameters must not "
+            f"change. Write state = hat.begin(state, {one}) first."
         )
     if together and asked != opened:
         raise ValueError(
-            f"{where}: task={one}, but {opened} were opened together, and so are the optimiser's "
-            f"moments. Write task={opened}, or state = hat.begin(state, {one}) first."
+            f"{where}: task={one}, but {opened} were opened together, and share one optimizer state. "
+            f"Write task={opened}, or state = hat.begin(state, {one}) first."
         )
 
 
 def check_learned(where: str, state: HATState, tasks: Sequence[int]) -> None:
-    """Binary gates are those of learned tasks."""
+    """Check that tasks are learned, because other tasks have no binary gates."""
     learned = read(state.learned)
     missing = [] if learned is None else [task for task in tasks if not learned[task]]
     if missing:
@@ -157,7 +161,7 @@ def check_learned(where: str, state: HATState, tasks: Sequence[int]) -> None:
 
 
 def check_chosen(where: str, state: HATState, tasks: Sequence[int] | None, count: int) -> list[int]:
-    """Learned tasks by number; all of them, in order, if the choice is left open."""
+    """The tasks as ints, after a check that they are learned; None stands for all learned tasks."""
     if tasks is None:
         tasks = state.learned.nonzero().flatten().tolist()
     check_list(where, "tasks", tasks, "a list of tasks, such as [0, 1]")
@@ -173,7 +177,7 @@ def check_chosen(where: str, state: HATState, tasks: Sequence[int] | None, count
 def check_locked(
     where: str, locked: Sequence[int] | None, opened: Sequence[int], tasks: int
 ) -> list[int] | None:
-    """Tasks to lock; None if the choice is left open."""
+    """The tasks to protect, as ints, after a check that they are not opened; None stays None."""
     if locked is None:
         return None
     check_list(where, "locked", locked, "a list of tasks, such as [0, 1]")
@@ -181,7 +185,7 @@ def check_locked(
     both = sorted(set(rows) & set(opened))
     if both:
         raise ValueError(
-            f"{where}: task {both[0]} cannot be changed and locked at once. Write "
+            f"{where}: task {both[0]} cannot be changed and protected at the same time. Write "
             f"locked={[row for row in rows if row not in opened]}."
         )
     return rows
@@ -190,17 +194,17 @@ def check_locked(
 def check_init_from(
     where: str, state: HATState, opened: Sequence[int], source: Any, batch: Any, tasks: int
 ) -> None:
-    """A learned task that is not the opened one, or "similar" with a batch to choose by."""
+    """Check that ``source`` is a learned task, not the opened one, or "similar" with a batch."""
     if len(opened) > 1:
         raise ValueError(
-            f"{where}: init_from={source!r} for tasks {list(opened)}. Expected it for a single task: "
-            f"open each with it, then all with hat.begin(state, {list(opened)})."
+            f"{where}: init_from={source!r} for tasks {list(opened)}. Expected a single task: open "
+            f"each task with init_from, then all of them with hat.begin(state, {list(opened)})."
         )
     if source == "similar":
         if batch is None:
             raise ValueError(
-                f'{where}: init_from="similar" without data to choose by. Write hat.{where}(state, '
-                f'{opened[0]}, init_from="similar", batch=(x, y)).'
+                f'{where}: init_from="similar" without data to compare tasks with. Write '
+                f'hat.{where}(state, {opened[0]}, init_from="similar", batch=(x, y)).'
             )
         return
     if isinstance(source, str):
@@ -213,13 +217,13 @@ def check_init_from(
 def check_class_batch(
     where: str, batch: Any, classes: Sequence[int] | None, wiring: Wiring
 ) -> tuple[Tensor, Tensor]:
-    """A pair of inputs and targets; where there are classes, those of two samples or more."""
+    """A pair of inputs and targets; if tasks have classes, of at least two samples."""
     x, y = check_batch(batch, None, where)
     check_input(where, x, wiring)
     if classes is not None and (y.dim() != 1 or y.dtype != torch.int64 or len(y) < 2):
         raise TypeError(
-            f"{where}: y is {tuple(y.shape)} of {y.dtype}. Expected the classes of at least two "
-            f"samples, (B,) of torch.int64."
+            f"{where}: y has shape {tuple(y.shape)} and type {y.dtype}. Expected the classes of at "
+            f"least two samples: shape (B,) and type torch.int64."
         )
     return x, y
 
@@ -232,14 +236,14 @@ def check_batches(
     wiring: Wiring,
     lead: int = 0,
 ) -> tuple[tuple[Tensor, Tensor], ...]:
-    """A batch for each task: the pair itself, or slices of a pair with an axis over tasks.
+    """One batch (x, y) for each task, after checks.
 
     Args:
-        batch: anything.
-        task: as the caller gave it; a list: x and y have an axis over tasks.
-        rows: the tasks.
-        classes: of each task of the learner.
-        wiring: of the module.
+        batch: the batch as the caller gave it.
+        task: the task as the caller gave it; if it is a list, x and y have an axis over tasks.
+        rows: the tasks as ints.
+        classes: the number of classes of each task of the learner.
+        wiring: the wiring of the module.
         lead: number of axes in front that count states.
     """
     x, y = check_pair("update", batch)
@@ -248,7 +252,7 @@ def check_batches(
     elif min(x.dim(), y.dim()) <= lead or not (x.shape[lead] == y.shape[lead] == len(rows)):
         raise ValueError(
             f"update: x has shape {tuple(x.shape)} and y {tuple(y.shape)} for {len(rows)} tasks. "
-            f"Expected an axis over tasks in front, (K, B, ...): hat.update(state, (torch.stack(xs), "
+            f"Expected a first axis over tasks, (K, B, ...): hat.update(state, (torch.stack(xs), "
             f"torch.stack(ys)), {list(rows)}, scale)."
         )
     else:
@@ -260,14 +264,14 @@ def check_batches(
 
 
 def check_batch(batch: Any, classes: int | None, where: str = "update") -> tuple[Tensor, Tensor]:
-    """A pair of inputs and targets; class labels from 0 to classes - 1."""
+    """The batch as a pair of inputs and targets; class labels must be from 0 to classes - 1."""
     x, y = check_pair(where, batch)
     check_samples(where, x, y, classes)
     return x, y
 
 
 def check_pair(where: str, batch: Any) -> tuple[Tensor, Tensor]:
-    """A pair of tensors."""
+    """The batch as a pair of tensors."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise TypeError(
             f"{where}: batch is a {type(batch).__name__}. Expected a pair of tensors (x, y)."
@@ -282,19 +286,20 @@ def check_pair(where: str, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def check_samples(where: str, x: Tensor, y: Tensor, classes: int | None, lead: int = 0) -> None:
-    """As many targets as samples, and at least one.
+    """Check that there are as many targets as samples, and at least one.
 
     Args:
         where: the function that was called.
-        x: (B, ...), behind the leading axes.
-        y: (B, ...), likewise.
-        classes: of the task; None: any targets.
+        x: (B, ...), behind the axes that count states.
+        y: (B, ...), behind the same axes.
+        classes: the number of classes of the task; None: the targets are not class labels.
         lead: number of axes in front that count states.
     """
     check_filled(where, x)
     if x.shape[: lead + 1] != y.shape[: lead + 1]:
         raise ValueError(
-            f"{where}: x has {x.shape[0]} samples and y {tuple(y.shape)}. Expected as many targets."
+            f"{where}: x has {x.shape[0]} samples and y has shape {tuple(y.shape)}. Expected as many "
+            f"targets as samples."
         )
     check_labels(y, classes, where, lead)
 
@@ -302,14 +307,14 @@ def check_samples(where: str, x: Tensor, y: Tensor, classes: int | None, lead: i
 def check_inputs(
     where: str, batches: Any, wiring: Wiring, lead: int = 0, replicas: int = 0
 ) -> Iterator[Tensor]:
-    """The inputs of batches, each a pair (x, y) or x alone, checked as they are read.
+    """The inputs of batches, each a pair (x, y) or x alone; each is checked when it is read.
 
     Args:
         where: the function that was called.
-        batches: anything.
-        wiring: of the module.
+        batches: the batches as the caller gave them.
+        wiring: the wiring of the module.
         lead: number of axes in front that count states.
-        replicas: how many states the axis in front counts.
+        replicas: the number of states that the first axis counts.
     """
     check_list(where, "batches", batches, "a list of batches [(x, y)], or of inputs [x], or a loader")
     for batch in batches:
@@ -322,10 +327,17 @@ def check_inputs(
 
 
 def check_axis(where: str, x: Any, replicas: int, shared: bool | None = False) -> None:
-    """A batch of its own for every replica; ``shared``: None where there is no other way."""
+    """Check that the first axis of x counts replicas.
+
+    Args:
+        where: the function that was called.
+        x: a batch of its own for every replica.
+        replicas: the number of replicas.
+        shared: None if the function cannot take one batch for all replicas.
+    """
     check_kind(where, "x", x, Tensor, "a tensor")
     if x.dim() < 2 or len(x) != replicas:
-        other = "" if shared is None else "; for the same one give shared=True"
+        other = "" if shared is None else "; for one batch for all replicas write shared=True"
         raise ValueError(
             f"{where}: x has shape {tuple(x.shape)} for {replicas} replicas. Expected a batch for "
             f"each, (S, B, ...){other}."
@@ -333,7 +345,7 @@ def check_axis(where: str, x: Any, replicas: int, shared: bool | None = False) -
 
 
 def check_filled(where: str, x: Tensor) -> None:
-    """At least one number."""
+    """Check that a batch is not empty."""
     if not x.numel():
         raise ValueError(
             f"{where}: the batch is empty. Expected at least one sample: skip such a batch."
@@ -341,7 +353,7 @@ def check_filled(where: str, x: Tensor) -> None:
 
 
 def check_labels(y: Tensor, classes: int | None, where: str, lead: int = 0) -> None:
-    """Class labels, if that is what the targets are, from 0 to classes - 1."""
+    """Check that targets, if they are class labels, are from 0 to classes - 1."""
     if classes is not None and (y.dim() == 1 + lead or not y.is_floating_point()):
         if y.dtype != torch.int64:
             raise TypeError(f"{where}: labels are {y.dtype}. Expected torch.int64: write y.long().")
@@ -355,7 +367,7 @@ def check_labels(y: Tensor, classes: int | None, where: str, lead: int = 0) -> N
 
 
 def check_input(where: str, x: Any, wiring: Wiring, lead: int = 0) -> None:
-    """A tensor with as many dimensions as the input that was traced, and ``lead`` more."""
+    """Check that x is a tensor with the dimensions of the traced input, and ``lead`` more in front."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"{where}: x is a {type(x).__name__}. Expected a tensor: torch.as_tensor(x).float()."
@@ -363,6 +375,6 @@ def check_input(where: str, x: Any, wiring: Wiring, lead: int = 0) -> None:
     if x.dim() != len(wiring.input_shape) + 1 + lead:
         shape = ", ".join(["S"] * lead + ["B", *map(str, wiring.input_shape)])
         raise ValueError(
-            f"{where}: x has shape {tuple(x.shape)}. Expected ({shape}), as it was traced: "
-            f"x[None] for a single sample, x.flatten(1) for flat ones."
+            f"{where}: x has shape {tuple(x.shape)}. Expected ({shape}), as the module was traced: "
+            f"write x[None] for a single sample, x.flatten(1) for flat samples."
         )

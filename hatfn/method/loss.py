@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 
 def cross_entropy(output: Any, y: Tensor) -> Tensor:
-    """The cross entropy of the logits; of several outputs (distilled, auxiliary) the mean.
+    """The cross entropy of the logits, averaged over the outputs if there are several.
 
     Args:
-        output: logits (B, C) or (B, C, places), or a tuple or dict of such.
-        y: labels, (B,) or (B, places).
+        output: logits (B, C) or (B, C, positions), or a tuple or dict of such tensors, such as
+            distilled or auxiliary outputs.
+        y: labels, (B,) or (B, positions).
 
     Example:
         >>> logits, y = torch.zeros(5, 2), torch.zeros(5, dtype=torch.long)

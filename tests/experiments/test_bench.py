@@ -18,9 +18,8 @@ from hatfn.experiments.bench import cases as bench_cases
 from hatfn.experiments.bench import tables as bench
 from hatfn.experiments.bench import timing
 from hatfn.experiments.bench.cases import CASES, Case, Comparison, Seeds, Target
-from hatfn.experiments.bench.tables import BenchConfig
 from hatfn.experiments.bench.timing import Contender, Ratio
-from hatfn.experiments.config import CaseName
+from hatfn.experiments.config import BenchConfig, CaseName
 from hatfn.models import MLP
 
 pytestmark = [

@@ -69,7 +69,7 @@ def test_a_wiring_alone_will_do(saved) -> None:
     assert equal(loaded, state._replace(opt_state=()))
     hatfn.save(path, state, hat.wiring)
     assert equal(hatfn.load(path, hat.wiring), state._replace(opt_state=()))
-    with pytest.warns(hatfn.HATWarning, match="no moments of this optimiser"):
+    with pytest.warns(hatfn.HATWarning, match="no optimizer state of this optimizer"):
         again = hatfn.load(path, hat)
     assert equal(again._replace(opt_state=()), state._replace(opt_state=()))
     learn(hat, again, X, 0)
@@ -84,7 +84,7 @@ def test_a_module_without_buffers_comes_back(tmp_path: Path) -> None:
 def test_moments_of_another_optimiser_start_anew(saved) -> None:
     hat, state, path = saved
     other = replace(hat, optimizer=learner(ConvNet(), X, optimizer=torchopt.adam(1e-3)).optimizer)
-    with pytest.warns(hatfn.HATWarning, match="no moments of this optimiser"):
+    with pytest.warns(hatfn.HATWarning, match="no optimizer state of this optimizer"):
         loaded = hatfn.load(path, other)
     assert equal(loaded._replace(opt_state=()), state._replace(opt_state=()))
     learn(other, loaded, X, 0)

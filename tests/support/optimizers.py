@@ -1,4 +1,4 @@
-"""Optimisers that tests train with: one table, of which a test file names those that it wants."""
+"""The optimizers that tests train with, in one table; a test file names those that it needs."""
 
 from __future__ import annotations
 

@@ -249,9 +249,9 @@ def test_a_certificate_of_nothing_is_refused() -> None:
     verify_no_forgetting(Linear(), BEFORE, X, later, tasks=[0])
     for hat, after, words in (
         (Deaf(), later, "does not depend on the input"),
-        (Dropping(), later, "two outputs of task 0"),
+        (Dropping(), later, "two different outputs of task 0"),
         (Counting(), later, "without writing to the state"),
-        (Undefined(), later, "hold nan"),
+        (Undefined(), later, "contain nan"),
         (Linear(), dict(BEFORE), "no leaf differs"),
     ):
         before = {name: leaf.clone() for name, leaf in BEFORE.items()}

@@ -159,10 +159,10 @@ def test_once_one_is_closed_the_others_are_opened_anew(optimizer: str, count: in
     state = hat.consolidate(state, 0)
     rest = opened[1:]
     batch, task = ((x[1], y[1]), 1) if count == 2 else ((x[1:], y[1:]), rest)
-    with pytest.raises(ValueError, match=r"update: the optimiser's moments .* state = hat\.begin\("):
+    with pytest.raises(ValueError, match=r"update: the optimizer state .* state = hat\.begin\("):
         hat.update(state, batch, task, 5.0)
-    many, states = hatfn.Replicas(hat), hatfn.replicas.stack([state, state])
-    with pytest.raises(ValueError, match=r"update: the optimiser's moments"):
+    many, states = hatfn.Replicas(hat), hatfn.stack([state, state])
+    with pytest.raises(ValueError, match=r"update: the optimizer state"):
         many.update(states, batch, task, 5.0, shared=True)
     served = hat.forward(state, x[0], 0)
     begun = hat.begin(state, task)
