@@ -1,4 +1,4 @@
-"""What build() fixed, and what follows from it for any state."""
+"""The settings that build() fixed, and what follows from them for any state."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from hatfn.wiring import Wiring
 class Spec:
     """Everything about a learner that no step changes.
 
-    The names are those of :func:`hatfn.build`'s arguments, which describes them. A spec is equal to
-    itself alone. ``dataclasses.replace`` makes a new one, whose compiled graphs are its own.
+    :func:`hatfn.build` describes the settings; its arguments have the same names. A spec is equal only
+    to itself. ``dataclasses.replace`` makes a new spec with a cache of compiled graphs of its own.
 
     Attributes:
-        network: the module, its wiring and its heads, without what tasks change.
-        wiring: of the module, as it was traced.
-        tasks: T.
+        network: the module, its wiring and its heads, without the numbers that tasks change.
+        wiring: the wiring of the module, as it was traced.
+        tasks: T, the number of tasks.
         optimizer: a pair of pure functions.
         loss: (output, y) -> ().
         regularizer: (gates, cumulative mask, quota) -> ().
-        gate: from s * e to a gate.
+        gate: the function from s * e to a gate.
         embedding_init: build's ``init``, the name of how task embeddings start.
-        protection: the lock rule.
+        protection: the protection rule.
         hyper: settings that become data of a state, see :class:`~hatfn.state.HATState`.
         compensated: whether the gradients of embeddings are compensated.
-        max_norm: of the gradient, or None.
+        max_norm: the largest norm of the gradient, or None.
         clamp: embeddings stay in [-clamp, clamp].
         decay_embeddings: whether weight decay acts on embeddings.
         ranks: the processes that train together.
-        accumulate: parts that a batch is split into.
-        compile: what of a step is compiled, or None.
-        graphs: what is compiled already; it saves work and changes no result.
+        accumulate: the number of micro-batches that a batch is split into.
+        compile: the part of a step that is compiled, or None.
+        graphs: the graphs compiled so far; they save work and change no result.
     """
 
     network: Network
@@ -84,7 +84,7 @@ class Spec:
 
     @property
     def classes(self) -> tuple[int, ...] | None:
-        """Classes of each task; None: the module's output as it is."""
+        """The number of classes of each task; None: tasks use the module's own output as it is."""
         return self.network.classes
 
     def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
@@ -93,8 +93,8 @@ class Spec:
             return over_groups(lambda e: hard_gate(e).to(e.dtype), embeddings)
 
         def soft(e: Tensor) -> Tensor:
-            own = scale.to(e.dtype) if isinstance(scale, Tensor) else scale
-            return flush(gate(e, own, self.gate))
+            s = scale.to(e.dtype) if isinstance(scale, Tensor) else scale
+            return flush(gate(e, s, self.gate))
 
         return over_groups(soft, embeddings)
 
@@ -105,35 +105,40 @@ class Spec:
         return self.gates(take(state.embeddings, task), scale)
 
     def used(self, state: HATState) -> dict[str, Tensor]:
-        """The cumulative mask: which units the locked tasks use, {group: (U,)}, bool or in [0, 1].
+        """The cumulative mask: the units that protected tasks use, {group: (U,)}, bool or in [0, 1].
 
-        Of stacked states {group: (S, U)}.
+        Of stacked states it is {group: (S, U)}.
         """
         if self.protection.units == "binary":
             return self._used(state, binary_gates(state))
-        lock = state.locked[..., None]
+        locked = state.locked[..., None]
         soft = self.gates(state.embeddings, state.hyper["s_max"][..., None, None])
-        return over_groups(lambda a: (a * lock).amax(-2), soft)
+        return over_groups(lambda a: (a * locked).amax(-2), soft)
 
     def protect(self, state: HATState, before: HATState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What ``state.locked`` protects of each shared weight; and the cumulative mask behind it.
+        """The protection of each shared weight for the tasks in ``state.locked``.
+
+        Weights that no output depends on are never protected.
 
         Args:
-            state: with new tasks locked.
+            state: the state with new tasks in ``locked``.
             before: the state until now.
+
+        Returns:
+            the protection, {name: tensor}, and the cumulative mask, as :meth:`used` gives it.
         """
         gates = binary_gates(state)
         binary = self.protection.units == "binary"
         used = self._used(state, gates) if binary else self.used(state)
-        told = Locked(gates, used, state.locked, state.params, before.protection, before.locked)
-        protection = self.protection.rule(self.network.wiring, told)
+        inputs = Locked(gates, used, state.locked, state.params, before.protection, before.locked)
+        protection = self.protection.rule(self.network.wiring, inputs)
         unread = {name: before.protection[name] for name in self.network.wiring.unread}
         return protection | unread, used
 
     def flags(self, state: HATState, rows: Sequence[int]) -> Tensor:
-        """(T,) bool, True for some tasks."""
+        """(T,) bool, True for the tasks in ``rows``."""
         return torch.tensor([t in rows for t in range(self.tasks)], device=state.learned.device)
 
     def _used(self, state: HATState, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        lock = state.locked[..., None]
-        return over_groups(lambda on: (on & lock).any(-2), gates)
+        locked = state.locked[..., None]
+        return over_groups(lambda on: (on & locked).any(-2), gates)

@@ -15,24 +15,26 @@ from hatfn.numerics.trees import Tree, take_rows
 class HATState(NamedTuple):
     """Everything that learning changes. Every leaf is a tensor; nothing is ever changed in place.
 
-    T tasks, U units of a group. One task is ``leaf[t]`` of the leaves that lead with T, every task at
-    once is ``vmap`` over them, and many seeds are one more axis in front of every leaf.
+    T is the number of tasks, U the number of units of a group. In leaves whose first axis is T,
+    ``leaf[t]`` belongs to task t, and ``vmap`` over that axis computes all tasks at once. The stacked
+    state of many seeds has one more axis in front of every leaf.
 
     Attributes:
         params: {name: tensor}, the weights that all tasks share.
-        task_params: {name: (T, ...)}: norms, heads and whatever else cannot be gated.
+        task_params: {name: (T, ...)}: norms, heads and other parameters that cannot be gated.
         task_buffers: {name: (T, ...)}: running statistics.
         embeddings: {group: (T, U)}, task embeddings e.
         masks: {group: (T, U)} bool, the binary gates of learned tasks; False elsewhere.
-        learned: (T,) bool, consolidated tasks.
-        locked: (T,) bool, the tasks that ``protection`` keeps unchanged.
-        active: (T,) bool, the task that ``begin`` opened; ``update`` writes to no other.
+        learned: (T,) bool, the consolidated tasks.
+        locked: (T,) bool, the tasks that ``protection`` protects.
+        active: (T,) bool, the tasks that ``begin`` opened; ``update`` writes to no other.
         protection: {name: tensor shaped like the weight}: bool, or in [0, 1] for soft rules.
         hyper: {name: ()}: "lr" (a factor), "s_max", "compensation", and {name: (T,)}: "sparsity" and
-            "quota", one for each task; numbers as data, so that replicas can differ.
-        seed: () int64, what the initial values were drawn from.
-        fresh: () bool, whether the weights were drawn from it as well, or came with the module.
-        opt_state: the optimiser's, for {params, this task's parameters, this task's embeddings}.
+            "quota", one for each task. They are tensors of the state so that replicas can differ.
+        seed: () int64, the seed of the initial values.
+        fresh: () bool, whether the weights were drawn from the seed; False: they came with the module.
+        opt_state: the optimizer state, for the shared weights and for the parameters and embeddings of
+            the open tasks.
     """
 
     params: dict[str, Tensor]
@@ -50,7 +52,7 @@ class HATState(NamedTuple):
     opt_state: Tree
 
     def __repr__(self) -> str:
-        """One line: tasks, which are learned and open, bytes."""
+        """One line: the number of tasks, the learned and the open ones, the size."""
         if not is_concrete(self.learned):
             return f"HATState(inside a transform, learned {tuple(self.learned.shape)})"
         many = f"{len(self.learned)} replicas of " if self.learned.dim() > 1 else ""
@@ -68,7 +70,7 @@ class HATState(NamedTuple):
 
 
 class Trainable(NamedTuple):
-    """What one step trains: the shared weights and the slices of the K tasks that are open.
+    """What one step trains: the shared weights and the slices of the K open tasks.
 
     Attributes:
         params: {name: tensor}, shared.
@@ -82,6 +84,6 @@ class Trainable(NamedTuple):
 
 
 def trainable(state: HATState, rows: Sequence[int], lead: int = 0) -> Trainable:
-    """What a step of some tasks trains; arguments as in :func:`take_rows`."""
-    own, embeddings = (take_rows(t, rows, lead) for t in (state.task_params, state.embeddings))
-    return Trainable(state.params, own, embeddings)
+    """What a step of the tasks ``rows`` trains; for ``lead`` see :func:`take_rows`."""
+    task_params, embeddings = (take_rows(t, rows, lead) for t in (state.task_params, state.embeddings))
+    return Trainable(state.params, task_params, embeddings)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import random
 import secrets
+from importlib import import_module
 
 import pytest
 import torch
 from beartype._check.code import codemain
+from checked import LEAVES
 from hypothesis import settings
 from jaxtyping import install_import_hook
 from suites import Durations
@@ -21,14 +23,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # workers share the cores
 
 collect_ignore = ["mutation.py", "support"]  # a script that wants cosmic-ray; what tests share
+collect_ignore_glob = ["*/conftest.py"]  # several modules of one name, and none has a doctest
 
-# The leaf functions, whose arguments are ours; the public boundary answers wrong types itself.
-LEAVES = (
-    "method.gates", "method.transforms", "network.outputs", "evaluation.metrics", "numerics.trees",
-    "tracing.labels",
-)  # fmt: skip
-with install_import_hook([f"hatfn.{leaf}" for leaf in LEAVES], "beartype.beartype"):
-    pass
+with install_import_hook([f"hatfn.{leaf}" for leaf in LEAVES], "checked.check"):
+    for leaf in LEAVES:  # what is imported later is not checked
+        import_module(f"hatfn.{leaf}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

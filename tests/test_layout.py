@@ -149,6 +149,15 @@ def test_every_module_has_a_storey() -> None:
     assert tops == {name for names in STOREYS for name in names}
 
 
+def test_tests_mirror_the_package() -> None:
+    """A folder for each package, and four more; every test file has a name of its own."""
+    own = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
+    mirrored = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
+    assert own == mirrored | {"laws", "faults", "support", "data"}
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len(names) == len(set(names))
+
+
 def test_files_are_few_and_small() -> None:
     """Ten files beside the packages, and none of over 400 lines."""
     assert len([path for path in PACKAGE.iterdir() if path.is_file()]) <= 10

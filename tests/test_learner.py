@@ -7,7 +7,7 @@ import warnings
 import optree
 import pytest
 import torch
-from nets import ConvNet, Transformer, equal, learn, learner
+from nets import ConvNet, Transformer, equal, learn, learner, moved
 from optimizers import OPTIMIZERS
 from torch import Tensor, nn
 
@@ -86,6 +86,7 @@ def test_many_seeds_in_one_call(optimizer: str) -> None:
     assert info.ok.shape == (3,)
     for index, state in enumerate(states):
         alone, _ = life(hat.update, state, (x[index], y[index]))
+        assert moved(state, alone)
         mine = optree.tree_map(lambda leaf, index=index: leaf[index], stacked)
         for old, new in zip(optree.tree_leaves(alone), optree.tree_leaves(mine), strict=True):
             torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-7)
@@ -116,8 +117,9 @@ def test_classes_over_places_come_first() -> None:
 
     x = torch.randn(4, 1, 6, 6)
     hat = learner(Dense(), x)
-    state = hat.begin(hat.init(0), 1)
-    state, _ = hat.update(state, (x, torch.randint(2, (4, 4, 4))), 1, 5.0)
+    begun = hat.begin(hat.init(0), 1)
+    state, _ = hat.update(begun, (x, torch.randint(2, (4, 4, 4))), 1, 5.0)
+    assert moved(begun, state)
     state = hat.consolidate(hat.consolidate(state, 1), 0)
     maps = hat.predict(state, x)
     assert maps.shape == (2, 4, 3, 4, 4)
@@ -125,17 +127,22 @@ def test_classes_over_places_come_first() -> None:
     torch.testing.assert_close(maps[1, :, :2], hat.forward(state, x, 1))
 
 
-def test_a_hundred_tasks_and_one() -> None:
+@pytest.mark.parametrize("tasks", [1, 100])
+def test_a_hundred_tasks_and_one(tasks: int) -> None:
+    """The only task is served as it was trained; the first of a hundred as before the last was."""
     x = torch.randn(4, 5)
-    for tasks in (1, 100):
-        hat = learner(MLP(5, 2, width=128), x, classes=[2] * tasks, init="sparse")
-        state, last = hat.init(0), tasks - 1
-        state = learn(hat, state, x, 0)
-        logits = hat.forward(state, x, 0)
-        if tasks > 1:
-            state = learn(hat, state, x, last)
+    hat = learner(MLP(5, 2, width=128), x, classes=[2] * tasks, init="sparse")
+    start = hat.init(0)
+    state = learn(hat, start, x, 0)
+    logits = hat.forward(state, x, 0)
+    assert not torch.equal(logits, hat.forward(hat.consolidate(start, 0), x, 0)), "as untrained"
+    if tasks > 1:
+        first, state = state, learn(hat, state, x, tasks - 1)
+        assert not equal(first.params, state.params)
         assert torch.equal(hat.forward(state, x, 0), logits)
-        assert hat.predict(state, x).shape[0] == min(tasks, 2)
+    every = hat.predict(state, x)
+    assert every.shape == (min(tasks, 2), 4, 2)
+    torch.testing.assert_close(every[0], logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

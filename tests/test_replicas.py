@@ -8,7 +8,7 @@ import torch
 import torchopt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import ConvNet, Transformer, equal, learner, mlp
+from nets import ConvNet, Transformer, equal, learner, mlp, moved
 from optimizers import OPTIMIZERS
 from torch import Tensor
 
@@ -31,10 +31,11 @@ SEEDS = [3, 0, 7]
 def life(hat, state, batches: dict[int, tuple[Tensor, Tensor]], s_max: float = 20.0):
     """Two tasks, three steps each: the same lines for a learner and for replicas."""
     for task, batch in batches.items():
-        state = hat.begin(state, task)
+        begun = state = hat.begin(state, task)
         for step in range(3):
             state, info = hat.update(state, batch, task, schedule.linear(s_max)(step / 2))
             assert info.ok.all()
+        assert moved(begun, state)
         state = hat.consolidate(hat.recalibrate(state, [batch[0]], task), task)
     return state
 
@@ -102,13 +103,14 @@ def test_settings_differ_per_replica(
 
     many, seed = hatfn.Replicas(build()), 5
     states = hatfn.replicate(build(), [seed] * 3, lr=lr, sparsity=sparsity, s_max=s_max)
-    states = many.begin(states, 1)
+    begun = states = many.begin(states, 1)
     top = torch.tensor(s_max).double()
     for progress in (0.2, 0.9):
         scale = 1 / top + (top - 1 / top) * progress
         states, info = many.update(states, (x, y), 1, scale, shared=True)
     assert info.ok.all()
     for i in range(3):
+        assert moved(replica(begun, i), replica(states, i))
         hat = build(lr[i], sparsity=sparsity[i], s_max=s_max[i])
         state = hat.begin(hat.init(seed, fresh=True), 1)
         for progress in (0.2, 0.9):
@@ -140,9 +142,10 @@ def test_several_tasks_in_a_step_of_every_replica() -> None:
     states, info = many.update(many.begin(hatfn.replicate(hat, SEEDS), [0, 2]), (x, y), [0, 2], 5.0)
     assert info.loss.shape == (3, 2)
     for i, seed in enumerate(SEEDS):
-        alone = hat.begin(hat.init(seed, fresh=True), [0, 2])
-        alone, _ = hat.update(alone, (x[i], y[i]), [0, 2], 5.0)
+        begun = hat.begin(hat.init(seed, fresh=True), [0, 2])
+        alone, _ = hat.update(begun, (x[i], y[i]), [0, 2], 5.0)
         torch.testing.assert_close(replica(states, i).params, alone.params)
+        assert not equal(begun.params, alone.params)
 
 
 def test_stacked_states_come_apart_again() -> None:

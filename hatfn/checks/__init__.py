@@ -1,1 +1,1 @@
-"""What the boundary refuses, and what it warns of."""
+"""Checks of the arguments of public functions, and warnings."""

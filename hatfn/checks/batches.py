@@ -1,4 +1,4 @@
-"""What the boundary refuses of inputs, targets and batches of both."""
+"""Checks of inputs, of targets, and of batches of both."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Batch = tuple[Inputs, Tensor]
 
 
 def check_input(where: str, x: Any, wiring: Wiring, lead: int = 0) -> Inputs:
-    """The inputs that the module was traced with: each tensor by its path, type and number of axes.
+    """The inputs, after a check that they are those of the trace: paths, types and numbers of axes.
 
     Args:
         where: the function that was called.
-        x: anything.
-        wiring: of the module.
-        lead: number of axes in front that count states, of the tensors that lead with samples.
+        x: the inputs as the caller gave them.
+        wiring: the wiring of the module.
+        lead: number of axes in front that count states, of every tensor that leads with samples.
     """
     signature = wiring.signature
     leaves = _leaves(where, x, wiring)
@@ -37,15 +37,15 @@ def check_input(where: str, x: Any, wiring: Wiring, lead: int = 0) -> Inputs:
         if leaves[leaf.path].shape[: lead + 1] != inputs.batched[0].shape[: lead + 1]:
             raise ValueError(
                 f"{where}: {leaf.path} has shape {tuple(leaves[leaf.path].shape)} and {first.path} "
-                f"{tuple(inputs.batched[0].shape)}. Expected as many samples. What does not lead with "
-                f"samples is named when the module is traced: "
+                f"{tuple(inputs.batched[0].shape)}. Expected as many samples in both. If an input does "
+                f"not lead with samples, name it when you trace the module: "
                 f"hatfn.trace(module, x, unbatched=[{leaf.path!r}])."
             )
     return inputs
 
 
 def _leaves(where: str, x: Any, wiring: Wiring) -> dict[str, Tensor]:
-    """The tensors of an input by their paths, which are those that were traced."""
+    """The tensors of the inputs by path, after a check that the paths are those of the trace."""
     known = [leaf.path for leaf in wiring.signature.leaves]
     if known == [ALONE] and not isinstance(x, Tensor):
         raise TypeError(
@@ -68,7 +68,7 @@ def _leaves(where: str, x: Any, wiring: Wiring) -> dict[str, Tensor]:
 
 
 def _check_leaf(where: str, leaf: Leaf, value: Any, lead: int) -> None:
-    """A tensor of the kind of numbers, and with as many axes, as the one that was traced."""
+    """Check that a value is a tensor with the type of number and the number of axes of the trace."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{where}: {leaf.path} is a {type(value).__name__}. Expected a tensor: "
@@ -82,23 +82,23 @@ def _check_leaf(where: str, leaf: Leaf, value: Any, lead: int) -> None:
     front = [*["S"] * lead, "B"] if leaf.batched else []
     if value.dim() != len(front) + len(leaf.shape):
         shape = ", ".join([*front, *map(str, leaf.shape)])
-        mend = ": x[None] for a single sample, x.flatten(1) for flat ones" if leaf.path == ALONE else ""
+        mend = ": write x[None] for a single sample, x.flatten(1) for flat samples"
         raise ValueError(
-            f"{where}: {leaf.path} has shape {tuple(value.shape)}. Expected ({shape}), as it was "
-            f"traced{mend}."
+            f"{where}: {leaf.path} has shape {tuple(value.shape)}. Expected ({shape}), as the module "
+            f"was traced{mend if leaf.path == ALONE else ''}."
         )
 
 
 def check_batch(
     where: str, batch: Any, wiring: Wiring, classes: int | None = None, lead: int = 0
 ) -> Batch:
-    """A pair of inputs and targets; class labels from 0 to classes - 1.
+    """The batch as a pair of inputs and targets; class labels must be from 0 to classes - 1.
 
     Args:
         where: the function that was called.
-        batch: anything.
-        wiring: of the module.
-        classes: of the task; None: any targets.
+        batch: the batch as the caller gave it.
+        wiring: the wiring of the module.
+        classes: the number of classes of the task; None: the targets are not class labels.
         lead: number of axes in front that count states.
     """
     x, y = check_pair(where, batch)
@@ -108,12 +108,12 @@ def check_batch(
 
 
 def check_class_batch(where: str, batch: Any, classes: Sequence[int] | None, wiring: Wiring) -> Batch:
-    """A pair of inputs and targets; where there are classes, those of two samples or more."""
+    """A pair of inputs and targets; if tasks have classes, of at least two samples."""
     inputs, y = check_batch(where, batch, wiring)
     if classes is not None and (y.dim() != 1 or y.dtype != torch.int64 or len(y) < 2):
         raise TypeError(
-            f"{where}: y is {tuple(y.shape)} of {y.dtype}. Expected the classes of at least two "
-            f"samples, (B,) of torch.int64."
+            f"{where}: y has shape {tuple(y.shape)} and type {y.dtype}. Expected the classes of at "
+            f"least two samples: shape (B,) and type torch.int64."
         )
     return inputs, y
 
@@ -126,14 +126,14 @@ def check_batches(
     wiring: Wiring,
     lead: int = 0,
 ) -> tuple[Batch, ...]:
-    """A batch for each task: the pair itself, or slices of a pair with an axis over tasks.
+    """One batch (x, y) for each task, after checks.
 
     Args:
-        batch: anything.
-        task: as the caller gave it; a list: x and y have an axis over tasks.
-        rows: the tasks.
-        classes: of each task of the learner.
-        wiring: of the module.
+        batch: the batch as the caller gave it.
+        task: the task as the caller gave it; if it is a list, x and y have an axis over tasks.
+        rows: the tasks as ints.
+        classes: the number of classes of each task of the learner.
+        wiring: the wiring of the module.
         lead: number of axes in front that count states.
     """
     x, y = check_pair("update", batch)
@@ -153,8 +153,8 @@ def _of_tasks(x: Any, y: Tensor, rows: Sequence[int], wiring: Wiring, lead: int)
     for path, value in [*((path, leaves[path]) for path in ours), ("y", y)]:
         if value.dim() <= lead or value.shape[lead] != len(rows):
             raise ValueError(
-                f"update: {path} has shape {tuple(value.shape)} for {len(rows)} tasks. Expected an "
-                f"axis over tasks in front, (K, B, ...): hat.update(state, (torch.stack(xs), "
+                f"update: {path} has shape {tuple(value.shape)} for {len(rows)} tasks. Expected a "
+                f"first axis over tasks, (K, B, ...): hat.update(state, (torch.stack(xs), "
                 f"torch.stack(ys)), {list(rows)}, scale)."
             )
     batches = []
@@ -167,7 +167,7 @@ def _of_tasks(x: Any, y: Tensor, rows: Sequence[int], wiring: Wiring, lead: int)
 
 
 def check_pair(where: str, batch: Any) -> tuple[Any, Tensor]:
-    """A pair of inputs, of which anything may be said yet, and a tensor of targets."""
+    """The batch as a pair: inputs that are not checked yet, and a tensor of targets."""
     if not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise TypeError(
             f"{where}: batch is a {type(batch).__name__}. Expected a pair of tensors (x, y)."
@@ -182,20 +182,21 @@ def check_pair(where: str, batch: Any) -> tuple[Any, Tensor]:
 
 
 def check_samples(where: str, x: Inputs, y: Tensor, classes: int | None, lead: int = 0) -> None:
-    """As many targets as samples, and at least one.
+    """Check that there are as many targets as samples, and at least one.
 
     Args:
         where: the function that was called.
         x: (B, ...), behind the leading axes.
-        y: (B, ...), likewise.
-        classes: of the task; None: any targets.
+        y: (B, ...), behind the same axes.
+        classes: the number of classes of the task; None: the targets are not class labels.
         lead: number of axes in front that count states.
     """
     check_filled(where, x)
     shape = x.batched[0].shape
     if shape[: lead + 1] != y.shape[: lead + 1]:
         raise ValueError(
-            f"{where}: x has {shape[0]} samples and y {tuple(y.shape)}. Expected as many targets."
+            f"{where}: x has {shape[0]} samples and y has shape {tuple(y.shape)}. Expected as many "
+            f"targets as samples."
         )
     check_labels(y, classes, where, lead)
 
@@ -203,14 +204,14 @@ def check_samples(where: str, x: Inputs, y: Tensor, classes: int | None, lead: i
 def check_inputs(
     where: str, batches: Any, wiring: Wiring, lead: int = 0, replicas: int = 0
 ) -> Iterator[Inputs]:
-    """The inputs of batches, each a pair (x, y) or x alone, checked as they are read.
+    """The inputs of batches, each a pair (x, y) or x alone; each is checked when it is read.
 
     Args:
         where: the function that was called.
-        batches: anything.
-        wiring: of the module.
+        batches: the batches as the caller gave them.
+        wiring: the wiring of the module.
         lead: number of axes in front that count states.
-        replicas: how many states the axis in front counts.
+        replicas: the number of states that the first axis counts.
     """
     check_list(where, "batches", batches, "a list of batches [(x, y)], or of inputs [x], or a loader")
     for batch in batches:
@@ -228,13 +229,21 @@ def inputs_alone(where: str, batch: Any) -> Any:
 
 
 def check_axis(where: str, x: Any, wiring: Wiring, replicas: int, shared: bool | None = False) -> None:
-    """A batch of its own for every replica; ``shared``: None where there is no other way."""
+    """Check that the first axis of every batched input counts replicas.
+
+    Args:
+        where: the function that was called.
+        x: a batch of its own for every replica.
+        wiring: the wiring of the module.
+        replicas: the number of replicas.
+        shared: None if the function cannot take one batch for all replicas.
+    """
     leaves = _leaves(where, x, wiring)
     for leaf in wiring.signature.batched:
         value = leaves[leaf.path]
         if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != replicas:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            other = "" if shared is None else "; for the same one give shared=True"
+            other = "" if shared is None else "; for one batch for all replicas write shared=True"
             raise ValueError(
                 f"{where}: {leaf.path} has shape {shape} for {replicas} replicas. Expected a batch for "
                 f"each, (S, B, ...){other}."
@@ -242,7 +251,7 @@ def check_axis(where: str, x: Any, wiring: Wiring, replicas: int, shared: bool |
 
 
 def axes_of(x: Any, wiring: Wiring) -> int:
-    """How many axes the first input has that leads with samples; 0 if it is not there."""
+    """The number of axes of the first input that leads with samples; 0 if it is missing."""
     if not isinstance(x, Tensor | tuple | list | dict) or not wiring.signature.leaves:
         return 0
     first = named_leaves(x).get(wiring.signature.batched[0].path)
@@ -250,7 +259,7 @@ def axes_of(x: Any, wiring: Wiring) -> int:
 
 
 def check_filled(where: str, x: Inputs) -> None:
-    """At least one number."""
+    """Check that a batch is not empty."""
     if not all(leaf.numel() for leaf in x.batched):
         raise ValueError(
             f"{where}: the batch is empty. Expected at least one sample: skip such a batch."
@@ -258,7 +267,7 @@ def check_filled(where: str, x: Inputs) -> None:
 
 
 def check_labels(y: Tensor, classes: int | None, where: str, lead: int = 0) -> None:
-    """Class labels, if that is what the targets are, from 0 to classes - 1."""
+    """Check that targets, if they are class labels, are from 0 to classes - 1."""
     if classes is not None and (y.dim() == 1 + lead or not y.is_floating_point()):
         if y.dtype != torch.int64:
             raise TypeError(f"{where}: labels are {y.dtype}. Expected torch.int64: write y.long().")

@@ -1,4 +1,4 @@
-"""What the boundary refuses: each message says where, what was expected, what came, how to mend it."""
+"""Checks of arguments. A message says where, what came, what was expected and how to mend it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from hatfn.wiring import Wiring
 
 
 def check_task(where: str, task: Any, tasks: int) -> int:
-    """A task as an int: an int, a numpy integer or a 0-d integer tensor, from 0 to tasks - 1."""
+    """The task as an int, after a check that it is an integer from 0 to tasks - 1.
+
+    An int, a numpy integer and a 0-d integer tensor are integers; a bool is not.
+    """
     right = f"Expected an int from 0 to {tasks - 1} ({tasks} tasks)"
     index = integer(task)
     if index is None:
@@ -31,7 +34,7 @@ def check_task(where: str, task: Any, tasks: int) -> int:
 
 
 def check_state(where: str, state: Any, wiring: Wiring, tasks: int | None = None) -> None:
-    """A single state of the learner; of as many tasks, if that is known."""
+    """Check that ``state`` is a single state of the learner, of ``tasks`` tasks if that is given."""
     if not isinstance(state, HATState):
         raise TypeError(
             f"{where}: state is a {type(state).__name__}. Expected a HATState, as hat.init(seed=0) "
@@ -41,19 +44,19 @@ def check_state(where: str, state: Any, wiring: Wiring, tasks: int | None = None
     if len(shape) != 1 or tasks not in (None, *shape):
         raise ValueError(
             f"{where}: state.learned has shape {shape}. Expected ({tasks or 'T'},), one state of this "
-            f"learner: of stacked ones hatfn.replica(states, i), or hatfn.Replicas(hat) for "
-            f"all; of a grown learner the state that came with it."
+            f"learner. For stacked states write hatfn.replica(states, i), or hatfn.Replicas(hat) for "
+            f"all of them; for a grown learner take the state that hatfn.grow returned."
         )
     groups = {group: e.shape[-1] for group, e in state.embeddings.items()}
     if groups != wiring.groups:
         raise ValueError(
-            f"{where}: the state is of another learner: it has the groups {groups}. Expected "
-            f"{dict(wiring.groups)}: a state of hat.init(seed)."
+            f"{where}: the state is of another learner: it has the groups {groups}. Expected a state "
+            f"of this learner, such as hat.init(seed=0), with the groups {dict(wiring.groups)}."
         )
 
 
 def check_owned(where: str, hat: Any, state: Any) -> None:
-    """A learner, and a state of it."""
+    """Check that ``hat`` is a learner, and ``state`` a single state of it."""
     check_learner(where, hat)
     check_state(where, state, hat.wiring, hat.tasks)
 
@@ -64,28 +67,28 @@ def is_several(task: Any) -> bool:
 
 
 def check_tasks(where: str, task: Any, tasks: int) -> list[int]:
-    """One task as a list of one; several in ascending order, each once."""
+    """The tasks as a list of ints: one task, or several in ascending order, each once."""
     if not is_several(task):
         return [check_task(where, task, tasks)]
     rows = [check_task(where, one, tasks) for one in task]
     if not rows or rows != sorted(set(rows)):
         right = f"task={sorted(set(rows))}" if rows else "task=0"
         raise ValueError(
-            f"{where}: task={task!r}. Expected tasks in ascending order, each once, as the optimiser's "
-            f"moments are kept in that order. Write {right}."
+            f"{where}: task={task!r}. Expected tasks in ascending order, each once, because the "
+            f"optimizer state has them in that order. Write {right}."
         )
     return rows
 
 
 def check_each_task(where: str, task: Any, tasks: int) -> list[int]:
-    """One task or several, in any order, as an ascending list."""
+    """The tasks as a list of ints in ascending order: one task, or several in any order."""
     if not is_several(task):
         return [check_task(where, task, tasks)]
     return sorted({check_task(where, one, tasks) for one in task})
 
 
 def check_sample_tasks(where: str, task: Any, x: Inputs, tasks: int) -> int | Tensor:
-    """One task for all samples as an int, or one for each as (B,) int64 on the device of x."""
+    """One task for all samples, as an int, or one for each, as (B,) int64 on the device of x."""
     if not isinstance(task, Tensor | list | tuple) or (isinstance(task, Tensor) and not task.dim()):
         return check_task(where, task, tasks)
     right = (
@@ -98,7 +101,7 @@ def check_sample_tasks(where: str, task: Any, x: Inputs, tasks: int) -> int | Te
         raise TypeError(f"{where}: task is a tensor of {task.dtype}. {right}.")
     if tuple(task.shape) != (x.samples,):
         raise ValueError(
-            f"{where}: task has shape {tuple(task.shape)} and x {x.samples} samples. {right}."
+            f"{where}: task has shape {tuple(task.shape)}, but x has {x.samples} samples. {right}."
         )
     for end in task.aminmax() if len(task) else ():
         check_task(where, end, tasks)
@@ -106,13 +109,13 @@ def check_sample_tasks(where: str, task: Any, x: Inputs, tasks: int) -> int | Te
 
 
 def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
-    """A mask scale in (0, s_max], if its number can be read."""
+    """Check that a mask scale is in (0, s_max], if its number can be read."""
     value = read(scale) if isinstance(scale, Tensor) else scale
     top = read(s_max)
     if isinstance(value, list):
         raise ValueError(
-            f"{where}: scale has shape {tuple(scale.shape)}. Expected one number; hatfn.Replicas takes "
-            f"one for each replica."
+            f"{where}: scale has shape {tuple(scale.shape)}. Expected one number; only hatfn.Replicas "
+            f"takes several, one for each replica."
         )
     if value is None or isinstance(top, list):
         return
@@ -120,13 +123,14 @@ def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
         raise TypeError(f"{where}: scale={scale!r}. Expected a number, or None for binary gates.")
     if not math.isfinite(value) or value <= 0 or (top is not None and value > top * (1 + 1e-6)):
         raise ValueError(
-            f"{where}: scale={value}. Expected a number in (0, s_max={top}]; at 0 every gate is 1/2, "
-            f"below it masks invert. Write hatfn.schedule.linear(s_max)(progress), or build(s_max=...)."
+            f"{where}: scale={value}. Expected a number in (0, s_max={top}]: at 0 every gate is 1/2, "
+            f"and a negative scale inverts masks. Write hatfn.schedule.linear(s_max)(progress), or "
+            f"set another s_max: build(s_max=...)."
         )
 
 
 def check_active(where: str, state: HATState, rows: Sequence[int], together: bool = False) -> None:
-    """``begin`` must have opened the tasks; ``together``: these and no others."""
+    """Check that ``begin`` opened the tasks; with ``together`` also that it opened no others."""
     active = read(state.active)
     if active is None:
         return
@@ -134,18 +138,18 @@ def check_active(where: str, state: HATState, rows: Sequence[int], together: boo
     one = asked[0] if len(asked) == 1 else asked
     if not set(asked) <= set(opened):
         raise ValueError(
-            f"{where}: task {one} is not open (open: {opened or 'none'}), and its parameters must "
-            f"not move. Write state = hat.begin(state, {one}) first."
+            f"{where}: task {one} is not open (open: {opened or 'none'}), so its parameters must not "
+            f"change. Write state = hat.begin(state, {one}) first."
         )
     if together and asked != opened:
         raise ValueError(
-            f"{where}: task={one}, but {opened} were opened together, and so are the optimiser's "
-            f"moments. Write task={opened}, or state = hat.begin(state, {one}) first."
+            f"{where}: task={one}, but {opened} were opened together, and share one optimizer state. "
+            f"Write task={opened}, or state = hat.begin(state, {one}) first."
         )
 
 
 def check_learned(where: str, state: HATState, tasks: Sequence[int]) -> None:
-    """Binary gates are those of learned tasks."""
+    """Check that tasks are learned, because other tasks have no binary gates."""
     learned = read(state.learned)
     missing = [] if learned is None else [task for task in tasks if not learned[task]]
     if missing:
@@ -158,7 +162,7 @@ def check_learned(where: str, state: HATState, tasks: Sequence[int]) -> None:
 
 
 def check_chosen(where: str, state: HATState, tasks: Sequence[int] | None, count: int) -> list[int]:
-    """Learned tasks by number; all of them, in order, if the choice is left open."""
+    """The tasks as ints, after a check that they are learned; None stands for all learned tasks."""
     if tasks is None:
         tasks = state.learned.nonzero().flatten().tolist()
     check_list(where, "tasks", tasks, "a list of tasks, such as [0, 1]")
@@ -174,7 +178,7 @@ def check_chosen(where: str, state: HATState, tasks: Sequence[int] | None, count
 def check_locked(
     where: str, locked: Sequence[int] | None, opened: Sequence[int], tasks: int
 ) -> list[int] | None:
-    """Tasks to lock; None if the choice is left open."""
+    """The tasks to protect, as ints, after a check that they are not opened; None stays None."""
     if locked is None:
         return None
     check_list(where, "locked", locked, "a list of tasks, such as [0, 1]")
@@ -182,7 +186,7 @@ def check_locked(
     both = sorted(set(rows) & set(opened))
     if both:
         raise ValueError(
-            f"{where}: task {both[0]} cannot be changed and locked at once. Write "
+            f"{where}: task {both[0]} cannot be changed and protected at the same time. Write "
             f"locked={[row for row in rows if row not in opened]}."
         )
     return rows
@@ -191,17 +195,17 @@ def check_locked(
 def check_init_from(
     where: str, state: HATState, opened: Sequence[int], source: Any, batch: Any, tasks: int
 ) -> None:
-    """A learned task that is not the opened one, or "similar" with a batch to choose by."""
+    """Check that ``source`` is a learned task, not the opened one, or "similar" with a batch."""
     if len(opened) > 1:
         raise ValueError(
-            f"{where}: init_from={source!r} for tasks {list(opened)}. Expected it for a single task: "
-            f"open each with it, then all with hat.begin(state, {list(opened)})."
+            f"{where}: init_from={source!r} for tasks {list(opened)}. Expected a single task: open "
+            f"each task with init_from, then all of them with hat.begin(state, {list(opened)})."
         )
     if source == "similar":
         if batch is None:
             raise ValueError(
-                f'{where}: init_from="similar" without data to choose by. Write hat.{where}(state, '
-                f'{opened[0]}, init_from="similar", batch=(x, y)).'
+                f'{where}: init_from="similar" without data to compare tasks with. Write '
+                f'hat.{where}(state, {opened[0]}, init_from="similar", batch=(x, y)).'
             )
         return
     if isinstance(source, str):

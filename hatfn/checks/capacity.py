@@ -1,4 +1,4 @@
-"""Warnings: what is allowed and rarely meant, such as a group without a free unit."""
+"""Warnings of calls that are allowed but rarely intended, such as using up all units of a group."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 class HATWarning(UserWarning):
-    """Something that is allowed and rarely meant: no free capacity, a group switched off."""
+    """Something that is allowed but rarely intended: no free capacity, a group switched off."""
 
 
 def warn(message: str) -> None:
-    """Warn of something at the line outside of hatfn that led to it."""
+    """Give a warning that points at the line outside of hatfn that caused it."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
@@ -29,7 +29,7 @@ def warn(message: str) -> None:
 
 
 def check_free(where: str, rows: Sequence[int], used: Mapping[str, Tensor]) -> None:
-    """Warn of groups that the locked tasks use up, and of those of which they leave one unit."""
+    """Warn of groups in which the protected tasks leave no free unit, or only one."""
     left = {group: read((~units.bool()).sum(-1).amin()) for group, units in used.items()}
     for count, what, rest in (
         (0, "no free capacity", "every unit"),
@@ -39,15 +39,15 @@ def check_free(where: str, rows: Sequence[int], used: Mapping[str, Tensor]) -> N
         if groups:
             warn(
                 f"{where}: {what} for task {', '.join(map(str, rows))} in {_listed(groups)}: earlier "
-                f"tasks use {rest}. It can only reuse theirs. Raise sparsity for earlier tasks, or "
-                f"widen the module."
+                f"tasks use {rest}. A new task can only reuse these. Raise sparsity for earlier tasks, "
+                f"or widen the module."
             )
 
 
 def check_left(where: str, task: int, before: HATState, after: HATState) -> None:
     """Warn of groups in which a task leaves fewer free units than there are tasks to come.
 
-    Of states that are stacked, if it does so in any of them.
+    With stacked states, it warns if this holds in one of them.
     """
     to_come = read((~after.learned).sum(-1).amax())
     taken = []
@@ -58,8 +58,8 @@ def check_left(where: str, task: int, before: HATState, after: HATState) -> None
     if taken:
         warn(
             f"{where}: task {task} leaves fewer units than there are tasks to come ({to_come}) in "
-            f"{_listed(taken)}. They can only reuse what is learned. Raise its sparsity, as in "
-            f"build(sparsity=[2.0, 0.75, ...]), or widen the module."
+            f"{_listed(taken)}. These tasks can only reuse learned units. Raise the sparsity of task "
+            f"{task}, as in build(sparsity=[2.0, 0.75, ...]), or widen the module."
         )
 
 
@@ -73,13 +73,13 @@ def check_alive(where: str, task: int, masks: Mapping[str, Tensor]) -> None:
     dead = [group for group, mask in masks.items() if read(mask.any(-1).all()) is False]
     if dead:
         warn(
-            f"{where}: task {task} uses no unit of {_listed(dead)}, so nothing passes there. Lower "
+            f"{where}: task {task} uses no unit of {_listed(dead)}, so no signal passes through. Lower "
             f"sparsity, or train longer at a small scale."
         )
 
 
 def warn_untouched(where: str, why: str) -> None:
-    """Warn that tasks hold nothing but initial values."""
+    """Warn that tasks have only their initial values."""
     warn(f"{where}: nothing to forget: {why}.")
 
 
@@ -95,19 +95,19 @@ def check_groups(wiring: Wiring, tasks: int, where: str = "build") -> None:
 
 
 def check_unfinished(where: str, rows: Sequence[int], state: HATState) -> None:
-    """Warn of tasks that are open and that nobody closed: opening others ends their training.
+    """Warn of open tasks that were not consolidated: opening other tasks ends their training.
 
     Args:
         where: the function that opens tasks.
         rows: the tasks that it opens.
-        state: before; stacked ones agree on what is open.
+        state: the state before. Stacked states all have the same open tasks.
     """
     active = read(state.active)
     lost = [task for task, on in enumerate(active or ()) if on and task not in rows]
     if lost:
         one = lost[0]
         warn(
-            f"{where}: task {one} is open and was not consolidated, so that nothing protects what it "
+            f"{where}: task {one} is open and was not consolidated, so nothing protects what it "
             f"learned. Write state = hat.consolidate(state, {one}) before {where}."
         )
 
@@ -117,8 +117,8 @@ def check_statistics(where: str, task: int, state: HATState) -> None:
 
     Args:
         where: the function that closes the task.
-        task: which.
-        state: before; stacked ones are all looked at.
+        task: the task.
+        state: the state before. Of stacked states, each one is read.
     """
     counts = (
         read(leaf.select(leaf.dim() - 1, task).amax())
@@ -127,8 +127,8 @@ def check_statistics(where: str, task: int, state: HATState) -> None:
     )
     if any(count for count in counts if count is not None):
         warn(
-            f"{where}: the running statistics of task {task} were taken under all mask scales of its "
-            f"training, and it is served under binary gates. Write hat.consolidate(state, {task}, "
-            f"batches), with batches of its training data: a list of (x, y) or a loader; batches=[] "
-            f"keeps the statistics as they are."
+            f"{where}: the running statistics of task {task} mix all mask scales of its training, but "
+            f"the task is served with binary gates. Write hat.consolidate(state, {task}, batches), "
+            f"with batches of its training data: a list of (x, y) or a loader; batches=[] keeps the "
+            f"statistics as they are."
         )

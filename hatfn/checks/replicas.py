@@ -1,4 +1,4 @@
-"""What replicate() and Replicas refuse."""
+"""Checks of the arguments of replicate(), replica(), stack() and Replicas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hatfn.state import HATState
 
 
 def check_seeds(seeds: Any) -> list[int]:
-    """One integer per replica."""
+    """The seeds as a list of ints, one per replica."""
     check_list("replicate", "seeds", seeds, "one per replica, such as range(8)")
     found = [check_seed("replicate", seed) for seed in seeds]
     if not found:
@@ -27,7 +27,7 @@ def check_seeds(seeds: Any) -> list[int]:
 def check_replicated(
     hyper: Mapping[str, Any], known: Mapping[str, Any], replicas: int
 ) -> dict[str, list[float]]:
-    """A value of each setting for every replica."""
+    """The values of settings, a list of one number per replica for each setting."""
     values = {}
     for name, value in hyper.items():
         if name not in known:
@@ -49,7 +49,7 @@ def check_replicated(
 
 
 def check_stacked(where: str, states: Any) -> None:
-    """Stacked states."""
+    """Check that states are stacked."""
     check_kind(where, "states", states, HATState, "stacked ones: hatfn.replicate(hat, seeds)")
     if states.learned.dim() != 2:
         raise ValueError(
@@ -59,7 +59,7 @@ def check_stacked(where: str, states: Any) -> None:
 
 
 def check_replica(index: Any, replicas: int) -> None:
-    """The number of a replica."""
+    """Check that the index of a replica is in its range."""
     number = check_integer("replica", "index", index, such_as=0)
     if not 0 <= number < replicas:
         raise ValueError(
@@ -68,7 +68,7 @@ def check_replica(index: Any, replicas: int) -> None:
 
 
 def check_alike_states(states: Any) -> None:
-    """At least one state, all of the same structure and shapes."""
+    """Check that there is at least one state, and that all have the same structure and shapes."""
     check_list("stack", "states", states, "a list of states [state, ...]")
     for state in states:
         check_kind("stack", "states", state, HATState, "a list of states [state, ...]")
@@ -76,12 +76,12 @@ def check_alike_states(states: Any) -> None:
     if not shapes or any(other != shapes[0] for other in shapes):
         raise ValueError(
             f"stack: {len(shapes)} states{' of different shapes' if shapes else ''}. Expected at least "
-            f"one, all of the same learner and with as many tasks open."
+            f"one state; all must be of the same learner and have the same number of open tasks."
         )
 
 
 def check_scales(where: str, scale: Any, s_max: Tensor) -> None:
-    """One scale for all replicas, or (S,), one for each; None for binary gates."""
+    """Check one scale for all replicas, or (S,) scales, one for each; None for binary gates."""
     if scale is None:
         return
     if not isinstance(scale, Tensor) or not scale.dim():

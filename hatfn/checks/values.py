@@ -1,4 +1,4 @@
-"""What kind of thing an argument is: the refusals that need to know nothing of states."""
+"""Checks of the type and range of one argument; they do not depend on states."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from hatfn.numerics.concrete import integer, read
 
 
 def shortened(items: Sequence[object], most: int = 8) -> str:
-    """The items as a list that is cut behind the first few."""
+    """The items as text; a list of more than ``most`` items is cut."""
     shown = ", ".join(map(str, items[:most]))
     return f"[{shown}, ... {len(items)} in all]" if len(items) > most else f"[{shown}]"
 
 
 def check_kind(where: str, name: str, value: Any, kind: Any, right: str) -> None:
-    """An instance of a class, or of one of several (``a | b``)."""
+    """Check that a value is an instance of a class, or of one of several (``a | b``)."""
     if not isinstance(value, kind):
         raise TypeError(f"{where}: {name} is a {type(value).__name__}. Expected {right}.")
 
 
 def check_learner(where: str, hat: Any) -> None:
-    """What build() makes, or anything that looks like it."""
+    """Check that ``hat`` is a learner: what build() returns, or an object like it."""
     if not (hasattr(hat, "wiring") and hasattr(hat, "tasks")):
         raise TypeError(
             f"{where}: hat is a {type(hat).__name__}. Expected the learner that build() made: hat = "
@@ -33,20 +33,20 @@ def check_learner(where: str, hat: Any) -> None:
 
 
 def check_callable(where: str, name: str, value: Any, right: str) -> None:
-    """A function."""
+    """Check that a value is a function."""
     if not callable(value):
         raise TypeError(f"{where}: {name}={value!r}. Expected a function {right}.")
 
 
 def check_list(where: str, name: str, value: Any, right: str) -> None:
-    """Something to go through, one after the other."""
+    """Check that a value is a list or another iterable, but not a tensor or a string."""
     if isinstance(value, Tensor | str) or not hasattr(value, "__iter__"):
         got = f" is a {type(value).__name__}" if isinstance(value, Tensor) else f"={value!r}"
         raise TypeError(f"{where}: {name}{got}. Expected {right}.")
 
 
 def check_integer(where: str, name: str, value: Any, such_as: int = 1) -> int:
-    """An int."""
+    """The value as an int, after a check that it is an integer."""
     number = integer(value)
     if number is None:
         raise TypeError(
@@ -56,7 +56,7 @@ def check_integer(where: str, name: str, value: Any, such_as: int = 1) -> int:
 
 
 def check_count(where: str, name: str, value: Any) -> int:
-    """An int of at least 1."""
+    """The value as an int, after a check that it is at least 1."""
     number = check_integer(where, name, value)
     if number < 1:
         raise ValueError(f"{where}: {name}={number}. Expected at least 1.")
@@ -64,7 +64,7 @@ def check_count(where: str, name: str, value: Any) -> int:
 
 
 def check_seed(where: str, seed: Any) -> int:
-    """A seed as an int of at least 0 that a generator takes."""
+    """The seed as an int, after a check that a generator accepts it."""
     number = check_integer(where, "seed", seed, such_as=0)
     if not 0 <= number < 2**63:
         raise ValueError(
@@ -77,7 +77,7 @@ def check_seed(where: str, seed: Any) -> int:
 def check_real(
     where: str, name: str, value: Any, right: Callable[[float], bool], expected: str
 ) -> None:
-    """A number, or a tensor of numbers, in a range; inside ``vmap`` they are not looked at."""
+    """Check that a number, or every number of a tensor, is in a range; ``vmap`` skips the check."""
     numbers = [value]
     if isinstance(value, Tensor):
         ends = map(read, value.aminmax()) if value.numel() else ()
@@ -90,13 +90,13 @@ def check_real(
 
 
 def check_alike(where: str, name: str, tree: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """A tensor of the same shape for every name of a tree."""
+    """Check that ``other`` has a tensor of the same shape for every name of ``tree``."""
     for kind, each in (("the first argument", tree), (name, other)):
         check_kind(where, kind, each, Mapping, "{name: tensor}, a dict")
     for key, leaf in tree.items():
         shape = tuple(other[key].shape) if key in other else None
         if shape != leaf.shape:
             raise ValueError(
-                f"{where}: {name}[{key!r}] has shape {shape}, for a tensor of {tuple(leaf.shape)}. "
-                f"Expected one of the same shape for every name."
+                f"{where}: {name}[{key!r}] has shape {shape}, but the first argument's {key!r} has "
+                f"{tuple(leaf.shape)}. Expected a tensor of the same shape for every name."
             )

@@ -1,1 +1,1 @@
-"""What a step runs on: optimisers, processes, compiled graphs."""
+"""The parts that run a step: optimizers, processes, compiled graphs."""

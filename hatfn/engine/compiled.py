@@ -19,12 +19,12 @@ from hatfn.numerics.trees import flatten, unflatten
 
 
 def check_compile(part: Any, optimizer: Optimizer, ranks: Ranks, recomputes: bool) -> None:
-    """What of a step is compiled, and whether it can be.
+    """Check that a part of a step can be compiled.
 
     Args:
-        part: of a step; None: nothing.
-        optimizer: a pair that is pure.
-        ranks: that train together.
+        part: the part of a step to compile; None: nothing.
+        optimizer: a pair of pure functions.
+        ranks: the processes that train together.
         recomputes: whether the module checkpoints activations.
     """
     if part is None:
@@ -32,34 +32,34 @@ def check_compile(part: Any, optimizer: Optimizer, ranks: Ranks, recomputes: boo
     check_choice("compile", part, get_args(Part))
     if ranks.size > 1:
         raise ValueError(
-            f"build: compile={part!r} with {ranks.size} processes, whose messages no graph can hold. "
-            f"Expected compile=None, or ranks left out."
+            f"build: compile={part!r} with {ranks.size} processes, but a graph cannot send messages "
+            f"between processes. Expected compile=None, or a single process: leave ranks out."
         )
     if part == "step" and recomputes:
         raise ValueError(
-            "build: compile='step', and the module checkpoints activations, which a graph would keep. "
-            "Expected compile='update'."
+            "build: compile='step', but the module checkpoints activations, and a compiled step would "
+            "store them all. Expected compile='update'."
         )
     tree = {"w": torch.ones(2)}
     try:
         captured(partial(optimizer.update, params=tree), tree, optimizer.init(tree))
     except Exception as error:
         raise ValueError(
-            f"build: compile={part!r}, and the optimizer reads numbers of tensors, as those of "
+            f"build: compile={part!r}, but the optimizer reads numbers out of tensors, as those of "
             f"hatfn.from_torch do. Expected functions made of operators alone: torchopt.adam(1e-3)."
         ) from error
 
 
 Part = Literal["update", "step"]
-"""What of a step is compiled: all that follows the gradient, or the gradient as well."""
+"""The part of a step that is compiled: "update" is all that follows the gradient, "step" is all."""
 
 
 class Graph(NamedTuple):
     """A compiled function.
 
     Attributes:
-        run: from leaves to leaves.
-        structure: of what it returns.
+        run: the function, from leaves to leaves.
+        structure: the tree structure of its results.
     """
 
     run: Callable[..., Any]
@@ -71,32 +71,33 @@ class Graphs:
     """The compiled functions of one learner, each compiled once for every shape of its arguments.
 
     Attributes:
-        known: a memo, which saves work and changes no result.
+        known: the functions compiled so far; they save work and change no result.
     """
 
     known: dict[Hashable, Graph] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
-        return Graphs, ()  # machine code stays where it was made
+        return Graphs, ()  # compiled code is neither copied nor pickled
 
     def __len__(self) -> int:
         return len(self.known)
 
     def run(self, function: Callable[..., Any], name: Hashable, *trees: Any) -> Any:
-        """``function(*trees)`` from its graph; the graph is made if there is none.
+        """Compute ``function(*trees)`` by its graph, which is compiled at the first call.
 
         Args:
-            function: of tensors alone: it may depend on their numbers by operators only.
-            name: tells it from other functions of this learner, by everything that it depends on.
-            trees: its arguments.
+            function: takes trees of tensors and computes with operators only, without reading numbers.
+            name: identifies the function within this learner; it contains everything else that the
+                function depends on.
+            trees: the arguments of the function.
 
         Raises:
-            RuntimeError: it reads numbers, or PyTorch cannot compile it here.
+            RuntimeError: the function reads numbers, or PyTorch cannot compile it on this machine.
         """
         leaves: list[Tensor]
         leaves, structure = optree.tree_flatten(trees)  # type: ignore[arg-type]
         kinds = tuple((leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves)
-        # A graph's loops divide their work among as many threads as there were.
+        # The number of threads is fixed when a graph is compiled.
         key = (name, structure, kinds, torch.get_num_threads())
         if key not in self.known:
             self.known[key] = Graph(*_compiled(function, trees, leaves))
@@ -106,31 +107,31 @@ class Graphs:
 
 
 def _compiled(function: Callable[..., Any], trees: Any, leaves: Any) -> tuple[Callable[..., Any], Any]:
-    """A compiled function of leaves, and the structure of the leaves that it returns."""
+    """A compiled function from leaves to leaves, and the tree structure of its results."""
     try:
         graph, structure = captured(function, *trees)
     except RuntimeError as error:
         raise RuntimeError(
             f"update: the step cannot be captured as a graph: {error}. The loss, the regularizer, the "
-            f"gate or, with compile='step', the module reads numbers of tensors. Expected functions "
-            f"made of operators alone, such as torch.where; or build with compile=None."
+            f"gate or, with compile='step', the module reads numbers out of tensors. Expected "
+            f"functions made of operators alone, such as torch.where; or build with compile=None."
         ) from error
     try:
         with torch.no_grad():
             return torch._inductor.compile(graph, leaves), structure
     except Exception as error:
         raise RuntimeError(
-            f"update: PyTorch could not compile the step: {error}. On a CPU it needs a C++ compiler, "
-            f"such as g++; without one build with compile=None."
+            f"update: PyTorch could not compile the step: {error}. Expected a C++ compiler, such as "
+            f"g++, if the step runs on a CPU; without one, build with compile=None."
         ) from error
 
 
 def captured(function: Callable[..., Any], *trees: Any) -> tuple[torch.fx.GraphModule, Any]:
-    """The operators that a function calls, as a graph of leaves, and the structure of its results.
+    """The operators that a function calls, as a graph of leaves, and the tree structure of its results.
 
     Args:
-        function: of trees of tensors.
-        trees: its arguments, which lend their shapes.
+        function: a function of trees of tensors.
+        trees: example arguments; the graph depends on their shapes only.
     """
     returned: list[Any] = []
     leaves, structure = optree.tree_flatten(trees)  # type: ignore[arg-type,var-annotated]
@@ -140,12 +141,14 @@ def captured(function: Callable[..., Any], *trees: Any) -> tuple[torch.fx.GraphM
         returned.append(shape)
         return tuple(results)
 
-    trace = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)  # constants are real
+    trace = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)  # constants stay real
     return trace(*leaves), returned[-1]
 
 
 def widened(protection: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Flags as 0.0 and 1.0, protection just as well: on a CPU compiled loops take bytes one by one.
+    """The same protection with flags as 0.0 and 1.0, which a compiled step on a CPU reads faster.
+
+    Compiled loops on a CPU process bool tensors one byte at a time.
 
     Args:
         protection: {name: tensor}, bool, or in [0, 1].

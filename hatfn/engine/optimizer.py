@@ -1,4 +1,4 @@
-"""What an optimiser must be: an optax-style pair of pure functions, such as torchopt's."""
+"""Optimizers as optax-style pairs of pure functions, such as torchopt's."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class Optimizer(Protocol):
 
     @property
     def init(self) -> Callable[..., Any]:
-        """From parameters to the optimiser's state."""
+        """From parameters to the optimizer state."""
 
     @property
     def update(self) -> Callable[..., tuple[Any, Any]]:
-        """From gradients and state to updates and state."""
+        """From gradients and optimizer state to updates and the next optimizer state."""
 
 
 class PureOptimizer(NamedTuple):
-    """An (init, update) pair that changes nothing it is given.
+    """An (init, update) pair that does not change its arguments.
 
     Attributes:
-        init: from parameters to the optimiser's state.
-        update: from gradients and state to updates and state.
-        stacked: the same of trees that lead with replicas; None: ``vmap`` makes it from ``update``.
+        init: from parameters to the optimizer state.
+        update: from gradients and optimizer state to updates and the next optimizer state.
+        stacked: ``update`` for the stacked trees of S replicas; None: ``update`` under ``vmap``.
     """
 
     init: Callable[[Any], Any]
@@ -43,15 +43,15 @@ class PureOptimizer(NamedTuple):
 
 
 def fresh_opt_state(optimizer: Optimizer, state: HATState) -> Any:
-    """The optimiser's state before any step of the tasks that are open; of none, as of one task."""
+    """The optimizer state before the first step of the open tasks; if none is open, for one task."""
     return next(possible_opt_states(optimizer, state))
 
 
 def possible_opt_states(optimizer: Optimizer, state: HATState) -> Iterator[Any]:
-    """Fresh moments of as many tasks as a state's can be of.
+    """Fresh optimizer states, one for each shape that the optimizer state of ``state`` can have.
 
-    First of those that are open; then of any number, for the tasks that were opened together last may
-    be closed by now.
+    The first is for the open tasks. The others are for any number of tasks, because some of the tasks
+    that were opened together may be closed by now.
     """
     opened = state.active.nonzero().flatten().tolist() or [0]
     for rows in (opened, *map(range, range(1, len(state.active) + 1))):
@@ -59,7 +59,7 @@ def possible_opt_states(optimizer: Optimizer, state: HATState) -> Iterator[Any]:
 
 
 class _OutOfPlace(TorchFunctionMode):
-    """Operators that vmap has a rule for, in the place of their in-place kin that it loops over."""
+    """Replace in-place operators, which vmap can only loop over, by operators that it can batch."""
 
     RULES: ClassVar = {Tensor.addcmul_: torch.addcmul, Tensor.addcdiv_: torch.addcdiv}
 
@@ -71,21 +71,21 @@ class _OutOfPlace(TorchFunctionMode):
 
 
 def stacked(optimizer: Optimizer) -> PureOptimizer:
-    """The optimiser of S stacked trees: by its own way to step them, or by ``vmap``."""
-    own = getattr(optimizer, "stacked", None)
-    if own is None:
+    """The optimizer of S stacked trees: by its own ``stacked`` update, or else by ``vmap``."""
+    update = getattr(optimizer, "stacked", None)
+    if update is None:
 
-        def own(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
-            every: tuple[Any, Any] = batched(_vectorized(optimizer), (0, 0, 0))(
+        def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+            results: tuple[Any, Any] = batched(_vectorized(optimizer), (0, 0, 0))(
                 gradients, state, params
             )
-            return every
+            return results
 
-    return PureOptimizer(batched(optimizer.init, (0,)), own)
+    return PureOptimizer(batched(optimizer.init, (0,)), update)
 
 
 def _vectorized(optimizer: Optimizer) -> Callable[..., tuple[Any, Any]]:
-    """The update, to the bit, as ``vmap`` batches it best."""
+    """An update that ``vmap`` batches faster, with results that are equal to the bit."""
 
     def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
         try:
@@ -95,8 +95,8 @@ def _vectorized(optimizer: Optimizer) -> Callable[..., tuple[Any, Any]]:
             if not is_unbatchable(error):
                 raise
             raise ValueError(
-                "replicas: the optimizer has an operator of its own that vmap cannot batch, as "
-                "those of torchopt have with use_accelerated_op=True. Expected one without it: "
+                "replicas: vmap cannot batch an operator of the optimizer, as with torchopt's "
+                "use_accelerated_op=True. Expected an optimizer without such an operator: "
                 "torchopt.adam(1e-3)."
             ) from error
 
@@ -104,10 +104,11 @@ def _vectorized(optimizer: Optimizer) -> Callable[..., tuple[Any, Any]]:
 
 
 def advanced(optimizer: Optimizer, gradients: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
-    """The optimiser's updates and new state; moments of other tasks are refused, even if they fit.
+    """The updates and the new optimizer state of one step.
 
     Raises:
-        ValueError: the moments are of other tasks than the parameters.
+        ValueError: the optimizer state is of more or fewer tasks than the parameters. This is an error
+            even if the shapes broadcast.
     """
     try:
         steps, new = optimizer.update(gradients, opt_state, params=params)
@@ -119,20 +120,20 @@ def advanced(optimizer: Optimizer, gradients: Any, opt_state: Any, params: Any) 
 
 
 def check_optimizer(optimizer: Any) -> PureOptimizer:
-    """The pair, shown to be pure by a small example."""
+    """The optimizer as a pair of functions, after a small example has shown that the pair is pure."""
     init, update = getattr(optimizer, "init", None), getattr(optimizer, "update", None)
     if not (callable(init) and callable(update)):
         kind = optimizer if isinstance(optimizer, type) else type(optimizer)
-        torchs = issubclass(kind, torch.optim.Optimizer)
-        written = (
+        from_torch = issubclass(kind, torch.optim.Optimizer)
+        right = (
             f"hatfn.from_torch(torch.optim.{kind.__name__}, lr=1e-3)"
-            if torchs
+            if from_torch
             else "torchopt.adam(1e-3)"
         )
         raise TypeError(
             f"build: optimizer is {'the class' if kind is optimizer else 'a'} {kind.__name__}. "
-            f"Expected a pair of pure functions (init, update), not one that changes parameters in "
-            f"place: {written}."
+            f"Expected a pair of pure functions (init, update), not an optimizer that changes "
+            f"parameters in place: {right}."
         )
     if "inplace" in inspect.signature(update).parameters:
         update = partial(update, inplace=False)
@@ -140,36 +141,36 @@ def check_optimizer(optimizer: Any) -> PureOptimizer:
     start = init(params)
     if not all(isinstance(leaf, Tensor) for leaf in optree.tree_leaves(start)):
         raise TypeError(
-            "build: the optimizer keeps a plain number in its state, which vmap cannot carry (as "
-            "torchopt's radam and adamax do). Expected tensors only, as in "
-            "torchopt's sgd, adam, adamw or rmsprop."
+            "build: the optimizer state contains a plain number, which vmap cannot batch (torchopt's "
+            "radam and adamax have one). Expected tensors only, as in torchopt's sgd, adam, adamw or "
+            "rmsprop."
         )
     first, second = (update(gradients, start, params=params)[0] for _ in range(2))
     if not torch.equal(first["w"], second["w"]):
         raise ValueError(
-            "build: the optimizer gave two answers to the same question, so it keeps state of its own "
-            "(torchopt's sgd does with dampening). Expected a pure update: leave dampening at 0."
+            "build: the optimizer returned different updates for the same arguments, so it has hidden "
+            "state (as torchopt's sgd with dampening). Expected a pure update: leave dampening at 0."
         )
     return PureOptimizer(init, update, getattr(optimizer, "stacked", None))
 
 
 def check_carried(where: str, carried: Any, fresh: Any, count: int) -> Any:
-    """Moments of as many tasks as are open now."""
+    """The optimizer state to carry on, after a check that it is of ``count`` tasks."""
     if not _same_shapes(carried, fresh):
         raise ValueError(
-            f"{where}: carry=True, but the optimiser's moments are not those of {count} tasks trained "
-            f"together, or were not saved. Write carry=False to start with new ones."
+            f"{where}: carry=True, but the optimizer state is not that of {count} tasks trained "
+            f"together, or it was not saved. Write carry=False to start with a new one."
         )
     return carried
 
 
 def _check_opt_state(given: Any, expected: Any) -> None:
-    """Shapes that follow from moments of the very tasks that are open."""
+    """Check the shapes that show whether the optimizer state is that of the open tasks alone."""
     if not _same_shapes(given, expected):
         raise ValueError(
-            "update: the optimiser's moments are not those of the open tasks alone: others were "
-            "opened with them, and closed since. Write state = hat.begin(state, task) for those that "
-            "remain."
+            "update: the optimizer state is not that of the open tasks alone: other tasks were opened "
+            "together with them and are closed now. Write state = hat.begin(state, task) for the tasks "
+            "that are still open."
         )
 
 

@@ -24,19 +24,19 @@ class RanksDifferError(RuntimeError):
 
 
 class RankLostError(RuntimeError):
-    """A process that trains with this one does not answer any more."""
+    """A process that trains together with this one does not answer."""
 
 
 class Ranks(NamedTuple):
     """Processes that each call :meth:`hatfn.HAT.update` on their own samples of a batch.
 
-    Their gradients are averaged, sample by sample, so that all of them take the step that one process
-    would take with the whole batch. Alone, nothing is averaged and nothing is copied. Running
-    statistics are each process's own until :meth:`hatfn.HAT.consolidate` averages them.
+    Their gradients are averaged over all samples, so that each process takes the step that one process
+    would take with the whole batch. A single process averages nothing and copies nothing. Every process
+    has its own running statistics until :meth:`hatfn.HAT.consolidate` averages them.
 
     Attributes:
-        rank: this process, from 0.
-        size: how many there are.
+        rank: the number of this process, from 0.
+        size: the number of processes.
 
     Example:
         >>> Ranks().mean({"w": torch.ones(2)}, weight=3)
@@ -47,7 +47,7 @@ class Ranks(NamedTuple):
     size: int = 1
 
     def total(self, tree: Tree) -> Tree:
-        """The sum of a tree of tensors over all processes, which get the same bits."""
+        """The sum of a tree of tensors over all processes; every process gets the same bits."""
         if self.size == 1:
             return tree
         leaves, structure = optree.tree_flatten(tree)
@@ -63,9 +63,13 @@ class Ranks(NamedTuple):
         return optree.tree_unflatten(structure, sums)
 
     def mean(self, tree: Tree, weight: int) -> Tree:
-        """The mean over all processes, each counted as often as ``weight``, its number of samples.
+        """The mean of a tree of tensors over all processes, weighted by their numbers of samples.
 
-        Whole numbers, which count what all of them did, stay as they are.
+        Integer tensors stay as they are: they count steps that all processes take together.
+
+        Args:
+            tree: tensors.
+            weight: the number of samples of this process.
         """
         leaves, structure = optree.tree_flatten(tree)
         if self.size == 1 or not leaves:
@@ -78,7 +82,7 @@ class Ranks(NamedTuple):
         return optree.tree_unflatten(structure, leaves)
 
     def gather(self, thing: Any) -> list[Any]:
-        """What each process has, in their order; data, not code."""
+        """A list of the thing that each process passes, in the order of ranks; it must be data."""
         if self.size == 1:
             return [thing]
         things: list[Any] = [None] * self.size
@@ -87,33 +91,36 @@ class Ranks(NamedTuple):
         return things
 
     def share(self, whole: Any) -> Any:
-        """What this process does of a list, or of a tensor's rows: every so-many-eth, from its own."""
+        """The share of this process in a list or in a tensor's rows: every ``size``-th one."""
         return whole[self.rank :: self.size]
 
     def collect(self, own: list[Any]) -> list[Any]:
-        """The list of which each process has a :meth:`share`, in order again; of no None."""
+        """Merge the per-process shares back into one list, in the original order.
+
+        Items must not be None.
+        """
         rows = zip_longest(*self.gather(own))
         return [one for row in rows for one in row if one is not None]
 
     def check_same(self, state: HATState, where: str) -> None:
-        """That all processes hold the same state, to the bit.
+        """Check that all processes hold the same state, to the bit.
 
         Raises:
-            RanksDifferError: they do not; the first leaf that differs is named.
+            RanksDifferError: they do not; the message names the first leaf that differs.
         """
         if self.size == 1:
             return
         leaves: list[Tensor]
         paths, leaves, _ = optree.tree_flatten_with_path(state)  # type: ignore[arg-type]
-        own = [hashlib.sha256(_bytes(leaf)).hexdigest() for leaf in leaves]
-        others = self.gather(own)
+        digests = self.gather([hashlib.sha256(_bytes(leaf)).hexdigest() for leaf in leaves])
         for index, (field, *path) in enumerate(paths):
-            if len({one[index] for one in others}) > 1:
+            if len({one[index] for one in digests}) > 1:
                 name = "/".join(map(str, (HATState._fields[field], *path)))
-                odd = [rank for rank, one in enumerate(others) if one[index] != others[0][index]]
+                odd = [rank for rank, one in enumerate(digests) if one[index] != digests[0][index]]
                 raise RanksDifferError(
-                    f"{where}: {name} of process 0 differs from that of {odd}. All must start from "
-                    f"one seed and call the same functions in the same order, with build(ranks=...)."
+                    f"{where}: {name} of process 0 differs from that of {odd}. Expected equal states: "
+                    f"start all processes from one seed, and call the same functions in the same "
+                    f"order, with build(ranks=...)."
                 )
 
 
@@ -122,7 +129,7 @@ ALONE = Ranks()
 
 
 def joined() -> Ranks:
-    """The processes of ``torch.distributed``'s default group; this one alone if there is none.
+    """The processes of ``torch.distributed``'s default group; only this process if there is no group.
 
     Example:
         >>> joined()
@@ -137,9 +144,10 @@ def joined() -> Ranks:
 def _answered() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo and nccl each say it in their way
+    except RuntimeError as error:  # gloo and nccl use different words
         raise RankLostError(
-            f"a process that trains with this one is gone, or did something else: {error}"
+            f"a process that trains together with this one has ended, or called another function: "
+            f"{error}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Any optimiser of ``torch.optim`` as a pure pair: its own kernels, on copies of its own state."""
+"""Any optimizer of ``torch.optim`` as a pair of pure functions: its kernels run on copies."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Kept = tuple[dict[str, Tensor], ...]
 
 
 class TorchState(NamedTuple):
-    """What an optimiser of torch keeps between steps.
+    """The state of an optimizer of torch between steps.
 
     Attributes:
-        begun: () bool; False before the first step, when an optimiser sets up what it keeps.
-        kept: what it keeps for each parameter.
+        begun: () bool; False before the first step, in which the optimizer creates its state.
+        kept: the state of each parameter.
     """
 
     begun: Tensor
@@ -30,22 +30,23 @@ class TorchState(NamedTuple):
 
 
 def from_torch(kind: type[torch.optim.Optimizer], **settings: Any) -> PureOptimizer:
-    """An optimiser of ``torch.optim`` as an optax-style pair of pure functions.
+    """An optimizer of ``torch.optim`` as an optax-style pair of pure functions.
 
-    Each update makes a new optimiser, gives it copies of what it kept, and lets it take one step, by
-    the kernels that it has; with ``fused=True`` it has the fastest. :class:`~hatfn.Replicas` step at
-    once if the optimiser treats every number by itself, as most do, else one by one; ``vmap`` cannot.
+    Each update makes a new optimizer, gives it a copy of the optimizer state, and lets it take one step
+    with its own kernels; with ``fused=True`` it uses its fastest ones. The states of
+    :class:`~hatfn.Replicas` step all at once if the optimizer treats every number by itself, as most
+    optimizers do, and else one by one. ``vmap`` cannot batch it.
 
     Args:
-        kind: its class, such as :class:`torch.optim.AdamW`; not one whose ``step`` needs a closure.
-        settings: what the class takes beside parameters, ``lr`` first of all: one group of settings.
+        kind: its class, such as :class:`torch.optim.AdamW`. Its ``step`` must not need a closure.
+        settings: the other arguments of the class, such as ``lr``. All parameters have the same ones.
 
     Returns:
-        The pair, for :func:`hatfn.build`. Its updates are what a step adds to the parameters.
+        The pair, for :func:`hatfn.build`. A step adds its updates to the parameters.
 
     Raises:
-        TypeError: no class of optimisers, or one whose ``step`` needs a closure.
-        ValueError: a setting that the class refuses.
+        TypeError: ``kind`` is not a class of ``torch.optim``, or its ``step`` needs a closure.
+        ValueError: the class refuses a setting.
 
     Example:
         >>> optimizer = from_torch(torch.optim.SGD, lr=0.1, momentum=0.9)
@@ -56,7 +57,7 @@ def from_torch(kind: type[torch.optim.Optimizer], **settings: Any) -> PureOptimi
     """
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise TypeError(
-            f"from_torch: kind={kind!r}. Expected a class of torch.optim, its settings behind it: "
+            f"from_torch: kind={kind!r}. Expected a class of torch.optim, followed by its settings: "
             f"from_torch(torch.optim.Adam, lr=1e-3)."
         )
     if inspect.signature(kind.step).parameters["closure"].default is inspect.Parameter.empty:
@@ -64,7 +65,7 @@ def from_torch(kind: type[torch.optim.Optimizer], **settings: Any) -> PureOptimi
             f"from_torch: the step of kind={kind.__name__} needs a closure. Expected a class whose "
             f"step takes gradients: from_torch(torch.optim.Adam, lr=1e-3)."
         )
-    blind, apart = _blind(kind, settings), _apart(kind, settings)
+    position_free, elementwise = _is_position_free(kind, settings), _is_elementwise(kind, settings)
 
     def init(params: Tree) -> TorchState:
         leaves: list[Tensor] = optree.tree_leaves(params)
@@ -78,20 +79,21 @@ def from_torch(kind: type[torch.optim.Optimizer], **settings: Any) -> PureOptimi
         if begun is None:
             raise ValueError(
                 f"update: vmap cannot batch torch.optim's {kind.__name__}. Expected hatfn.Replicas, "
-                f"which need no vmap for it, or pure functions, such as torchopt.adam(1e-3)."
+                f"which steps it without vmap, or an optimizer that vmap can batch, such as "
+                f"torchopt.adam(1e-3)."
             )
         slopes: list[Tensor]
         slopes, structure = optree.tree_flatten(gradients)
         old: list[Tensor] = optree.tree_leaves(params)
-        start = [torch.zeros_like(leaf) if blind else leaf.clone() for leaf in old]
+        start = [torch.zeros_like(leaf) if position_free else leaf.clone() for leaf in old]
         new, kept = _step(kind, settings, start, slopes, state.kept if begun else None)
-        steps = new if blind else [a - b for a, b in zip(new, old, strict=True)]
+        steps = new if position_free else [a - b for a, b in zip(new, old, strict=True)]
         return optree.tree_unflatten(structure, steps), TorchState(torch.ones_like(state.begun), kept)
 
     def stacked(gradients: Tree, state: TorchState, params: Tree) -> tuple[Tree, TorchState]:
         count = len(state.begun)
         leaves: list[Tensor] = optree.tree_leaves(params)
-        together = _common(state, leaves) if apart else None
+        together = _common(state, leaves) if elementwise else None
         if together is not None:
             steps, new = update(gradients, together, params)
             return steps, tree_map(
@@ -100,10 +102,10 @@ def from_torch(kind: type[torch.optim.Optimizer], **settings: Any) -> PureOptimi
                 state,
             )
         trees = [tree_map(lambda leaf, i=i: leaf[i], (gradients, state, params)) for i in range(count)]
-        every: tuple[Tree, TorchState] = tree_map(
+        results: tuple[Tree, TorchState] = tree_map(
             lambda *each: torch.stack(each), *(update(*tree) for tree in trees)
         )
-        return every
+        return results
 
     return PureOptimizer(init, update, stacked)
 
@@ -115,32 +117,32 @@ def _step(
     slopes: list[Tensor],
     kept: Kept | None,
 ) -> tuple[list[Tensor], Kept]:
-    """One step of a new optimiser, from what another kept; may write to ``start``.
+    """One step of a new optimizer that starts with the given state; it may write to ``start``.
 
     Returns:
-        where the parameters are then, and what is kept for each.
+        the parameters after the step, and the state of each.
     """
-    # Fused kernels read memory from end to end, whatever the strides.
+    # Fused kernels ignore strides, so tensors must be contiguous.
     params = [leaf.detach().contiguous() for leaf in start]
     for param, slope in zip(params, slopes, strict=True):
         param.grad = slope.detach().contiguous()
     optimizer = kind(params, **settings)
-    for param, own in zip(params, kept or (), strict=kept is not None):
+    for param, entries in zip(params, kept or (), strict=kept is not None):
         optimizer.state[param] = {
-            name: value.clone(memory_format=torch.contiguous_format) for name, value in own.items()
+            name: value.clone(memory_format=torch.contiguous_format) for name, value in entries.items()
         }
     optimizer.step()
     states = (optimizer.state[param] for param in params)
-    seen = tuple({n: v for n, v in own.items() if isinstance(v, Tensor)} for own in states)
-    return [param.detach() for param in params], seen  # without the gradient that it was given
+    new = tuple({n: v for n, v in entries.items() if isinstance(v, Tensor)} for entries in states)
+    return [param.detach() for param in params], new  # detach drops the attribute grad
 
 
 def _common(state: TorchState, leaves: list[Tensor]) -> TorchState | None:
-    """The state as one of stacked parameters: what all replicas have in common, such as a count, once.
+    """The states of all replicas as one state of stacked parameters, in which counts occur only once.
 
     Returns:
-        it, or None where they differ, as after a step that one of them refused, or where a parameter
-        of a single number cannot be told from a count.
+        the state. None if the counts of replicas differ, as after a step that one of them refused, or
+        if a parameter is a single number, because the code cannot tell it from a count.
     """
     every: list[Tensor] = optree.tree_leaves(state)  # type: ignore[arg-type]
     counts = [leaf for leaf in every if leaf.dim() < 2]
@@ -153,25 +155,28 @@ def _common(state: TorchState, leaves: list[Tensor]) -> TorchState | None:
 _SLOPES = torch.tensor([[-1.0, 1e-6, 0.5], [3e9, -0.1, 2.0]], dtype=torch.float64)
 
 
-def _blind(kind: type[torch.optim.Optimizer], settings: dict[str, Any]) -> bool:
-    """Whether the step does not depend on where the parameters are: then it may start from zero.
+def _is_position_free(kind: type[torch.optim.Optimizer], settings: dict[str, Any]) -> bool:
+    """Whether the step does not depend on the parameters, so that it may start from zero.
 
-    It does with weight decay. Tried where decay by a billionth of a step would show.
+    With weight decay it does depend on them. The test notices decay by a billionth of a step.
     """
     here, there = (torch.full_like(_SLOPES, value) for value in (0.0, 1024.0))
     near, far = (_step(kind, settings, [at.clone()], [_SLOPES], None)[0][0] for at in (here, there))
     return torch.allclose(far - there, near, rtol=1e-9, atol=1e-12)
 
 
-def _apart(kind: type[torch.optim.Optimizer], settings: dict[str, Any]) -> bool:
-    """Whether every number is treated by itself: tried on numbers of all sizes, and with each alone."""
+def _is_elementwise(kind: type[torch.optim.Optimizer], settings: dict[str, Any]) -> bool:
+    """Whether the optimizer treats every number by itself.
+
+    The test takes steps with numbers of many sizes, once together and once row by row.
+    """
     whole, kept = _SLOPES.clone(), None
     parts: list[Any] = [(row.clone()[None], None) for row in _SLOPES]
     for factor in (1.0, -3.0, 0.1):
         (whole,), kept = _step(kind, settings, [whole], [_SLOPES * factor], kept)
         stepped = [
-            _step(kind, settings, [row], [slope[None] * factor], own)
-            for (row, own), slope in zip(parts, _SLOPES, strict=True)
+            _step(kind, settings, [row], [slope[None] * factor], row_state)
+            for (row, row_state), slope in zip(parts, _SLOPES, strict=True)
         ]
-        parts = [(rows[0], own) for rows, own in stepped]
+        parts = [(rows[0], row_state) for rows, row_state in stepped]
     return torch.allclose(whole, torch.cat([row for row, _ in parts]), rtol=1e-12, atol=0)

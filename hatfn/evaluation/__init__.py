@@ -1,1 +1,1 @@
-"""How well tasks are done, which task a sample is of, who uses what."""
+"""Accuracy and metrics, the inference of a sample's task, and the use of units and memory."""

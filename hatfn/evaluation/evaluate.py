@@ -1,4 +1,4 @@
-"""How well all tasks are done: with the task given, and with the task inferred, in one pass."""
+"""Accuracy on all tasks, with the task given and with the task inferred, in one pass."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Row = Float64[np.ndarray, "*S T"]
 class Evaluation(NamedTuple):
     """A row of the accuracy matrix, under both protocols.
 
-    Of S stacked states each is (S, T).
+    With S stacked states, each field is (S, T).
 
     Attributes:
-        task_incremental: (T,), whose class is right, the task given.
-        class_incremental: (T,), whose task was inferred and whose class is right.
-        task_inference: (T,), whose task was inferred.
+        task_incremental: (T,), the share of samples whose class is right if the task is given.
+        class_incremental: (T,), the share of samples whose inferred task and class are both right.
+        task_inference: (T,), the share of samples whose inferred task is right.
     """
 
     task_incremental: Row
@@ -50,17 +50,17 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy on every learned task, with the task given and with the task inferred.
 
-    Each batch is predicted once, under all learned tasks: its own task's row gives the first, a choice
-    among all rows the second.
+    Each batch is predicted once, for all learned tasks. The row of its own task gives the first
+    accuracy; a choice among all rows gives the second.
 
     Args:
         hat: the learner.
-        state: any state, or stacked ones, which have learned the same tasks.
-        loaders: for each task in order its batches: x (B, ...), and y (B,) int64, counted within the
-            task. Those of tasks that are not learned are not read. Of processes that train together,
-            each one's share: counts are summed.
+        state: any state, or stacked states that have learned the same tasks.
+        loaders: the batches of each task, in order: x (B, ...), and y (B,) int64, counted within the
+            task. Loaders of tasks that are not learned are not read. If processes train together, each
+            passes its share, and their counts are summed.
         method: how :func:`infer_task` chooses among the learned tasks.
-        chunk_size: how many tasks at a time; bounds memory.
+        chunk_size: how many tasks to compute at a time, which limits memory.
 
     Raises:
         TypeError, ValueError: not one loader for each task; an empty loader; a batch that is no pair of
@@ -90,10 +90,9 @@ def evaluate(
         for batch in loaders[task]:
             x, y = _check_labelled(batch, task, hat)
             x = Inputs(*(tuple(value.to(device) for value in part) for part in x))
-            seen = [
-                _hits(hat, one, x, y.to(device), learned, row, method, chunk_size) for one in states
-            ]
-            hits = hits + torch.stack(seen, 1)
+            y = y.to(device)
+            new = [_hits(hat, one, x, y, learned, row, method, chunk_size) for one in states]
+            hits = hits + torch.stack(new, 1)
             count += len(y)
         hits, count = hat.ranks.total((hits, torch.tensor(count, device=hits.device)))
         if not count:
@@ -115,13 +114,13 @@ def _hits(
     method: Method,
     chunk_size: int | None,
 ) -> Tensor:
-    """(3,) int64, of a task's samples how many are right by each row of :class:`Evaluation`."""
+    """(3,) int64, how many samples of a task are right by each field of :class:`Evaluation`."""
     logits = logits_of(predict(hat.network, state, x, learned, chunk_size))
     check_logits("evaluate", logits)
     rows = infer_task(logits, method)
-    own, found = classify(logits, torch.full_like(rows, row)) == y, rows == row
-    # Where the right task was inferred, the class is the one that its own row gives.
-    return torch.stack([own, own & found, found]).sum(1)
+    class_right, task_right = classify(logits, torch.full_like(rows, row)) == y, rows == row
+    # If the inferred task is right, the class comes from the same row of logits.
+    return torch.stack([class_right, class_right & task_right, task_right]).sum(1)
 
 
 def _check_loaders(loaders: Any, tasks: int) -> None:
@@ -132,8 +131,8 @@ def _check_loaders(loaders: Any, tasks: int) -> None:
         )
     if len(loaders) != tasks:
         raise ValueError(
-            f"evaluate: {len(loaders)} loaders for {tasks} tasks. Expected one for each, in order; of "
-            f"tasks that are not learned they are not read, and may be []."
+            f"evaluate: {len(loaders)} loaders for {tasks} tasks. Expected one loader for each task, "
+            f"in order; for a task that is not learned write []."
         )
 
 
@@ -142,7 +141,7 @@ def _check_labelled(batch: Any, task: int, hat: Spec) -> Batch:
     x, y = check_batch(where, batch, hat.wiring, hat.classes[task] if hat.classes else None)
     if y.dim() != 1 or y.dtype != torch.int64:
         raise TypeError(
-            f"{where}: y is {tuple(y.shape)} of {y.dtype}. Expected a class for each sample, "
-            f"({x.samples},) of torch.int64, counted within the task."
+            f"{where}: y has shape {tuple(y.shape)} and type {y.dtype}. Expected a class for each "
+            f"sample, counted within the task: shape ({x.samples},) and type torch.int64."
         )
     return x, y

@@ -1,4 +1,4 @@
-"""Measures of continual learning: from an accuracy matrix and a state to the numbers of a paper."""
+"""Measures of continual learning, as papers report them, from an accuracy matrix or a state."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def average_accuracy(matrix: Matrix) -> float:
 
 
 def backward_transfer(matrix: Matrix) -> float:
-    """BWT: what learning later tasks did to earlier ones, mean of R[-1, j] - R[j, j]; 0 for one task.
+    """BWT: how later tasks change earlier ones, the mean of R[-1, j] - R[j, j]; 0 for one task.
 
     Source:
         Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), equation 3.
@@ -70,15 +70,16 @@ def forgetting(matrix: Matrix) -> float:
 
 
 def forward_transfer(matrix: Matrix, reference: Float[np.ndarray, " T"]) -> float:
-    """FWT: what earlier tasks did for later ones, mean of R[j, j] - reference[j] over j >= 1.
+    """FWT: how earlier tasks help later ones, the mean of R[j, j] - reference[j] over j >= 1.
 
-    Heads are drawn anew for every task, so that an accuracy before any training, as the source has it,
-    says nothing; the accuracy once the task is learned is compared instead, with that of learning it
-    from scratch.
+    The source measures the accuracy on a task before it is trained. That says nothing here, because
+    every task has a new head. So the accuracy of the learned task is used, and compared with that of a
+    network that learns the task from scratch.
 
     Args:
         matrix: R.
-        reference: accuracy on each task of a network of its own (``hatfn run --method isolated``).
+        reference: accuracy on each task of a network that learns only this task (``hatfn run --method
+            isolated``).
 
     Source:
         After Lopez-Paz and Ranzato 2017 (arXiv 1706.08840), equation 4.
@@ -95,9 +96,9 @@ def forgetting_ratio(
     """The mean over tasks of (A - A_R) / (A_J - A_R) - 1: about -1 at chance, 0 at joint training.
 
     Args:
-        accuracies: A, of each task learned so far, after the last.
-        chance: A_R, of a classifier that guesses in proportion to the classes.
-        joint: A_J, of a network trained on all of these tasks together.
+        accuracies: A, the accuracy on each task learned so far, after the last one.
+        chance: A_R, the accuracy of a classifier that guesses in proportion to the classes.
+        joint: A_J, the accuracy of a network that is trained on all of these tasks together.
 
     Example:
         >>> forgetting_ratio(np.array([0.75, 1.0]), np.array([0.5, 0.5]), np.array([1.0, 1.0]))
@@ -123,10 +124,11 @@ def drift(before: Tensor, after: Tensor) -> float:
 
 
 def _check_shape(where: str, name: str, value: Tensor | np.ndarray, shape: tuple[int, ...]) -> None:
-    """What would broadcast, and give a number that means nothing."""
+    """Refuse a shape that would broadcast to a number without meaning."""
     if tuple(value.shape) != tuple(shape):
         raise ValueError(
-            f"{where}: {name} has shape {tuple(value.shape)}. Expected {tuple(shape)}, one for each."
+            f"{where}: {name} has shape {tuple(value.shape)}. Expected {tuple(shape)}, to match the "
+            f"first argument."
         )
 
 

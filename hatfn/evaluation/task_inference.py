@@ -1,4 +1,4 @@
-"""Which task is a sample of, when nobody says? And which class, then?"""
+"""Infer the task of a sample from the outputs of all tasks, and then its class."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ Method = Literal["max", "softmax", "entropy", "energy"]
 
 
 def _log_odds(logits: Tensor) -> Tensor:
-    """Of the largest softmax probability: the same order, and no rounding to 1 where it is near."""
+    """The log odds of the largest softmax probability p.
+
+    They have the same order as p, but p close to 1 would be rounded to 1.
+    """
     top = logits.argmax(-1, keepdim=True)
     others = logits.scatter(-1, top, -torch.inf)
     return logits.amax(-1) - others.logsumexp(-1)
 
 
 def entropy(logits: Float[Tensor, "*B C"]) -> Float[Tensor, "*B"]:
-    """Of the softmax, in nats: -sum_c p_c log p_c; classes of -inf add nothing."""
+    """The entropy of the softmax, in nats: -sum_c p_c log p_c; a logit of -inf adds nothing."""
     terms: Tensor = torch.special.entr(logits.softmax(-1))
     return terms.sum(-1)
 
@@ -45,28 +48,28 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "entropy": lambda logits: -entropy(logits),
     "energy": lambda logits: logits.logsumexp(-1),
 }
-"""From logits (..., C) to how much they look like the right task's (...,)."""
+"""Functions from logits (..., C) to a score (...,), which is highest for the most likely task."""
 
 
 def infer_task(logits: Float[Tensor, "T B C"], method: Method = "max") -> Int64[Tensor, " B"]:
-    """The task whose output is the surest of each sample.
+    """For each sample, the task whose output is the most confident.
 
-    task = argmax_t score(z_t), z_t the logits of task t, p = softmax(z_t):
+    task = argmax_t score(z_t), with z_t the logits of task t and p = softmax(z_t):
 
         max      max_c z_c
         softmax  max_c p_c
         entropy  -H(p) = sum_c p_c log p_c
         energy   log sum_c exp(z_c)
 
-    With two classes a task, softmax and entropy order alike.
+    If every task has two classes, softmax and entropy choose the same task.
 
     Args:
         logits: (T, B, C), as :meth:`HAT.predict` gives them; -inf for classes that a task lacks.
-        method: which score.
+        method: the name of the score.
 
     Returns:
-        (B,) int64, rows of the logits, from 0 to T - 1: the tasks that predict was given, by place.
-        The first of equals.
+        (B,) int64, rows of the logits, from 0 to T - 1: positions in the list of tasks that predict
+        received. If scores are equal, the first row is chosen.
 
     Raises:
         TypeError, ValueError: logits of another type or shape; a sample without a finite largest
@@ -96,32 +99,31 @@ def infer_task_by_gradient(
     tasks: Sequence[int] | None = None,
     per: Literal["sample", "batch"] = "sample",
 ) -> Int64[Tensor, " B"]:
-    """The task along whose mask the output of a mixture of all masks grows surer the fastest.
+    """The task whose mask, given more weight in a mixture of all masks, lowers the entropy fastest.
 
-    task = argmax_t -dH(p(alpha)) / dalpha_t at alpha = 1/T, with p(alpha) the softmax of the output
-    under gates sum_t alpha_t mask_t;
-    :func:`~hatfn.network.outputs.forward_mixed` says what becomes of heads, norms and
-    statistics. An operator without a forward derivative, such as an LSTM, costs a backward pass for
-    each sample.
+    task = argmax_t -dH(p(alpha)) / dalpha_t at alpha = 1/T. Here p(alpha) is the softmax of the output
+    under the gates sum_t alpha_t mask_t, and H is its entropy.
+    :func:`~hatfn.network.outputs.forward_mixed` describes how heads, norms and statistics are mixed. An
+    operator without a forward derivative, such as an LSTM, costs a backward pass for each sample.
 
     Args:
         hat: the learner.
         state: any state.
         x: (B, ...).
-        tasks: which to choose from, in this order; None: all learned ones, in order.
-        per: "sample": each by itself, T forward derivatives for all; "batch": one task for all of
-            them, by the mean entropy, with one backward derivative.
+        tasks: the tasks to choose from, in this order; None: all learned tasks, in order.
+        per: "sample" chooses a task for each sample, with T forward derivatives for the whole batch;
+            "batch" chooses one task for all samples by their mean entropy, with a backward derivative.
 
     Returns:
-        (B,) int64, rows of tasks, from 0 to T - 1, like :func:`infer_task`.
+        (B,) int64, rows from 0 to T - 1: positions in the list of tasks, as in :func:`infer_task`.
 
     Raises:
         TypeError, ValueError: a wrong task or input; a task that was never learned; an output that
             is not (B, C); an unknown ``per``.
 
     Source:
-        Wortsman et al. 2020 (SupSup, arXiv 2006.14769), the superposition p(alpha) and its One-Shot
-        rule; there with masks of weights and one head, here with gates of units and a head per task.
+        Wortsman et al. 2020 (SupSup, arXiv 2006.14769), for the superposition p(alpha) and the One-Shot
+        rule. SupSup has masks of weights and one head; here are gates of units and a head per task.
     """
     where = "infer_task_by_gradient"
     if per not in ("sample", "batch"):
@@ -137,8 +139,8 @@ def infer_task_by_gradient(
         if not isinstance(output, Tensor) or output.dim() != 2:
             got = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise ValueError(
-                f"{where}: the output is {got}. Expected one of shape (B, classes): "
-                f"infer_task(logits), on logits of your choice, has no such need."
+                f"{where}: the output is {got}. Expected an output of shape (B, classes); for other "
+                f"outputs choose the logits yourself: infer_task(logits)."
             )
         return entropy(output)
 
@@ -151,7 +153,7 @@ def infer_task_by_gradient(
             return slopes(alpha, inputs).argmin().expand(inputs.samples)
         try:
             with warnings.catch_warnings():
-                # PyTorch prepares its first forward derivative by what it deprecates itself.
+                # PyTorch's first forward derivative calls a function that PyTorch itself deprecates.
                 warnings.filterwarnings("ignore", "`torch.jit.script`", FutureWarning)
                 each: Tensor = jacfwd(entropies)(alpha)
         except ValueError as error:
@@ -173,7 +175,7 @@ def classify(
     Args:
         logits: (T, B, C), as :meth:`HAT.predict` gives them.
         rows: (B,) int64 in [0, T), as :func:`infer_task` gives them.
-        offsets: for each row the number of its task's first class among the classes of all tasks;
+        offsets: for each row, the number of its task's first class among the classes of all tasks.
             None: classes are counted within the task.
 
     Returns:
@@ -206,21 +208,21 @@ def classify(
             f"classify: {len(offsets)} offsets for {tasks} rows: {offsets}. Expected an int for each "
             f"row of the logits, such as [0, 2, 4] for tasks of two classes."
         )
-    own = logits[rows, torch.arange(samples, device=logits.device)].argmax(-1)
-    return own if offsets is None else own + torch.as_tensor(offsets, device=rows.device)[rows]
+    classes = logits[rows, torch.arange(samples, device=logits.device)].argmax(-1)
+    return classes if offsets is None else classes + torch.as_tensor(offsets, device=rows.device)[rows]
 
 
 def check_logits(where: str, logits: Any) -> None:
-    """A tensor (T, B, C) whose largest number over the classes is finite."""
+    """Check that logits are (T, B, C), and that each sample's largest logit is finite in every task."""
     right = "Expected a tensor (T, B, C), as hat.predict(state, x) gives it"
     if not isinstance(logits, Tensor):
         raise TypeError(
-            f"{where}: logits is a {type(logits).__name__}. {right}; of a module with several outputs "
-            f"choose one, such as logits[0]."
+            f"{where}: logits is a {type(logits).__name__}. {right}; if the module has several "
+            f"outputs, choose one: logits[0]."
         )
     if not logits.is_floating_point():
         raise TypeError(
-            f"{where}: logits are {logits.dtype}. Expected floating numbers: logits.float()."
+            f"{where}: logits are {logits.dtype}. Expected floating-point numbers: logits.float()."
         )
     if logits.dim() != 3 or not len(logits) or not logits.shape[-1]:
         raise ValueError(
@@ -229,6 +231,6 @@ def check_logits(where: str, logits: Any) -> None:
         )
     if read(logits.amax(-1).isfinite().all()) is False:
         raise ValueError(
-            f"{where}: a sample's logits of one task are all -inf, or hold nan or inf. Expected a "
-            f"finite largest one: -inf stands for classes that a task lacks, and none lacks all."
+            f"{where}: a sample's logits of one task are all -inf, or contain nan or inf. Expected a "
+            f"finite largest logit: -inf only marks classes that a task does not have."
         )

@@ -1,4 +1,4 @@
-"""Who uses how much of a network, and what a state holds."""
+"""How many units and weights tasks use, and how much memory a state takes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ def usage(state: HATState, wiring: Wiring) -> pd.DataFrame:
     """How much of each group each learned task uses, and how much is free.
 
     Args:
-        state: any state, or stacked ones.
-        wiring: of the learner.
+        state: any state, or stacked states.
+        wiring: the wiring of the learner.
 
     Returns:
-        A row per group, or per (replica, group): a column per learned task with the share of its units
-        that are on, "free" the share that no learned task uses, and "units", their number.
+        A row per group, or per (replica, group). A column per learned task has the share of the group's
+        units that are on for the task. "free" is the share that no learned task uses, and "units" the
+        number of units.
     """
     states = _checked("usage", state, wiring)
     if isinstance(states, list):
@@ -41,16 +42,16 @@ def usage(state: HATState, wiring: Wiring) -> pd.DataFrame:
 
 
 def overlap(state: HATState, wiring: Wiring) -> pd.DataFrame:
-    """How many units of each group two learned tasks have in common: what later ones reuse.
+    """How many units of each group two learned tasks have in common.
 
     Args:
-        state: any state, or stacked ones.
-        wiring: of the learner.
+        state: any state, or stacked states.
+        wiring: the wiring of the learner.
 
     Returns:
-        A row for each (group, task), or (replica, group, task), a column for each task, in units; where
-        a task meets itself: all units that it uses. ``overlap(...).groupby("task").sum()`` is over all
-        groups.
+        A row for each (group, task), or (replica, group, task), and a column for each task, in units.
+        The entry of a task with itself is the number of units that it uses.
+        ``overlap(...).groupby("task").sum()`` gives the sums over all groups.
 
     Example:
         >>> import hatfn, torch, torchopt
@@ -76,15 +77,15 @@ def overlap(state: HATState, wiring: Wiring) -> pd.DataFrame:
 def memory(state: HATState) -> pd.Series[int]:
     """The bytes of each part of a state.
 
-    One copy of the weights, one byte per shared weight for its (exact) protection, and T of everything
-    that every task has for itself.
+    A state has one copy of the shared weights, one byte per shared weight for its (exact) protection,
+    and T copies of everything that tasks do not share.
 
     Args:
         state: any state.
 
     Returns:
         Bytes of "params", "protection", "task_params", "task_buffers", "embeddings", "masks",
-        "opt_state" and "rest" (numbers and flags); their sum is all that the state holds.
+        "opt_state" and "rest" (numbers and flags); their sum is the size of the state.
     """
     check_kind("memory", "state", state, HATState, "a HATState, or stacked ones")
     parts = {
@@ -104,11 +105,11 @@ def free_weights(state: HATState, wiring: Wiring) -> Any:
     """The share of shared weight entries that no learned task depends on, in [0, 1].
 
     Args:
-        state: any state, or stacked ones.
-        wiring: of the learner.
+        state: any state, or stacked states.
+        wiring: the wiring of the learner.
 
     Returns:
-        A float; of stacked states an array (S,).
+        A float; for stacked states an array (S,).
     """
     states = _checked("free_weights", state, wiring)
     if isinstance(states, list):
@@ -120,7 +121,7 @@ def free_weights(state: HATState, wiring: Wiring) -> Any:
 
 
 def _checked(where: str, state: HATState, wiring: Wiring) -> HATState | list[HATState]:
-    """A state of the wiring's learner; stacked ones one by one."""
+    """The state after checks, or a list of the states that were stacked."""
     check_kind(where, "wiring", wiring, Wiring, "that of the learner: hat.wiring")
     if isinstance(state, HATState) and state.learned.dim() == 2:
         return unstack(state, len(state.learned))

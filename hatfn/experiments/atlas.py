@@ -1,4 +1,4 @@
-"""Trace timm's models, one or the smallest of every family, and tabulate what was found."""
+"""Trace models of timm, one or the smallest of every family, and tabulate their wirings."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ REDUCED: dict[str, dict[str, Any]] = {
     "samvit_base_patch16_224": {"depth": 2, "global_attn_indexes": (1,)},
     "vgg11": {"mlp_ratio": 0.1},
 }
-"""How models that are too large to be perturbed on a small machine are built instead."""
+"""Options that make large models small enough for the perturbation test on a small machine."""
 
 
 NOTES = {
     "gemma4_vit": "positions are one-hot vectors times a table, and layers clamp by tensors: neither "
     "has a rule that keeps units, so the residual stream is ungated.",
-    "vision_transformer": "a sixth of the weights of so small a model read the image, which has no "
+    "vision_transformer": "a sixth of the weights of this small model read the image, which has no "
     "gates; deit_tiny is the same architecture at its usual size.",
-    "vision_transformer_relpos": "a tenth of the weights of so small a model read the image.",
+    "vision_transformer_relpos": "a tenth of the weights of this small model read the image.",
 }
-"""Why a family misses a mark."""
+"""The reasons why families miss a target."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class Entry:
     """A row of the table.
 
     Attributes:
-        family: timm's module.
-        model: timm's name.
-        built: image side and reductions.
-        parameters: how many numbers.
-        measures: of the wiring; None if there is none.
-        heads: number of classifiers found.
+        family: the module of timm.
+        model: the name in timm.
+        built: the image side and the reductions.
+        parameters: the number of parameters.
+        measures: the measures of the wiring; None if there is no wiring.
+        heads: the number of classifiers found.
         seconds: wall time of the trace.
         fell_back: operators without a rule.
         untested: parameters that no positive control reached; None if not verified.
-        error: what went wrong, or empty.
+        error: the error, or empty.
     """
 
     family: str
@@ -79,17 +79,17 @@ class Entry:
 
 
 def make(name: str, side: int | None = None) -> tuple[nn.Module, Tensor, str]:
-    """A model, an image that it takes, and how they were made.
+    """A model, an image that it accepts, and how they were made.
 
     Args:
-        name: timm's.
-        side: of the image in pixels; None: the smallest of ``SIDES`` that the model takes.
+        name: the name in timm.
+        side: the side of the image in pixels; None: the smallest of ``SIDES`` that the model accepts.
 
     Raises:
-        ValueError: no such model, or none of the sizes fits.
+        ValueError: the model does not exist, or no size fits.
     """
     if not timm.is_model(name):
-        raise ValueError(f"trace: {name!r} is not a timm model. timm.list_models() names them all.")
+        raise ValueError(f"trace: {name!r} is not a timm model. Expected one of timm.list_models().")
     reduced = REDUCED.get(name, {})
     config = timm.get_pretrained_cfg(name)
     channels, *default = (config.input_size if config else None) or (3, 224, 224)
@@ -101,20 +101,22 @@ def make(name: str, side: int | None = None) -> tuple[nn.Module, Tensor, str]:
                 x = torch.randn(2, channels, size, size)
                 with torch.no_grad():
                     module.eval()(x)
-            except Exception:  # timm tells in many ways that a size does not fit
+            except Exception:  # timm raises many kinds of errors if a size does not fit
                 continue
             built = [f"{size} px", *(f"{k}={v}" for k, v in reduced.items())]
             return module, x, ", ".join(built)
-    raise ValueError(f"trace: {name} takes no image of {side or SIDES} pixels. Give another --side.")
+    raise ValueError(
+        f"trace: {name} does not accept an image of {side or SIDES} pixels. Write another --side."
+    )
 
 
 class Traced(NamedTuple):
-    """A wiring and what it took.
+    """A wiring, and the time and memory of its trace.
 
     Attributes:
-        wiring: of the module.
+        wiring: the wiring of the module.
         seconds: wall time of the trace.
-        memory: growth of the process's peak memory meanwhile, as a multiple of the parameters' bytes.
+        memory: by how much the peak memory of the process grew, as a multiple of the parameters' bytes.
     """
 
     wiring: Wiring
@@ -123,7 +125,7 @@ class Traced(NamedTuple):
 
 
 def measured(module: nn.Module, x: Tensor) -> Traced:
-    """Trace a module, with a watch on time and memory."""
+    """Trace a module, and measure time and memory."""
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     before, start = _peak(), time.perf_counter()
     wiring = trace(module, x)
@@ -131,7 +133,7 @@ def measured(module: nn.Module, x: Tensor) -> Traced:
 
 
 def _peak() -> int:
-    """The most memory that this process has ever held, in bytes; 0 where that is not known."""
+    """The peak memory of this process so far, in bytes; 0 if it is not known."""
     if sys.platform == "win32":
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -139,13 +141,13 @@ def _peak() -> int:
 
 
 def examine(family: str, name: str, verify: bool) -> Entry:
-    """Trace a model, and verify the wiring by perturbation if asked to."""
+    """Trace a model; with ``verify``, also verify the wiring by perturbation."""
     torch.manual_seed(0)
     try:
         module, x, built = make(name)
         wiring, seconds, _ = measured(module, x)
         untested = verify_wiring(module, wiring, x, draws=2).untested if verify else None
-    except Exception as error:  # one model must not end the sweep of all
+    except Exception as error:  # an error of one model must not end the sweep
         line = (str(error).strip().splitlines() or [""])[0]
         return Entry(family, name, error=f"{type(error).__name__}: {line}")
     count = sum(p.numel() for p in module.parameters())
@@ -156,7 +158,7 @@ def examine(family: str, name: str, verify: bool) -> Entry:
 
 
 def families() -> list[str]:
-    """The modules of timm that hold models; not those that others register."""
+    """The modules of timm that have models; not those that other packages register."""
     return [name for name in timm.list_modules() if find_spec(f"timm.models.{name}") is not None]
 
 
@@ -167,7 +169,7 @@ def smallest(family: str) -> str:
         try:
             with torch.device("meta"):
                 module = timm.create_model(name)
-        except Exception:  # a few cannot be built without numbers
+        except Exception:  # a few models cannot be built on the meta device
             return float("inf")
         return sum(p.numel() for p in module.parameters())
 
@@ -175,7 +177,7 @@ def smallest(family: str) -> str:
 
 
 def sweep(verify: bool, chosen: list[str]) -> Iterator[Entry]:
-    """An entry for each of some families, each from a fresh process, as they come."""
+    """Yield an entry for each chosen family, in order; a fresh process computes each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(2, context, max_tasks_per_child=1) as pool:
@@ -183,7 +185,7 @@ def sweep(verify: bool, chosen: list[str]) -> Iterator[Entry]:
 
 
 def _examine_family(family: str, verify: bool) -> Entry:
-    warnings.simplefilter("ignore")  # timm's, of models that have moved
+    warnings.simplefilter("ignore")  # timm warns of models that it has moved
     torch.set_num_threads(1)  # the processes share the cores
     return examine(family, smallest(family), verify)
 
@@ -211,13 +213,13 @@ def markdown(entries: Sequence[Entry]) -> str:
 
 
 def good(entry: Entry) -> bool:
-    """Whether a trace meets the marks: 95 % shared, 90 % pair-gated, at most 30 % protected."""
+    """Whether a trace meets the targets: 95 % shared, 90 % pair-gated, at most 30 % protected."""
     m = entry.measures
     return m is not None and m.shared >= 0.95 and m.pair_gated >= 0.9 and m.protected <= 0.3
 
 
 def verdict(entries: Sequence[Entry]) -> str:
-    """How many families meet each mark."""
+    """How many families meet each target."""
     found = [entry.measures for entry in entries if entry.measures is not None]
     shared = sum(m.shared >= 0.95 for m in found)
     gated = sum(m.pair_gated >= 0.9 and m.protected <= 0.3 for m in found)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 EXTRA = "pip install 'hatfn[run]'"
-"""How to install what only the commands need."""
+"""How to install the packages that only the commands need."""
 
 Command = Callable[..., object]
 
@@ -21,10 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     try:
         config = parse(arguments)
-        # PyTorch takes seconds to import, which a call for help need not wait for.
+        # Importing PyTorch takes seconds, and --help does not need it.
         from hatfn.experiments.commands import execute  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        sys.exit(f"hatfn: {error}. The commands need more than the library does: {EXTRA}.")
+        sys.exit(f"hatfn: {error}. The commands need more packages than the library: {EXTRA}.")
     execute(config)
 
 

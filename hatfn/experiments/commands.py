@@ -1,4 +1,4 @@
-"""What each command does: compute, show, leave the results in files."""
+"""The commands: each computes, shows its results, and writes them to files."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from hatfn.tracing import TraceError
 from hatfn.tracing.verify import verify_wiring
 
 MISHAPS = (OSError, torch.OutOfMemoryError, RankLostError)
-"""What stops a run and is the machine's: it may do better next time."""
+"""Errors that come from the machine, so the run may succeed if it is resumed."""
 
 
 def execute(config: RunConfig | TraceConfig | BenchConfig | ReproduceConfig) -> None:
-    """Do what a command says; what stops it is one red line and an exit code."""
+    """Run a command; an error becomes one red line and an exit code."""
     console = Console()
     try:
         if isinstance(config, RunConfig):
@@ -88,13 +88,13 @@ def trace_and_report(config: TraceConfig, console: Console) -> None:
     console.print(f"seconds     {traced.seconds:.1f}", highlight=False)
     console.print(f"memory      {traced.memory:.1f} times the parameters", highlight=False)
     if config.verify:
-        seen = verify_wiring(module, traced.wiring, x)
-        untested = ", ".join(seen.untested) or "none"
-        console.print(f"verified    {len(seen.tested)} shared parameters; not tested: {untested}")
+        found = verify_wiring(module, traced.wiring, x)
+        untested = ", ".join(found.untested) or "none"
+        console.print(f"verified    {len(found.tested)} shared parameters; not tested: {untested}")
 
 
 def sweep_and_report(config: TraceConfig, console: Console) -> None:
-    """Trace the smallest model of every family, a row at a time, and write the table."""
+    """Trace the smallest model of every family, print a row for each, and write the table."""
     entries = []
     families = atlas.families()
     for entry in track(atlas.sweep(config.verify, families), "tracing", len(families), console=console):
@@ -106,7 +106,7 @@ def sweep_and_report(config: TraceConfig, console: Console) -> None:
 
 
 def bench_and_report(config: BenchConfig, console: Console) -> bench.Bench:
-    """Time everything that is compared, a comparison at a time, and write the table."""
+    """Time one comparison after another, and write the table."""
     bench.check(config)
     device, done = torch.device(config.device), bench.Bench([], {})
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
@@ -127,7 +127,7 @@ def bench_and_report(config: BenchConfig, console: Console) -> bench.Bench:
 
 
 def reproduce_and_report(config: ReproduceConfig, console: Console) -> None:
-    """Make the page of results, a chapter at a time."""
+    """Make the page of results, one chapter after another."""
     done = reproduce.kept(config)
     for name, text in reproduce.reproduce(config):
         done[name] = text
@@ -137,19 +137,19 @@ def reproduce_and_report(config: ReproduceConfig, console: Console) -> None:
 
 
 def run_and_report(config: RunConfig, console: Console) -> list[Result]:
-    """Run to the end, alone or with other processes, and leave the results in the run's folder."""
+    """Run to the end, alone or with other processes, and write the results to the run's folder."""
     config = resumed(config)
     with processes(config.device) as ranks:
         console = console if ranks.rank == 0 else Console(quiet=True)
         if config.resume is None and config.processes is None:
             config = replace(config, processes=ranks.size)
-        own = shares(config)
-        if len(own) == 1:
+        parts = shares(config)
+        if len(parts) == 1:
             results = learn_and_log(config, console, ranks).results
         else:
             folder = RunFolder(config, ranks)
-            ranks.gather(None)  # the folder is there
-            done = [learn_and_log(share, console) for share in ranks.share(own)]
+            ranks.gather(None)  # now the folder exists
+            done = [learn_and_log(part, console) for part in ranks.share(parts)]
             results = [one for each in ranks.collect([run.results for run in done]) for one in each]
             if ranks.rank == 0:
                 folder.conclude(range(config.seed, config.seed + config.seeds), results)
@@ -159,9 +159,9 @@ def run_and_report(config: RunConfig, console: Console) -> list[Result]:
 
 
 def learn_and_log(config: RunConfig, console: Console, ranks: Ranks = ALONE) -> Run:
-    """Learn, show how it goes, and leave everything in the run's folder."""
+    """Learn, show the progress, and write everything to the run's folder."""
     with warnings.catch_warnings():
-        # Without gates every task uses every unit, which is no news.
+        # Without gates every task uses every unit, so warnings about this say nothing new.
         warnings.simplefilter("always" if config.method == "hat" else "ignore", HATWarning)
         warnings.showwarning = lambda message, *_: console.print(
             str(message), style="yellow", markup=False
@@ -195,7 +195,7 @@ def learn_and_log(config: RunConfig, console: Console, ranks: Ranks = ALONE) -> 
                         bars[event.task], total=event.steps, completed=event.step, live=live
                     )
                 else:
-                    kept = f"acc {event.accuracies[-1]:.4f}  drift {event.drift!r}"
-                    progress.update(bars[event.task], live=kept)
+                    live = f"acc {event.accuracies[-1]:.4f}  drift {event.drift!r}"
+                    progress.update(bars[event.task], live=live)
     folder.finish(run)
     return run

@@ -1,4 +1,4 @@
-"""The words and settings of the commands; those of ``hatfn run`` are in run/config.py."""
+"""The names and settings of the commands; those of ``hatfn run`` are in run/config.py."""
 
 from __future__ import annotations
 
@@ -51,54 +51,54 @@ class TraceConfig:
     model: tyro.conf.Positional[str | None] = None
     """The name of any timm model."""
     all: bool = False
-    """Instead of one model, the smallest of every family of timm."""
+    """Trace the smallest model of every family of timm instead of one model."""
     verify: bool = False
-    """Prove the wiring by perturbation as well."""
+    """Also prove the wiring by perturbation."""
     side: int | None = None
-    """Pixels per side of the image; None: the smallest common size that the model takes."""
+    """Pixels per side of the image; None: the smallest common size that the model accepts."""
     out: Path | None = None
-    """Where --all writes its table, in Markdown."""
+    """File for the table of --all, in Markdown."""
 
 
 @dataclass(frozen=True)
 class BenchConfig:
     """Time hatfn against the same modules in plain torch, and tabulate the ratios.
 
-    On a machine that others use as well, --threads 1 is the steadier measure: threads that wait for a
-    busy core stretch every step.
+    On a machine that others use too, --threads 1 gives steadier times: several threads wait for each
+    other whenever a core is busy.
     """
 
     rounds: int = 15
     """How often each comparison runs all of its contenders, in turn."""
     only: tuple[CaseName, ...] = ()
-    """The models to run; none: all of them."""
+    """The models to run; none given: all of them."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""
     threads: int | None = None
-    """Threads of torch; None: as many as it takes by itself."""
+    """Number of threads of torch; None: torch's own default."""
     compiled: bool = True
-    """Also time steps that PyTorch compiles; wants a C++ compiler, and minutes more."""
+    """Also time steps that PyTorch compiles; this needs a C++ compiler, and takes minutes more."""
     out: Path | None = None
-    """Where to write the table, in Markdown."""
+    """File for the table, in Markdown."""
 
 
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """Make the page of results anew: tables of the papers, as far as this machine can run them."""
+    """Make the page of results: the tables of the papers that this machine can compute."""
 
     only: tuple[ChapterName, ...] = ()
-    """The chapters to make; none: all of them."""
+    """The chapters to make; the other chapters of an existing page stay. None given: all of them."""
     quick: bool = False
-    """Tiny settings that show that everything runs, and nothing else."""
+    """Use tiny settings, which only show that everything runs."""
     processes: int = 2
     """How many runs to train side by side, each with one thread."""
     examples: Path = Path("examples")
-    """The folder of hatfn's example scripts, some of which are chapters."""
+    """The folder of hatfn's example scripts; some of them write chapters."""
     out: Path | None = None
-    """Where to write the page; figures go beside it. None: examples/results.md, in the quick form
-    runs/quick/results.md. Of a page that is there, only the chapters that are made are replaced."""
+    """File for the page; figures go to a folder beside it. None: examples/results.md, or
+    runs/quick/results.md with --quick."""
 
     @property
     def page(self) -> Path:
-        """Where the page goes."""
+        """The file of the page."""
         return self.out or Path("runs/quick/results.md" if self.quick else "examples/results.md")

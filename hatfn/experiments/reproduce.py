@@ -1,4 +1,4 @@
-"""``hatfn reproduce``: the tables of the papers that this machine can run, as one page."""
+"""``hatfn reproduce``: the tables of the papers that this machine can compute, as one page."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from hatfn.experiments.run.loop import learn, start
 from hatfn.experiments.run.result import Result
 
 Runs = Mapping[str, list[Result]]
-"""What each method measured, of each seed."""
+"""The results of each method, one for each seed."""
 
 BASE = RunConfig(width=200, seeds=5, infer="end")
 QUICK: dict[str, Any] = {"width": 20, "epochs": 1, "tasks": 2, "seeds": 2}
 
 METHODS: dict[str, dict[str, Any]] = {
     "HAT": {},
-    "HAT, the papers' lock": {"protection": "paper"},
-    "adaptive lock (AdaHAT)": {"protection": "adaptive"},
-    "lock by magnitude (PackNet)": {"protection": "magnitude"},
+    "HAT, the papers' protection": {"protection": "paper"},
+    "adaptive protection (AdaHAT)": {"protection": "adaptive"},
+    "protection by magnitude (PackNet)": {"protection": "magnitude"},
     "isolated": {"method": "isolated"},
     "joint": {"method": "joint"},
     "frozen features": {"method": "frozen"},
@@ -47,7 +47,7 @@ class Chapter(NamedTuple):
 
     Attributes:
         title: its heading.
-        write: from the settings of the command to its text, in Markdown.
+        write: the function from the settings of the command to its text, in Markdown.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Chapter(NamedTuple):
 
 
 def reproduce(config: ReproduceConfig) -> Iterator[tuple[str, str]]:
-    """The chapters that are wanted, one at a time: name and text."""
+    """Make the chosen chapters, and yield the name and text of each."""
     config.page.parent.mkdir(parents=True, exist_ok=True)
     for name in config.only or CHAPTERS:
         began, chapter = time.perf_counter(), CHAPTERS[name]
@@ -69,12 +69,12 @@ def page(chapters: Mapping[str, str], config: ReproduceConfig) -> str:
     """The whole page in Markdown."""
     head = "# Results\n\nMade by `hatfn reproduce`: means over seeds ± standard deviation."
     if config.quick:
-        head += " Quick form: tiny settings, which show that everything runs, and nothing else."
+        head += " Quick form: tiny settings, which only show that everything runs."
     return "\n\n".join([head, *(chapters[name] for name in CHAPTERS if name in chapters)])
 
 
 def kept(config: ReproduceConfig) -> dict[str, str]:
-    """The chapters of a page that is there already, which ``--only`` leaves as they are."""
+    """The chapters of an existing page, which ``--only`` leaves as they are."""
     if not (config.only and config.page.exists()):
         return {}
     parts = config.page.read_text().split("\n## ")
@@ -83,11 +83,14 @@ def kept(config: ReproduceConfig) -> dict[str, str]:
 
 
 def _measured(config: ReproduceConfig, runs: Sequence[RunConfig]) -> list[list[Result]]:
-    """What each seed of each run measures; small networks fill one core each, not two together."""
+    """The results of each run, one for each seed.
+
+    Each run has one thread in its own process, because a small network cannot keep two cores busy.
+    """
     runs = [replace(run, **QUICK) if config.quick else run for run in runs]
     if config.processes == 1:
         return [_measure(run) for run in runs]
-    spawned = get_context("spawn")  # a fork would inherit torch's threads, which do not survive it
+    spawned = get_context("spawn")  # torch's threads do not survive a fork
     one_thread = partial(torch.set_num_threads, 1)
     with ProcessPoolExecutor(config.processes, spawned, initializer=one_thread) as pool:
         return list(pool.map(_measure, runs))
@@ -108,26 +111,27 @@ def _spread(values: list[float]) -> str:
 
 
 BASELINES = """\
-The same network (64 inputs, two layers of 400), optimiser, epochs and seeds for all; the settings
-are those found for HAT, at width 1000, on validation images (sweep.md), and so is the width: there,
-on permuted digits, HAT is 1.1 points behind `isolated` at 400, and 1.5 at 200 (three seeds). FWT is
-against `isolated`, rho (Serrà et al. 2018) against `joint` and chance; class-incremental: the task
-inferred from the largest logit; drift is the largest change of a learned task's logit, of all seeds.
-The adaptive lock multiplies the update of an entry on which n > 0 earlier tasks depend by
-r / (n + r), r = 0.001 / (F + 0.1), F the share of entries that are free: its drift is bounded, not
-zero. The lock by magnitude holds the larger half of what every task uses, and the task goes on reading
-the other half while it changes.
+All methods have the same network (64 inputs, two layers of 400), optimizer, epochs and seeds. The
+settings are those found for HAT, at width 1000, on validation images (sweep.md). The width was
+chosen on validation images, too: on permuted digits, HAT is 1.1 points behind `isolated` at width
+400, and 1.5 at width 200 (three seeds). FWT compares with `isolated`; rho (Serrà et al. 2018)
+compares with `joint` and chance. In the class-incremental column, the task is inferred from the
+largest logit. Drift is the largest change of a learned task's logit, over all seeds. Adaptive
+protection multiplies the update of an entry on which n > 0 earlier tasks depend by r / (n + r),
+with r = 0.001 / (F + 0.1), where F is the share of free entries: its drift is bounded, not zero.
+Protection by magnitude protects the larger half of the weights that a task uses; the task also
+reads the other half, which later tasks change.
 
-On split digits finetuning is few points behind: every pair of digits has a head of its own, and what
-tells one pair apart tells the next apart as well, so that little needs to be forgotten. Its errors are
-a multiple of HAT's all the same (rho), and its logits move far (drift). Permuted digits share nothing
-from one task to the next, and there it forgets.
+On split digits, finetuning is only few points behind: every pair of digits has a head of its own,
+and features that separate one pair also separate the next, so little needs to be forgotten. Still,
+its errors are a multiple of HAT's (rho), and its logits change much (drift). Permuted digits share
+nothing from one task to the next, and there finetuning forgets.
 
-Published, on ten permutations of MNIST: 0.986 for HAT, 0.964 for WSN with 100 hidden units; on
-eight data sets, HAT forgets 45 to 80 % less than the methods before it (Serrà et al. 2018,
-abstract). Those data sets are not here. A permutation of these digits has 1,437 training images of
-64 pixels, MNIST has 60,000 of 784, and already a network for each permutation (`isolated`) stays
-below 0.986; the run that compares is one command (README, Data)."""
+Published results on ten permutations of MNIST are 0.986 for HAT, and 0.964 for WSN with 100 hidden
+units. On eight data sets, HAT forgets 45 to 80 % less than earlier methods (Serrà et al. 2018,
+abstract). Those data sets are not available here. A permutation of these digits has 1,437 training
+images of 64 pixels, MNIST has 60,000 of 784, and even a network for each permutation (`isolated`)
+stays below 0.986 here. The run to compare with is one command (README, Data)."""
 
 
 def _baselines(config: ReproduceConfig) -> str:
@@ -144,10 +148,10 @@ def _baselines(config: ReproduceConfig) -> str:
 
 
 def _behind(runs: Runs) -> str:
-    """How far HAT and the network that forgets are from a network per task, seed by seed."""
-    own = [one.acc for one in runs["isolated"]]
+    """How far HAT and finetuning are behind a network per task, seed by seed."""
+    isolated = [one.acc for one in runs["isolated"]]
     points = {
-        name: _spread([100 * (a - one.acc) for a, one in zip(own, runs[name], strict=True)])
+        name: _spread([100 * (a - one.acc) for a, one in zip(isolated, runs[name], strict=True)])
         for name in ("HAT", "finetune")
     }
     return "Points of ACC behind `isolated`: " + ", ".join(f"{n} {p}" for n, p in points.items()) + "."
@@ -159,10 +163,10 @@ def _table(runs: Runs, chance: float) -> str:
     joint = [one.accuracy_matrix[-1] for one in runs["joint"]]
     rows = {}
     for name, results in runs.items():
-        # Of tasks trained together none came after another, and the diagonal is empty.
+        # Tasks that are trained together have no order, so the diagonal of their matrix is empty.
         fwt = [
-            forward_transfer(one.accuracy_matrix, own)
-            for one, own in zip(results, isolated, strict=True)
+            forward_transfer(one.accuracy_matrix, reference)
+            for one, reference in zip(results, isolated, strict=True)
         ]
         rho = [
             forgetting_ratio(one.accuracy_matrix[-1], np.full(len(best), chance), best)
@@ -181,7 +185,7 @@ def _table(runs: Runs, chance: float) -> str:
 
 
 def _sensitivity(config: ReproduceConfig) -> str:
-    """s_max and the weight of the sparsity, one changed at a time."""
+    """Results for several values of s_max and of the weight of the sparsity, one changed at a time."""
     changes: list[dict[str, Any]] = [
         {"s_max": top} for top in (10.0, 25.0, 50.0, 100.0, 200.0, 400.0, 800.0)
     ]
@@ -206,16 +210,17 @@ def _sensitivity(config: ReproduceConfig) -> str:
     panels["s_max"].set(xscale="log", xlabel="s_max", title="accuracy (blue), weights in use (orange)")
     panels["sparsity"].set(xlabel="weight of the sparsity", ylim=(0, 1.02))
     return (
-        "Split digits, width 100, the other settings as above (s_max 100, sparsity 0.75). The "
-        "paper calls its method robust to different choices of these (abstract; on eight data "
-        "sets that are not here). Undecided gates and gap (the largest rise of a task's training "
-        "loss when its soft gates become binary) say where serving differs from training.\n\n"
+        "Split digits, width 100, and the other settings as above (s_max 100, sparsity 0.75). The "
+        "paper calls its method robust to different choices of these settings (abstract; on eight "
+        "data sets that are not available here). Undecided gates, and the gap (the largest rise of a "
+        "task's training loss when its soft gates become binary), show where serving differs from "
+        "training.\n\n"
         f"{markdown(rows, 'setting')}\n\n{_saved(figure, config, 'sensitivity')}"
     )
 
 
 def _saved(figure: Figure, config: ReproduceConfig, name: str) -> str:
-    """The line of the page that shows a figure."""
+    """Save a figure, and return the line of the page that shows it."""
     folder = config.page.parent / "figures"
     folder.mkdir(exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=120)
@@ -243,18 +248,18 @@ def _compression(config: ReproduceConfig) -> str:
     axes.set(xlabel="tasks learned", ylabel="share of the shared weights in use", ylim=(0, 1))
     axes.legend(fontsize="small")
     return (
-        "Shared weights that some task depends on, by the weight of the sparsity. (The paper "
-        "compresses each of its data sets alone, with larger networks; its numbers are not of "
-        "these tasks.)\n\n"
+        "The share of shared weights that a learned task depends on, for several weights of the "
+        "sparsity. (The paper compresses each of its data sets alone, with larger networks, so its "
+        "numbers cannot be compared with these.)\n\n"
         f"{markdown(rows, 'stream, sparsity')}\n\n{_saved(figure, config, 'compression')}"
     )
 
 
 def _example(name: str, **quick: Any) -> Callable[[ReproduceConfig], str]:
-    """A chapter that a script of examples/ writes, beside its figure.
+    """A chapter that a script of examples/ writes, together with its figure.
 
     Args:
-        name: of the script.
+        name: the name of the script.
         quick: its arguments in the quick form.
     """
 
@@ -267,7 +272,7 @@ def _example(name: str, **quick: Any) -> Callable[[ReproduceConfig], str]:
             )
         folder = config.page.parent
         runpy.run_path(str(script))["main"](**quick if config.quick else {}, folder=folder)
-        _, _, text = (folder / f"{name}.md").read_text().partition("\n\n")  # the chapter has a title
+        _, _, text = (folder / f"{name}.md").read_text().partition("\n\n")  # drops the script's title
         return text.strip()
 
     return write

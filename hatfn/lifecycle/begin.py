@@ -24,13 +24,13 @@ def begin(
     carry: bool,
 ) -> tuple[HATState, dict[str, Tensor]]:
     """The state with open tasks, and the cumulative mask; see :meth:`hatfn.HAT.begin`."""
-    here = spec.flags(state, rows)
-    learned = state.learned & ~here
+    active = spec.flags(state, rows)
+    learned = state.learned & ~active
     opened = state._replace(
-        masks={group: mask & ~here[:, None] for group, mask in state.masks.items()},
+        masks={group: mask & ~active[:, None] for group, mask in state.masks.items()},
         learned=learned,
         locked=learned if locked is None else spec.flags(state, locked),
-        active=here,
+        active=active,
     )
     opt_state = spec.optimizer.init(trainable(opened, rows))
     if carry:
@@ -46,20 +46,20 @@ def warm_start(
     source: int | Literal["similar"],
     batch: Batch | None,
 ) -> HATState:
-    """The state with a task that starts from another's subnetwork: gates, norms and statistics.
+    """The state in which a task starts from the gates, norms and statistics of a learned task.
 
         e <- (clip(e_source, -1, 1) + e) / sqrt(2)
 
-    Learned embeddings lie far out, where gates hardly move: taken as they are, they leave a task no
-    choice and little capacity of its own. So they are drawn in to the spread of initial ones, and mixed
-    with the task's.
+    Learned embeddings are so large that their gates hardly move. A task that copied them could not
+    choose other units and would have little capacity of its own. So the source's embeddings are clipped
+    to the range of initial ones, and mixed with the embeddings of the task.
 
     Args:
-        spec: of the learner.
+        spec: the settings of the learner.
         state: any state.
-        task: that starts.
-        source: a learned task, or "similar": the one that is most like it, if there is any.
-        batch: of the task, where the most similar one is asked for.
+        task: the task that starts.
+        source: a learned task, or "similar" for the most similar one, if any is learned.
+        batch: x and y of the task, for "similar".
     """
     row = source
     if row == "similar":
@@ -68,14 +68,14 @@ def warm_start(
             return state
         row = others[int(errors(spec, state, batch, others).argmin())]
     mixed = over_groups(
-        lambda theirs, own: (theirs.clamp(-1, 1) + own) / math.sqrt(2),
+        lambda e_source, e: (e_source.clamp(-1, 1) + e) / math.sqrt(2),
         take(state.embeddings, row),
         take(state.embeddings, task),
     )
     heads = spec.network.heads if spec.classes else ()
-    lent = {name: leaf for name, leaf in state.task_params.items() if name not in heads}
+    norms = {name: leaf for name, leaf in state.task_params.items() if name not in heads}
     return state._replace(
-        task_params=state.task_params | put(lent, task, take(lent, row)),
+        task_params=state.task_params | put(norms, task, take(norms, row)),
         task_buffers=put(state.task_buffers, task, take(state.task_buffers, row)),
         embeddings=put(state.embeddings, task, mixed),
     )

@@ -1,4 +1,4 @@
-"""Closing a task: its running statistics under binary gates, what serving it costs, its mask."""
+"""Closing a task: re-estimate its running statistics, measure its readiness, store its mask."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from hatfn.state import HATState
 
 
 class Readiness(NamedTuple):
-    """How far a task, as it is trained, is from the task that will be served.
+    """How much a task changes between training, with soft gates, and serving, with binary gates.
 
     Attributes:
         undecided: {group: (U,) bool}, units whose soft gate is not yet binary.
-        soft: (), the mean loss in eval mode under the soft gates.
-        binary: (), the same under the binary gates that the task will be served with.
+        soft: (), the mean loss in eval mode with the soft gates.
+        binary: (), the same loss with the binary gates that serve the task.
     """
 
     undecided: dict[str, Tensor]
@@ -44,7 +44,7 @@ class Readiness(NamedTuple):
 
     @property
     def gap(self) -> Tensor:
-        """(), ``binary - soft``: what serving costs; about 0 for a task that is ready."""
+        """(), ``binary - soft``: how much binary gates raise the loss; about 0 if a task is ready."""
         return self.binary - self.soft
 
 
@@ -56,19 +56,19 @@ def readiness(
     scale: float | Tensor | None = None,
     tolerance: float = 0.01,
 ) -> Readiness:
-    """Whether a task can be consolidated: what differs between training and serving it.
+    """Measure whether a task is ready to be consolidated: how it differs in training and in serving.
 
-    A unit is undecided where min(a, 1 - a) > tolerance, a = sigmoid(s e): at s = 100 and 0.01 where
-    |e| < 0.046. Such a unit is served fully on or fully off, which is not what the weights around it
-    were tuned for.
+    A unit is undecided if min(a, 1 - a) > tolerance, where a = sigmoid(s e). At s = 100 and a tolerance
+    of 0.01 that means |e| < 0.046. Serving turns such a unit fully on or fully off, but the weights
+    around it were trained with a gate in between.
 
     Args:
         hat: the learner.
-        state: in the middle of the task's training, or at its end.
-        batches: x (B, ...) and y of the task, as many as represent it; of processes that train
-            together, each one's share of them, or all.
-        task: which.
-        scale: of the soft gates; None: the state's s_max.
+        state: a state during the task's training, or at its end.
+        batches: x (B, ...) and y of the task, enough to represent it. If processes train together,
+            each passes its share of the batches, or all of them.
+        task: the task.
+        scale: the scale of the soft gates; None: s_max of the state.
         tolerance: in (0, 0.5).
 
     Raises:
@@ -79,8 +79,8 @@ def readiness(
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> x, y = torch.randn(16, 4), torch.arange(16) % 2
         >>> hat = hatfn.build(net, hatfn.trace(net, x, head="2"), [2, 2], torchopt.adam(1e-3))
-        >>> seen = readiness(hat, hat.begin(hat.init(0), 0), [(x, y)], task=0)
-        >>> int(seen.undecided["0"].sum())
+        >>> measured = readiness(hat, hat.begin(hat.init(0), 0), [(x, y)], task=0)
+        >>> int(measured.undecided["0"].sum())
         0
     """
     check_owned("readiness", hat, state)
@@ -108,19 +108,19 @@ def measure(
 ) -> Readiness:
     """The body of :func:`readiness`."""
     soft = spec.gates(take(state.embeddings, task), scale)
-    ways = (soft, take(binary_gates(state), task))
-    totals, count = [torch.zeros((), dtype=torch.float64) for _ in ways], 0
+    both = (soft, take(binary_gates(state), task))
+    totals, count = [torch.zeros((), dtype=torch.float64) for _ in both], 0
     for x, y in batches:
-        for i, gates in enumerate(ways):
+        for i, gates in enumerate(both):
             with torch.no_grad():
                 loss = spec.loss(forward(spec.network, state, x, task, gates), y)
             totals[i] = totals[i] + loss.double().cpu() * x.samples
         count += x.samples
     sums = torch.stack([*totals, torch.tensor(float(count), dtype=torch.float64)])
-    *losses, everything = spec.ranks.total(sums.to(state.learned.device)).cpu()
-    if not everything:
+    *losses, samples = spec.ranks.total(sums.to(state.learned.device)).cpu()
+    if not samples:
         raise ValueError("readiness: no batch. Expected at least one: a list of pairs (x, y).")
-    trained, served = (loss / everything for loss in losses)
+    trained, served = (loss / samples for loss in losses)
     undecided = over_groups(lambda a: torch.minimum(a, 1 - a) > tolerance, soft)
     return Readiness(undecided, trained, served)
 
@@ -130,18 +130,18 @@ def recalibrate(spec: Spec, state: HATState, inputs: Iterable[Inputs], task: int
     before, gates = take(state.task_buffers, task), take(binary_gates(state), task)
     params = {**state.params, **take(state.task_params, task)}
     network = spec.network
-    seen = [call(network, network.calibrate, params, before, gates, x)[1] for x in inputs]
-    if not seen:
+    statistics = [call(network, network.calibrate, params, before, gates, x)[1] for x in inputs]
+    if not statistics:
         raise ValueError(
             "recalibrate: no batch. Expected at least one: a list of inputs; a generator can be read "
             "only once."
         )
     mean = {
-        name: torch.stack([of_batch[name] for of_batch in seen]).mean(0)
+        name: torch.stack([of_batch[name] for of_batch in statistics]).mean(0)
         for name, old in before.items()
         if old.is_floating_point()
     }
-    mean = spec.ranks.mean(mean, weight=len(seen))
+    mean = spec.ranks.mean(mean, weight=len(statistics))
     counts = {name: torch.zeros_like(old) for name, old in before.items() if is_count(name)}
     new = transforms.choose(transforms.finite(mean), before | mean | counts, before)
     return state._replace(task_buffers=put(state.task_buffers, task, new))
@@ -153,24 +153,26 @@ def settle(
     batches: list[Batch],
     task: int,
 ) -> tuple[HATState, Readiness, bool]:
-    """The state with the running statistics that serve a task better: re-estimated, or as trained.
+    """The state with the better running statistics of a task: re-estimated, or those of training.
+
+    The better ones give the lower loss with binary gates.
 
     Args:
-        spec: of the learner.
-        state: with the task open.
+        spec: the settings of the learner.
+        state: a state in which the task is open.
         batches: x and y of the task.
-        task: which.
+        task: the task.
 
     Returns:
-        The state; how ready its task is; whether its statistics are re-estimated.
+        The state; the readiness of its task; whether its statistics are re-estimated.
     """
-    top = state.hyper["s_max"]
-    seen = measure(spec, state, batches, task, top)
+    s_max = state.hyper["s_max"]
+    before = measure(spec, state, batches, task, s_max)
     if not state.task_buffers:
-        return state, seen, False
+        return state, before, False
     new = recalibrate(spec, state, [x for x, _ in batches], task)
-    then = measure(spec, new, batches, task, top)
-    return (new, then, True) if bool(then.binary < seen.binary) else (state, seen, False)
+    after = measure(spec, new, batches, task, s_max)
+    return (new, after, True) if bool(after.binary < before.binary) else (state, before, False)
 
 
 def is_count(name: str) -> bool:
@@ -180,12 +182,12 @@ def is_count(name: str) -> bool:
 
 def consolidate(spec: Spec, state: HATState, task: int) -> HATState:
     """The state with a task closed; see :meth:`hatfn.HAT.consolidate`."""
-    here = spec.flags(state, [task])
+    closed = spec.flags(state, [task])
     gates = take(binary_gates(state), task)
     statistics = spec.ranks.mean(take(state.task_buffers, task), weight=1)
     return state._replace(
         task_buffers=put(state.task_buffers, task, statistics),
         masks=put(state.masks, task, gates),
-        learned=state.learned | here,
-        active=state.active & ~here,
+        learned=state.learned | closed,
+        active=state.active & ~closed,
     )

@@ -15,7 +15,7 @@ from hatfn.checks.calls import check_owned
 from hatfn.checks.capacity import check_groups
 from hatfn.checks.settings import check_more
 from hatfn.engine.optimizer import Optimizer, fresh_opt_state, possible_opt_states
-from hatfn.lifecycle.init import Own, initial_values, padded
+from hatfn.lifecycle.init import TaskValues, initial_values, padded
 from hatfn.numerics.trees import tree_map
 from hatfn.spec import Spec
 from hatfn.state import HATState
@@ -26,23 +26,24 @@ S = TypeVar("S", bound=Spec)
 def grow(
     hat: S, state: HATState, classes: Sequence[int] | None = None, *, num_tasks: int | None = None
 ) -> tuple[S, HATState]:
-    """A learner and a state with more tasks; what was there keeps its outputs to the bit.
+    """A learner and a state with more tasks; the outputs of the old tasks stay equal to the bit.
 
-    The new tasks start from what the seed gives them, as if they had been planned. (Embeddings drawn as
-    "sparse" depend on the number of tasks, and those that were drawn stay.) Sparsity and quota of the
-    last task hold for them as well.
+    The new tasks start from the values that the seed gives them, as if they had been planned. (Only
+    "sparse" embeddings depend on the number of tasks; those of the old tasks stay as they are.) The new
+    tasks have the sparsity and quota of the last old task.
 
     Args:
         hat: the learner.
-        state: any state of it, in the middle of a task's training or not.
-        classes: the number of classes of each new task; heads are padded to the widest.
-        num_tasks: how many new tasks, where the learner has no classes.
+        state: any state of it; a task may be in the middle of its training.
+        classes: the number of classes of each new task; heads are padded to the widest task.
+        num_tasks: the number of new tasks, if the learner has no classes.
 
     Returns:
         The learner of all tasks, and its state. The old pair can still be used.
 
     Raises:
-        TypeError, ValueError: classes of a learner that has none, or the other way round; no task.
+        TypeError, ValueError: ``classes`` for a learner without classes; ``num_tasks`` for a learner
+            with classes; no task.
 
     Warns:
         HATWarning: a group with fewer units than there are tasks.
@@ -71,39 +72,41 @@ def grow(
 
     seed, fresh = int(state.seed), bool(state.fresh)
     _, added = initial_values(grown, range(hat.tasks, tasks), seed, fresh)
-    own = Own(_wider(grown, state.task_params), state.task_buffers, state.embeddings)
-    own = tree_map(lambda old, *new: torch.cat([old, torch.stack(new)]), own, *added.values())
-    no = torch.zeros(more, dtype=torch.bool, device=state.learned.device)
+    old = TaskValues(_wider(grown, state.task_params), state.task_buffers, state.embeddings)
+    values: TaskValues = tree_map(
+        lambda old, *new: torch.cat([old, torch.stack(new)]), old, *added.values()
+    )
+    false = torch.zeros(more, dtype=torch.bool, device=state.learned.device)
     new = state._replace(
-        task_params=own.params,
-        task_buffers=own.buffers,
-        embeddings=own.embeddings,
+        task_params=values.params,
+        task_buffers=values.buffers,
+        embeddings=values.embeddings,
         masks={g: torch.cat([m, m.new_zeros(more, m.shape[1])]) for g, m in state.masks.items()},
-        learned=torch.cat([state.learned, no]),
-        locked=torch.cat([state.locked, no]),
-        active=torch.cat([state.active, no]),
+        learned=torch.cat([state.learned, false]),
+        locked=torch.cat([state.locked, false]),
+        active=torch.cat([state.active, false]),
         hyper={name: _longer(value, more) for name, value in state.hyper.items()},
     )
     return grown, new._replace(opt_state=_wider_opt_state(hat.optimizer, state.opt_state, new))
 
 
-def _wider(hat: Spec, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Stacked heads (T, ...) as wide as the widest task's."""
+def _wider(hat: Spec, task_params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of tasks (T, ...), with heads padded to the classes of the widest task."""
     if hat.classes is None:
-        return own
+        return task_params
     widen = torch.vmap(partial(padded, widest=max(hat.classes)))
-    return {**own, **{name: widen(own[name]) for name in hat.network.heads}}
+    return {**task_params, **{name: widen(task_params[name]) for name in hat.network.heads}}
 
 
 def _longer(value: Tensor, more: int) -> Tensor:
-    """A setting of more tasks, if it is one of each task: the last one's, again."""
+    """A setting for ``more`` further tasks: if each task has its own, that of the last is repeated."""
     return torch.cat([value, value[-1:].expand(more)]) if value.dim() else value
 
 
 def _wider_opt_state(optimizer: Optimizer, old: Any, state: HATState) -> Any:
-    """The moments there were, those of wider heads with the new ones' values behind; else new ones."""
+    """The old optimizer state, padded to wider heads by a new one; or a new one if there is no old."""
     if optree.tree_structure(old) != optree.tree_structure(fresh_opt_state(optimizer, state)):
-        return fresh_opt_state(optimizer, state)  # a loaded state may have none
+        return fresh_opt_state(optimizer, state)  # a loaded state may have no optimizer state
 
     def fits(old: Tensor, new: Tensor) -> bool:
         return all(had <= has for had, has in zip(old.shape, new.shape, strict=True))

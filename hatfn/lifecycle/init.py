@@ -19,11 +19,11 @@ from hatfn.spec import Spec
 from hatfn.state import HATState, trainable
 
 
-class Own(NamedTuple):
-    """What one task has for itself.
+class TaskValues(NamedTuple):
+    """The values that one task does not share with others.
 
     Attributes:
-        params: {name: tensor}, norms, heads and whatever else cannot be gated.
+        params: {name: tensor}, norms, heads and other parameters that cannot be gated.
         buffers: {name: tensor}, running statistics.
         embeddings: {group: (U,)}.
     """
@@ -34,31 +34,31 @@ class Own(NamedTuple):
 
 
 def init(spec: Spec, seed: int, fresh: bool) -> HATState:
-    """The state before the first task; arguments as in :meth:`hatfn.HAT.init`."""
+    """The state before the first task; see :meth:`hatfn.HAT.init`."""
     network = spec.network
-    values, owns = initial_values(spec, range(spec.tasks), seed, fresh)
-    own: Own = tree_map(lambda *slices: torch.stack(slices), *owns.values())
-    every = [*network.wiring.shared, *network.wiring.unread]
-    params = {name: values[name].clone() for name in every}
-    some = _some(network)
-    kind = _real(network) if spec.protection.soft else torch.bool
-    no_task = torch.zeros(spec.tasks, dtype=torch.bool, device=some.device)
+    values, of_tasks = initial_values(spec, range(spec.tasks), seed, fresh)
+    tasks: TaskValues = tree_map(lambda *slices: torch.stack(slices), *of_tasks.values())
+    of_all = [*network.wiring.shared, *network.wiring.unread]
+    params = {name: values[name].clone() for name in of_all}
+    device = _example(network).device
+    kind = _embedding_dtype(network) if spec.protection.soft else torch.bool
+    no_task = torch.zeros(spec.tasks, dtype=torch.bool, device=device)
     state = HATState(
         params=params,
-        task_params=own.params,
-        task_buffers=own.buffers,
-        embeddings=own.embeddings,
-        masks={group: torch.zeros_like(e, dtype=torch.bool) for group, e in own.embeddings.items()},
+        task_params=tasks.params,
+        task_buffers=tasks.buffers,
+        embeddings=tasks.embeddings,
+        masks={group: torch.zeros_like(e, dtype=torch.bool) for group, e in tasks.embeddings.items()},
         learned=no_task,
         locked=no_task.clone(),
         active=no_task.clone(),
         protection={name: torch.zeros_like(p, dtype=kind) for name, p in params.items()},
         hyper={
-            name: torch.tensor(value, dtype=torch.float64, device=some.device)
+            name: torch.tensor(value, dtype=torch.float64, device=device)
             for name, value in spec.hyper.items()
         },
-        seed=torch.tensor(seed, device=some.device),
-        fresh=torch.tensor(fresh, device=some.device),
+        seed=torch.tensor(seed, device=device),
+        fresh=torch.tensor(fresh, device=device),
         opt_state=(),
     )
     return state._replace(opt_state=spec.optimizer.init(trainable(state, [0])))
@@ -66,53 +66,57 @@ def init(spec: Spec, seed: int, fresh: bool) -> HATState:
 
 def initial_values(
     spec: Spec, tasks: Sequence[int], seed: int, fresh: bool
-) -> tuple[dict[str, Tensor], dict[int, Own]]:
-    """What the module's parameters and buffers, and some tasks, start with.
+) -> tuple[dict[str, Tensor], dict[int, TaskValues]]:
+    """The initial values of the module's parameters and buffers, and those of some tasks.
 
-    The values of a task depend on the seed and the task alone, not on the other tasks; but "sparse"
-    embeddings depend on the number of tasks.
+    The values of a task depend on the seed and the task alone, not on the other tasks. Only "sparse"
+    embeddings also depend on the number of tasks.
 
     Args:
-        spec: of the learner.
-        tasks: which.
-        seed: of the state.
-        fresh: whether weights, and heads even where the module's own would fit, are drawn.
+        spec: the settings of the learner.
+        tasks: the tasks.
+        seed: the seed of the state.
+        fresh: whether weights are drawn from the seed, and heads even if the module's own would fit.
 
     Returns:
         {name: tensor}, of the module; {task: its own values}.
     """
     values = _fresh_values(spec.network, seed) if fresh else spec.network.initial
-    return values, {task: _initial_own(spec, values, task, seed, fresh) for task in tasks}
+    return values, {task: _task_values(spec, values, task, seed, fresh) for task in tasks}
 
 
-def _initial_own(spec: Spec, values: Mapping[str, Tensor], task: int, seed: int, fresh: bool) -> Own:
+def _task_values(
+    spec: Spec, values: Mapping[str, Tensor], task: int, seed: int, fresh: bool
+) -> TaskValues:
     network = spec.network
-    some, generator = _some(network), torch.Generator().manual_seed(mixed(seed, task))
+    device, generator = _example(network).device, torch.Generator().manual_seed(mixed(seed, task))
     embeddings = {
         group: initial_embeddings(spec.embedding_init, spec.tasks, units, generator).to(
-            some.device, _real(network)
+            device, _embedding_dtype(network)
         )
         for group, units in network.wiring.groups.items()
     }
-    own = {name: values[name] for name, role in network.wiring.params.items() if role.kind == "task"}
+    norms = {name: values[name] for name, role in network.wiring.params.items() if role.kind == "task"}
     buffers = {name: values[name] for name in network.wiring.buffers}
-    return Own(own | _heads(network, values, generator, task, fresh), buffers, embeddings)
+    return TaskValues(norms | _heads(network, values, generator, task, fresh), buffers, embeddings)
 
 
-def _some(network: Network) -> Tensor:
-    """A tensor on the device, and of the type, of the module's numbers."""
+def _example(network: Network) -> Tensor:
+    """One of the module's tensors, which shows their device and type."""
     return next(iter(network.initial.values()))
 
 
-def _real(network: Network) -> torch.dtype:
-    """The type of embeddings."""
-    some = _some(network).dtype
-    return torch.promote_types(some, torch.float32) if some.is_floating_point else torch.float32
+def _embedding_dtype(network: Network) -> torch.dtype:
+    """The type of embeddings: that of the module's numbers, but at least float32."""
+    dtype = _example(network).dtype
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float32
 
 
 def _fresh_values(network: Network, seed: int) -> dict[str, Tensor]:
-    """The module's parameters and buffers, drawn anew by its own ``reset_parameters`` and, as timm's
-    models have it, ``init_weights``. What neither of them sets keeps its value.
+    """The module's parameters and buffers, drawn anew.
+
+    The ``reset_parameters`` of each layer draws them, and then the module's ``init_weights`` if it has
+    one, as timm's models do. Values that neither sets stay as they are.
     """
     start, module = network.initial, filled(network.plain, network.initial)
     device = next((value.device for value in start.values()), torch.device("cpu"))
@@ -121,10 +125,10 @@ def _fresh_values(network: Network, seed: int) -> dict[str, Tensor]:
             if callable(reset := getattr(child, "reset_parameters", None)):
                 reset()
         if callable(weights := getattr(module, "init_weights", None)):
-            # Every task begins with norms as they are here: scales of zero, with which timm's ResNets
-            # start the last norm of each branch, would have to grow in each one anew.
-            told = {"zero_init_last"} & inspect.signature(weights).parameters.keys()
-            weights(**dict.fromkeys(told, False))
+            # timm's ResNets can start the last norm of each branch at zero. Every task starts with
+            # these norms, so in every task the zeros would have to grow again.
+            options = {"zero_init_last"} & inspect.signature(weights).parameters.keys()
+            weights(**dict.fromkeys(options, False))
     drawn = dict((*module.named_parameters(), *module.named_buffers()))
     return start | {n: v.detach() for n, v in drawn.items() if n not in network.untrained}
 
@@ -136,9 +140,10 @@ def _heads(
     task: int,
     fresh: bool,
 ) -> dict[str, Tensor]:
-    """A task's heads, drawn as ``nn.Linear`` draws its own, or the module's where those are as wide.
+    """The heads of a task, padded by zeros to (classes of the widest task, features, ...).
 
-    They are padded by zeros to (widest task, features, ...), so that heads of all tasks stack.
+    They are drawn as ``nn.Linear`` draws its weights. Without ``fresh``, a head of the module that has
+    as many classes as the task is copied instead.
     """
     if network.classes is None:
         return {}
@@ -155,5 +160,5 @@ def _heads(
 
 
 def padded(rows: Tensor, widest: int) -> Tensor:
-    """A head (classes, ...) with rows of zeros behind, (widest, ...)."""
+    """A head (classes, ...) that rows of zeros extend to (widest, ...)."""
     return nn.functional.pad(rows, [0, 0] * (rows.dim() - 1) + [0, widest - len(rows)])

@@ -1,4 +1,4 @@
-"""Which learned task is most like a new one: how well its subnetwork serves the new task's data."""
+"""Similarity of tasks: how well the subnetwork of a learned task serves the data of a new one."""
 
 from __future__ import annotations
 
@@ -19,34 +19,36 @@ from hatfn.spec import Spec
 from hatfn.state import HATState
 
 _RIDGE = 0.1
-"""The weight decay of the classifier that is fitted, relative to a feature vector's mean square."""
+"""The weight decay of the fitted classifier, relative to the mean square of a feature vector."""
 
 
 def similarity(
     hat: Spec, state: HATState, batch: tuple[Tensor, Tensor], tasks: Sequence[int] | None = None
 ) -> Float[Tensor, " K"]:
-    """How badly each learned task's subnetwork serves a new task, judged by one batch; lower is better.
+    """The error of each learned task's subnetwork on one batch of a new task; lower is more similar.
 
-    With classes, a learned head says nothing about new classes. So a linear one is fitted to the
-    subnetwork's features F, by least squares with a ridge, and judged on samples that it has not seen:
+    A learned head cannot predict new classes. So, if tasks have classes, a new linear head is fitted to
+    the features F of the subnetwork by least squares with a ridge. Its error is measured on each sample
+    when the fit leaves this sample out:
 
         K = F F^T + 1,  G = (K + ridge)^-1,  error = mean_i |(G Y)_i / G_ii|^2
 
-    the squared leave-one-out error in closed form, Y being the classes one-hot. Without classes it is
-    the learner's loss of the subnetwork's output.
+    This is the squared leave-one-out error in closed form; Y is the one-hot matrix of classes. Without
+    classes the error is the learner's loss for the output of the subnetwork.
 
     Args:
         hat: the learner.
         state: any state.
-        batch: x (B, ...) and y of the new task: (B,) int64, counted within it, where there are classes.
-        tasks: learned tasks to judge; None: all of them, in order.
+        batch: x (B, ...) and y of the new task. If tasks have classes, y is (B,) int64, counted within
+            the task.
+        tasks: the learned tasks to compare; None: all of them, in order.
 
     Returns:
         (K,), the error of each task, in the given order.
 
     Raises:
         TypeError, ValueError: a task that is not learned; a batch that is no pair of inputs and class
-            labels, or of a single sample; a head that is a convolution over several places.
+            labels, or has a single sample; a head that is a convolution over several positions.
 
     Example:
         >>> import hatfn, torchopt
@@ -75,25 +77,28 @@ def errors(spec: Spec, state: HATState, batch: Batch, rows: Sequence[int]) -> Fl
 
 
 def _features(network: Network, state: HATState, x: Inputs, task: int) -> Tensor:
-    """What a task's subnetwork gives to its head, (B, D): the output of a head that changes nothing."""
-    own = take(state.task_params, task)
+    """The features that a task's subnetwork passes to its head, (B, D).
+
+    They are the output of the module if the head is replaced by the identity.
+    """
+    task_params = take(state.task_params, task)
     for weight, bias in network.wiring.heads:
-        _, size, *kernel = own[weight].shape
+        _, size, *kernel = task_params[weight].shape
         if any(side > 1 for side in kernel):
             raise ValueError(
                 f"similarity: the head {weight} is a convolution over {kernel}. Expected heads that "
-                f"see one place: choose the task yourself, begin(..., init_from=0)."
+                f"read one position: choose the task yourself, begin(..., init_from=0)."
             )
-        own[weight] = torch.eye(size).to(own[weight]).reshape(size, size, *kernel)
+        task_params[weight] = torch.eye(size).to(task_params[weight]).reshape(size, size, *kernel)
         if bias is not None:
-            own[bias] = own[bias].new_zeros(size)
-    params, buffers = {**state.params, **own}, take(state.task_buffers, task)
+            task_params[bias] = task_params[bias].new_zeros(size)
+    params, buffers = {**state.params, **task_params}, take(state.task_buffers, task)
     output, _ = call(network, network.evaluate, params, buffers, take(state.masks, task), x)
     return output_leaves(output)[0].flatten(1)
 
 
 def _left_out(features: Tensor, y: Tensor) -> Tensor:
-    """() mean squared error of a linear classifier on each sample, fitted to the others."""
+    """(), the mean squared error of a linear classifier on each sample when fitted to the others."""
     f = features.double()
     f = f - f.mean(0)
     kernel = f @ f.T

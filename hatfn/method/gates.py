@@ -1,4 +1,4 @@
-"""Gates: from task embeddings to unit activations, soft while training and binary when served."""
+"""Gates: from task embeddings to unit activations, soft in training and binary in serving."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ def gate(
 
     Args:
         embedding: task embedding e, any shape.
-        scale: mask scale s >= 0; the larger, the closer to binary. At 0 every gate is 1/2.
-        gate_fn: the function in the place of the sigmoid.
+        scale: mask scale s >= 0; the larger it is, the closer gates are to binary. At 0 every gate
+            is 1/2.
+        gate_fn: the function that replaces the sigmoid.
 
     Raises:
-        TypeError, ValueError: a scale that is no number, or negative.
+        TypeError, ValueError: ``scale`` is not a number, or is negative.
 
     Example:
         >>> gate(torch.tensor([-1.0, 0.0, 1.0]), 400.0)
@@ -34,7 +35,7 @@ def gate(
     Source:
         Serrà et al. 2018, equation 1.
     """
-    check_real("gate", "scale", scale, lambda s: s >= 0, "of at least 0: below it masks invert")
+    check_real("gate", "scale", scale, lambda s: s >= 0, "of at least 0: a negative one inverts masks")
     return gate_fn(scale * embedding)
 
 
@@ -49,10 +50,10 @@ def hard_gate(embedding: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
 
 
 def flush(gates: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Gates with those too small to matter set to zero, gradients as they were.
+    """Set gates that are too small to matter to zero; their gradients stay the same.
 
-    A gate below eps^2 moves no sum of numbers near one, but its products are subnormal, and a CPU
-    multiplies matrices of subnormal numbers several times more slowly.
+    A gate below eps^2 changes no sum of numbers near one, but its products are subnormal numbers,
+    and a CPU multiplies matrices of subnormal numbers several times more slowly.
     """
     small = gates < torch.finfo(gates.dtype).eps ** 2
     return gates - torch.where(small, gates, 0).detach()
@@ -63,16 +64,16 @@ def initial_embeddings(
 ) -> Float[Tensor, " units"]:
     """One task's embeddings before training.
 
-    "normal" is N(0, 1), the first paper's: half of the units start on. "dense" is 1: all start on.
-    "sparse" is N(Phi^-1(1/T), 1): a unit starts on with probability 1/T, so that one of the T tasks
-    claims it on average; this p = 1/T maximises p (1 - p)^(T - 1), the chance that a given task
-    alone does.
+    "normal" draws from N(0, 1), as the first paper does: half of the units start on. "dense" is 1:
+    all units start on. "sparse" draws from N(Phi^-1(1/T), 1): a unit starts on with probability 1/T,
+    so on average it starts on for one of the T tasks. This p = 1/T maximises p (1 - p)^(T - 1), the
+    probability that a unit starts on for one given task and for no other.
 
     Args:
-        init: which.
-        tasks: T.
-        units: U.
-        generator: a CPU generator; the global one is not touched.
+        init: the name of the distribution.
+        tasks: T, the number of tasks.
+        units: U, the number of units.
+        generator: a CPU generator; the global one is not used.
 
     Source:
         Serrà et al. 2018, section 2.2 (normal); Duan 2023, section 3 (dense, sparse).
@@ -80,7 +81,7 @@ def initial_embeddings(
     if init == "dense":
         return torch.ones(units)
     mean = 0.0
-    if init == "sparse":  # a single task would start at infinity
+    if init == "sparse":  # for a single task, 1/T = 1 would give an infinite mean
         share = torch.tensor(min(1 / tasks, 0.98), dtype=torch.float64)
         mean = float(torch.special.ndtri(share))
     return torch.randn(units, generator=generator) + mean

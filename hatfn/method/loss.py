@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 
 def cross_entropy(output: Any, y: Tensor) -> Tensor:
-    """The cross entropy of the logits; of several outputs (distilled, auxiliary) the mean.
+    """The cross entropy of the logits, averaged over the outputs if there are several.
 
     Args:
-        output: logits (B, C) or (B, C, places); something with ``logits``, such as a ModelOutput, a
-            named tuple or a dict, of which nothing else is read; or a tuple of logits.
-        y: labels, (B,) or (B, places).
+        output: logits (B, C) or (B, C, positions); something with ``logits``, such as a ModelOutput, a
+            named tuple or a dict, of which nothing else is read; or a tuple or dict of logits, such as
+            distilled or auxiliary outputs.
+        y: labels, (B,) or (B, positions).
 
     Raises:
         TypeError: another output; :func:`hatfn.build` takes a ``loss`` for it.

@@ -10,9 +10,9 @@ from hatfn.state import HATState
 
 
 def binary_gates(state: HATState) -> dict[str, Tensor]:
-    """{group: (T, U)} bool: the masks of learned tasks, and what the others' embeddings would give.
+    """The binary gates of all tasks, {group: (T, U)} bool; of stacked states (S, T, U).
 
-    Of stacked states (S, T, U).
+    A learned task has its mask. For any other task, a gate is on where its embedding is above 0.
     """
     learned = state.learned[..., None]
     return over_groups(

@@ -1,4 +1,4 @@
-"""The words that settings of the method take."""
+"""The names that settings of the method accept."""
 
 from typing import Literal
 
@@ -6,4 +6,4 @@ Init = Literal["normal", "dense", "sparse"]
 """How task embeddings start: see :func:`~hatfn.method.gates.initial_embeddings`."""
 
 LockName = Literal["exact", "paper", "adaptive", "magnitude"]
-"""The lock rules of :mod:`hatfn.protection`, each with its own defaults."""
+"""The protection rules of :mod:`hatfn.protection`, each with its default settings."""

@@ -1,4 +1,4 @@
-"""Lock rules: how weights that earlier tasks depend on are held."""
+"""Protection rules: they decide which weights stay unchanged because earlier tasks use them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ __all__ = [
 
 
 class Locked(NamedTuple):
-    """What a rule is told when a task is begun.
+    """What a protection rule receives.
 
     Attributes:
         gates: {group: (T, U)} bool, the binary gates of all tasks.
-        used: {group: (U,)}, the cumulative mask of the locked tasks, bool or, as the rule says, soft.
-        locked: (T,) bool, the tasks to hold.
+        used: {group: (U,)}, the cumulative mask of the protected tasks: bool, or in [0, 1] if the
+            rule has ``units="soft"``.
+        locked: (T,) bool, the tasks to protect.
         params: {name: tensor}, the shared weights.
-        before: {name: tensor}, what was held until now.
-        locked_before: (T,) bool, the tasks that were held until now.
+        before: {name: tensor}, the protection until now.
+        locked_before: (T,) bool, the tasks that were protected until now.
     """
 
     gates: dict[str, Tensor]
@@ -48,16 +49,18 @@ class Locked(NamedTuple):
 
 
 class Lock(NamedTuple):
-    """A lock rule: a method that differs from HAT only in what it holds, and how firmly.
+    """A protection rule: it decides which weights stay unchanged, and how strictly.
+
+    A method that differs from HAT only in its protection is a ``Lock``.
 
     Attributes:
-        rule: (wiring, :class:`Locked`) -> {name: tensor shaped like the weight}, how firmly every entry
-            is held: bool, or p in [0, 1]. An entry that is held by 1 does not move at all.
-        soft: whether the rule gives numbers instead of bools.
-        on: where 1 - p acts on entries that are held less firmly: on the "gradient", as the papers have
-            it, or on the "update" that the optimiser makes of it.
-        units: what counts as used when a task pays for free units: "binary" gates, or "soft" ones at
-            s_max.
+        rule: (wiring, :class:`Locked`) -> {name: tensor shaped like the weight}, the protection of
+            every entry: bool, or p in [0, 1]. An entry with p = 1 does not move at all.
+        soft: whether the rule returns numbers instead of bools.
+        on: where the factor 1 - p acts on entries with p below 1: on the "gradient", as in the papers,
+            or on the "update" that the optimizer computes from it.
+        units: the gates that tell which units are already used, so that a task uses them without
+            penalty: "binary" gates, or "soft" gates at s_max.
     """
 
     rule: Callable[[Wiring, Locked], dict[str, Tensor]]
@@ -67,41 +70,45 @@ class Lock(NamedTuple):
 
 
 def exact() -> Lock:
-    """Holds what some locked task depends on, and nothing else: see :func:`exact_protection`."""
-    return Lock(lambda wiring, seen: exact_protection(wiring, seen.gates, seen.locked))
+    """Protect the entries that a protected task depends on, and no others: :func:`exact_protection`."""
+    return Lock(lambda wiring, inputs: exact_protection(wiring, inputs.gates, inputs.locked))
 
 
 def paper() -> Lock:
     """The papers' rule: see :func:`paper_protection`."""
     return Lock(
-        lambda wiring, seen: paper_protection(wiring, seen.used), soft=True, on="gradient", units="soft"
+        lambda wiring, inputs: paper_protection(wiring, inputs.used),
+        soft=True,
+        on="gradient",
+        units="soft",
     )
 
 
 def adaptive(alpha: float = 1e-3, epsilon: float = 0.1) -> Lock:
-    """A soft lock in the spirit of AdaHAT: updates of what is in use become small instead of none.
+    """Soft protection in the spirit of AdaHAT: updates of used entries become small instead of zero.
 
         rate = r / (n + r),  r = alpha / (F + epsilon),  p = 1 - rate
 
-    with n the number of locked tasks that depend on an entry and F the share of entries on which none
-    does. The rate falls with n and rises, up to alpha / epsilon, as free capacity runs out. Drift is
-    bounded by what all updates times the rate add up to; it is not zero.
+    Here n is the number of protected tasks that depend on an entry, and F is the share of entries on
+    which no protected task depends. The rate falls with n. As free capacity runs out, r rises up to
+    alpha / epsilon, and the rate rises with it. Drift is not zero; it is bounded by the sum of all
+    updates times the rate.
 
     Args:
-        alpha: > 0; 0 would be the exact lock.
+        alpha: > 0; at 0 the rule would be :func:`exact`.
         epsilon: > 0.
 
     Source:
-        After Wang et al. 2024 (AdaHAT, ECML PKDD), who count a unit's tasks at each end of a weight and
-        take their regularisation term for what is free.
+        After Wang et al. 2024 (AdaHAT, ECML PKDD). They count the tasks of the unit at each end of a
+        weight, and measure free capacity by their regularisation term.
     """
     if not (alpha > 0 and epsilon > 0):
         raise ValueError(f"adaptive: alpha={alpha}, epsilon={epsilon}. Expected numbers above 0.")
 
-    def rule(wiring: Wiring, seen: Locked) -> dict[str, Tensor]:
+    def rule(wiring: Wiring, inputs: Locked) -> dict[str, Tensor]:
         counts = {
-            name: sum(uses, torch.zeros_like(seen.params[name]))
-            for name, uses in _uses(wiring, seen.gates, seen.locked)
+            name: sum(uses, torch.zeros_like(inputs.params[name]))
+            for name, uses in _uses(wiring, inputs.gates, inputs.locked)
         }
         total = sum(count.numel() for count in counts.values())
         free = sum((count == 0).sum() for count in counts.values()) / max(total, 1)
@@ -112,14 +119,15 @@ def adaptive(alpha: float = 1e-3, epsilon: float = 0.1) -> Lock:
 
 
 def magnitude(share: float = 0.5) -> Lock:
-    """A lock of single weights in PackNet's manner: of what a task uses, the largest entries.
+    """Protect single weights in PackNet's manner: the largest of the entries that a task uses.
 
-    Of the entries of a weight that a newly locked task depends on and that are not held yet, those of
-    the largest magnitude are held, a share of them. The others go to later tasks, although the task
-    reads them: its drift is not zero. (PackNet sets them to zero for the task and trains it once more.)
+    When a task becomes protected, the rule looks at the entries of each weight that the task depends
+    on and that are still free. It protects a share of them, the largest in magnitude. Later tasks may
+    change the others, although this task still reads them, so its drift is not zero. (PackNet sets
+    them to zero for the task and trains it once more.)
 
     Args:
-        share: in (0, 1]; at 1 it is the exact lock.
+        share: in (0, 1]; at 1 the rule equals :func:`exact`.
 
     Source:
         After Mallya and Lazebnik 2018 (PackNet, arXiv 1711.05769), section 3.
@@ -129,18 +137,18 @@ def magnitude(share: float = 0.5) -> Lock:
 
     def largest(entries: Tensor, size: Tensor) -> Tensor:
         ranked = torch.where(entries, size, -1).flatten().sort(descending=True).values
-        kept = (share * entries.sum()).ceil().long()
-        return entries & (size >= ranked.gather(0, (kept - 1).clamp(min=0)[None])) & (kept > 0)
+        count = (share * entries.sum()).ceil().long()
+        return entries & (size >= ranked.gather(0, (count - 1).clamp(min=0)[None])) & (count > 0)
 
-    def rule(wiring: Wiring, seen: Locked) -> dict[str, Tensor]:
-        fresh = seen.locked & ~seen.locked_before
-        kept = exact_protection(wiring, seen.gates, seen.locked & seen.locked_before)
-        found = {name: kept[name] & (seen.before[name] == 1) for name in kept}
-        for name, uses in _uses(wiring, seen.gates, fresh):
+    def rule(wiring: Wiring, inputs: Locked) -> dict[str, Tensor]:
+        fresh = inputs.locked & ~inputs.locked_before
+        used = exact_protection(wiring, inputs.gates, inputs.locked & inputs.locked_before)
+        protection = {name: used[name] & (inputs.before[name] == 1) for name in used}
+        for name, uses in _uses(wiring, inputs.gates, fresh):
             for use in uses:
-                entries = use.expand(found[name].shape) & ~found[name]
-                found[name] = found[name] | largest(entries, seen.params[name].abs())
-        return found
+                free = use.expand(protection[name].shape) & ~protection[name]
+                protection[name] = protection[name] | largest(free, inputs.params[name].abs())
+        return protection
 
     return Lock(rule)
 
@@ -148,18 +156,18 @@ def magnitude(share: float = 0.5) -> Lock:
 LOCKS: Mapping[LockName, Callable[[], Lock]] = {
     "exact": exact, "paper": paper, "adaptive": adaptive, "magnitude": magnitude,
 }  # fmt: skip
-"""The rules by name, each with its own defaults."""
+"""The rules by name, each with its default settings."""
 
 
 def exact_protection(wiring: Wiring, masks: Mapping[str, Tensor], locked: Tensor) -> dict[str, Tensor]:
-    """Which entries some locked task depends on: its out unit and its in unit are both on.
+    """The entries that a protected task depends on: their out unit and in unit are both on.
 
         protection[i, j] = any over locked t of (mask_t[out i] and mask_t[in j])
 
-    An entry without an in unit (a bias) needs its out unit only, and the other way round.
+    If an entry has only one of the two units (a bias has no in unit), that unit alone decides.
 
     Args:
-        wiring: which units stand behind each entry.
+        wiring: the out unit and the in unit of each entry.
         masks: {group: (T, U)} bool, the binary gates.
         locked: (T,) bool.
 
@@ -179,15 +187,18 @@ def exact_protection(wiring: Wiring, masks: Mapping[str, Tensor], locked: Tensor
 def _uses(
     wiring: Wiring, masks: Mapping[str, Tensor], locked: Tensor
 ) -> Iterator[tuple[str, Iterator[Tensor]]]:
-    """For each shared parameter, the entries that each locked task depends on, broadcastable, bool."""
+    """Pairs of a shared parameter's name and, for each protected task, the entries that it uses.
+
+    The entries are a bool tensor that broadcasts to the parameter.
+    """
     known = read(locked)
     tasks = [task for task in range(len(locked)) if known is None or known[task]]
-    looks = [(locked[t], wiring.lookup({g: m[t] for g, m in masks.items()})) for t in tasks]
+    lookups = [(locked[t], wiring.lookup({g: m[t] for g, m in masks.items()})) for t in tasks]
 
     def uses(param: ParamWiring) -> Iterator[Tensor]:
-        for on, look in looks:
-            ends = [look(units) for units in (param.out_units, param.in_units) if units is not None]
-            yield reduce(torch.logical_and, ends, on)
+        for is_locked, lookup in lookups:
+            ends = [lookup(units) for units in (param.out_units, param.in_units) if units is not None]
+            yield reduce(torch.logical_and, ends, is_locked)
 
     for name, param in wiring.shared.items():
         yield name, uses(param)
@@ -196,11 +207,11 @@ def _uses(
 def paper_protection(wiring: Wiring, cumulative: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The papers' cumulative mask per weight: min(post, pre) on weights, post on biases.
 
-    It is soft, and it also holds entries between units of *different* tasks, which no task uses.
+    It is soft. It also protects entries between units of *different* tasks, which no task uses.
 
     Args:
-        wiring: which units stand behind each entry.
-        cumulative: {group: (U,)} in [0, 1], the maximum over locked tasks of their gates at s_max.
+        wiring: the out unit and the in unit of each entry.
+        cumulative: {group: (U,)} in [0, 1], the maximum over protected tasks of their gates at s_max.
 
     Returns:
         {name: float tensor shaped like the weight, in [0, 1]}, for the shared parameters.
@@ -208,10 +219,10 @@ def paper_protection(wiring: Wiring, cumulative: Mapping[str, Tensor]) -> dict[s
     Source:
         Serrà et al. 2018, equation 2.
     """
-    look = wiring.lookup(cumulative)
+    lookup = wiring.lookup(cumulative)
 
-    def held(out: Units | None, into: Units | None, shape: tuple[int, ...]) -> Tensor:
-        sides = [look(units) for units in (out, into) if units is not None]
-        return torch.stack([side.expand(shape) for side in sides]).amin(0)
+    def smaller(out: Units | None, into: Units | None, shape: tuple[int, ...]) -> Tensor:
+        ends = [lookup(units) for units in (out, into) if units is not None]
+        return torch.stack([end.expand(shape) for end in ends]).amin(0)
 
-    return {n: held(p.out_units, p.in_units, p.shape) for n, p in wiring.shared.items()}
+    return {n: smaller(p.out_units, p.in_units, p.shape) for n, p in wiring.shared.items()}

@@ -1,7 +1,8 @@
 """Mask scale schedules: from progress through training to the scale s of the gates.
 
-Each function takes its settings and returns ``progress -> s``, with progress in [0, 1]; elsewhere all
-but the constant raise a ValueError. A small s lets embeddings move, a large one makes gates binary.
+Each function takes its settings and returns a function ``progress -> s``. Progress is in [0, 1]; for
+other values all schedules but :func:`constant` raise a ValueError. A small s lets embeddings move; a
+large s makes gates binary.
 
 Example:
     >>> schedule = linear(400.0)
@@ -24,8 +25,8 @@ Schedule = Callable[[float], float]
 def linear(s_max: float) -> Schedule:
     """s = 1/s_max + (s_max - 1/s_max) * progress: the first paper's annealing.
 
-    Its progress is (b - 1) / (B - 1) at batch b of an epoch's B, which ends at 1; in its code it is
-    the share of samples seen before, which stays below.
+    The paper's progress is (b - 1) / (B - 1) at batch b of the B batches of an epoch; it ends at 1.
+    In the paper's code it is the share of the epoch's samples before the batch; it stays below 1.
 
     Args:
         s_max: the largest scale, > 1.
@@ -41,7 +42,7 @@ def linear(s_max: float) -> Schedule:
 
 
 def exponential(s_max: float, r: float = 0.8) -> Schedule:
-    """s = b ** (progress - 1 + r) with b = s_max ** (1/r): s_max at the end, more time spent low.
+    """s = b ** (progress - 1 + r) with b = s_max ** (1/r): s stays low longer and ends at s_max.
 
     Args:
         s_max: the largest scale, > 1.
@@ -99,7 +100,7 @@ def _checked(s_max: float) -> float:
 
 def _within(progress: float) -> float:
     def right(share: float) -> bool:
-        return 0 <= share <= 1 + 1e-6  # of steps that were added up
+        return 0 <= share <= 1 + 1e-6  # a progress that is added up step by step may pass 1 a little
 
     check_real("schedule", "progress", progress, right, "from 0 to 1, such as step / steps")
     return progress

@@ -1,4 +1,4 @@
-"""Sparsity: what a task pays for the units that no earlier task uses."""
+"""Sparsity: the penalty of a task for using units that no earlier task uses."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ def sparsity(
 ) -> Tensor:
     """The mean gate over the units that are still free; a unit in use costs nothing.
 
-    With a the gates of this task and c the cumulative mask of the earlier ones,
+    Let a be the gates of this task and c the cumulative mask of the earlier ones. The result is
 
         all:     sum(a (1 - c)) / sum(1 - c)                 over all groups together
         groups:  mean over groups of max(0, sum(a (1 - c)) - quota U) / sum(1 - c)
 
-    and 0 where nothing is free.
+    and 0 if no unit is free.
 
     Args:
         gates: a, {group: (U,)} in [0, 1].
         cumulative: c, {group: (U,)} in [0, 1], or bool.
-        quota: share of a group's U units, in [0, 1], that a task may take for nothing; HAT-CL's is
-            1/T. With "all" it counts over all units together.
+        quota: share of a group's U units, in [0, 1], that a task may use without penalty; HAT-CL
+            uses 1/T. With "all" it is a share of the units of all groups together.
         over: "all" (the first paper) or "groups" (HAT-CL).
 
     Returns:
         (), in [0, 1].
 
     Raises:
-        TypeError, ValueError: groups or shapes that differ, a quota out of its range, another ``over``.
+        TypeError, ValueError: groups or shapes differ, the quota is out of its range, or ``over`` is
+            another word.
 
     Example:
         >>> sparsity({"fc": torch.tensor([1.0, 1.0, 0.0])}, {"fc": torch.tensor([True, False, False])})
@@ -49,7 +50,7 @@ def sparsity(
     if over not in ("all", "groups"):
         raise ValueError(f'sparsity: over={over!r}. Expected "all" or "groups".')
     check_alike("sparsity", "cumulative", gates, cumulative)
-    if not isinstance(quota, Tensor):  # those of a state were checked by build()
+    if not isinstance(quota, Tensor):  # a tensor comes from a state, and build() has checked it
         check_real("sparsity", "quota", quota, lambda share: 0 <= share <= 1, "from 0 to 1")
     if not gates:
         return torch.zeros(())

@@ -1,4 +1,4 @@
-"""The pure functions on trees that an update is made of: protect, compensate, clip, apply, clamp."""
+"""The pure functions on trees that make up an update: protect, compensate, clip, apply, clamp."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hatfn.state import Trainable
 
 
 def protect(tree: Mapping[str, Tensor], protection: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hold back what earlier tasks depend on: 0 where protected, times (1 - p) where softly so.
+    """Set protected entries to 0; multiply entries with soft protection p by (1 - p).
 
-    Selecting, not multiplying: a non-finite gradient at a protected entry is dropped, too.
+    Protected entries are replaced, not multiplied by 0, so a non-finite number there becomes 0 too.
 
     Args:
         tree: {name: tensor}, gradients or updates of shared parameters.
@@ -36,13 +36,13 @@ def protect(tree: Mapping[str, Tensor], protection: Mapping[str, Tensor]) -> dic
         Serrà et al. 2018, equation 2, for the factor (1 - p).
     """
 
-    def hold(value: Tensor, held: Tensor) -> Tensor:
-        if held.dtype != torch.bool:
-            value, held = value * (1 - held).to(value.dtype), held == 1
-        return drop(held, value)
+    def reduced(value: Tensor, p: Tensor) -> Tensor:
+        if p.dtype != torch.bool:
+            value, p = value * (1 - p).to(value.dtype), p == 1
+        return drop(p, value)
 
     check_alike("protect", "protection", tree, protection)
-    return {name: hold(value, protection[name]) for name, value in tree.items()}
+    return {name: reduced(value, protection[name]) for name, value in tree.items()}
 
 
 def compensate(
@@ -56,7 +56,8 @@ def compensate(
 
         g <- g * factor / s * (cosh(clip(s e, -50, 50)) + 1) / (cosh(e) + 1)
 
-    Annealing s leaves the gate's slope near zero for most of training; this undoes it.
+    While s is annealed, the slope of the gate is near zero for most of training; this factor makes up
+    for it.
 
     Args:
         gradients: g, {group: (U,)}.
@@ -82,15 +83,15 @@ def compensate(
 
 
 def clip_by_norm(tree: Tree, max_norm: float | None, lead: int = 0) -> tuple[Tree, Tensor]:
-    """Scale the whole tree so that its 2-norm is at most ``max_norm``; also the norm it had.
+    """Scale the whole tree so that its 2-norm is at most ``max_norm``.
 
     Args:
         tree: gradients, any structure.
-        max_norm: > 0, or None not to clip.
+        max_norm: > 0, or None for no clipping.
         lead: number of axes in front of every leaf that count states; each state has its own norm.
 
     Returns:
-        the tree, and its norm before, () or as the replicas are counted.
+        the tree, and its norm before clipping: (), or (S,) for S stacked states.
     """
     norms = [torch.linalg.vector_norm(_flat(leaf, lead), dim=-1) for leaf in optree.tree_leaves(tree)]
     norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
@@ -103,37 +104,41 @@ def clip_by_norm(tree: Tree, max_norm: float | None, lead: int = 0) -> tuple[Tre
 
 
 def _flat(leaf: Tensor, lead: int) -> Tensor:
-    """All axes behind the first few as one."""
+    """The leaf with all axes behind the first ``lead`` ones as one axis."""
     return leaf.unsqueeze(-1).flatten(lead)
 
 
 def spread(number: Tensor, dims: int) -> Tensor:
-    """A number, or one for each replica, broadcastable to leaves of so many axes, replicas first."""
+    """A number, or one for each replica, in a shape that broadcasts to a leaf of ``dims`` axes.
+
+    The first axis of the leaf counts replicas if there are several numbers.
+    """
     return number.reshape((*number.shape, *(1,) * (dims - number.dim())))
 
 
 def apply_updates(
     old: Trainable, updates: Trainable, rate: Tensor, protection: Mapping[str, Tensor]
 ) -> Trainable:
-    """``old + rate * updates`` where that may move, ``old`` at protected entries whatever the update.
+    """``old + rate * updates``; a protected entry stays ``old``, even if its update is not finite.
 
     Args:
-        old: what is trained.
-        updates: from the optimiser.
-        rate: (), a factor on the learning rate; one for each replica where leaves lead with them.
-        protection: {name: tensor}, bool or in [0, 1], for the shared weights; 1 holds an entry.
+        old: the values before the step.
+        updates: from the optimizer.
+        rate: (), a factor on the learning rate; (S,) for S stacked states.
+        protection: {name: tensor}, bool or in [0, 1], for the shared weights; an entry is protected
+            where it is True or 1.
     """
-    held = {name: p if p.dtype == torch.bool else p == 1 for name, p in protection.items()}
-    own: Trainable = tree_map(
+    protected = {name: p if p.dtype == torch.bool else p == 1 for name, p in protection.items()}
+    unshared: Trainable = tree_map(
         lambda p, u: torch.addcmul(p, u, spread(rate, p.dim()).to(u.dtype)),
         old._replace(params={}),
         updates._replace(params={}),
     )
     params = {
-        name: add(held[name], value, updates.params[name], spread(rate, value.dim()))
+        name: add(protected[name], value, updates.params[name], spread(rate, value.dim()))
         for name, value in old.params.items()
     }
-    return own._replace(params=params)
+    return unshared._replace(params=params)
 
 
 def clamp_embeddings(embeddings: Mapping[str, Tensor], limit: float) -> dict[str, Tensor]:
@@ -148,10 +153,10 @@ def clamp_embeddings(embeddings: Mapping[str, Tensor], limit: float) -> dict[str
 
 
 def finite(tree: Tree, lead: int = 0) -> Tensor:
-    """Whether every number of every floating leaf is finite, () bool; one for each replica.
+    """Whether every number of every floating leaf is finite, () bool; (S,) for S stacked states.
 
-    By their sum, which is read in one pass and is not finite if one of them is not; leaves whose
-    numbers are finite but too large to add up count as not finite, too.
+    The test is one pass over each leaf: its sum is not finite if one of its numbers is not. A leaf
+    also counts as not finite if its numbers are finite but their sum overflows.
 
     Args:
         tree: any structure.
@@ -166,9 +171,10 @@ def finite(tree: Tree, lead: int = 0) -> Tensor:
 
 
 def _agreed(numbers: Tensor) -> Any:
-    """The value of some numbers that are all the same and can be read for free, else None.
+    """The common value of the numbers, if they are all the same and reading them is free; else None.
 
-    That is on a CPU and outside ``vmap``. It may save work, never change a result.
+    Reading is free on a CPU and outside ``vmap``. Callers use the value to save work; it never
+    changes a result.
     """
     known = read(numbers) if numbers.device.type == "cpu" else None
     values = {*known} if isinstance(known, list) else {known}
@@ -178,12 +184,12 @@ def _agreed(numbers: Tensor) -> Any:
 def choose(condition: Tensor, new: Tree, old: Tree) -> Tree:
     """``new`` where the condition holds, else ``old``.
 
-    Nothing is copied where the condition is known and the same everywhere.
+    Nothing is copied if the condition can be read for free and is the same everywhere.
 
     Args:
-        condition: () bool, or (S,) for trees whose leaves lead with S.
-        new: tensors.
-        old: of the same structure and shapes.
+        condition: () bool, or (S,) for trees whose leaves have S as first axis.
+        new: a tree of tensors.
+        old: a tree of the same structure and shapes.
     """
     known = _agreed(condition)
     if known is not None:

@@ -1,8 +1,8 @@
 """ResNets for 32x32 images, registered with timm: ``timm.create_model("resnet18s")``.
 
-The ``s`` of resnet18s and resnet34s stands for small images: a 3x3 stem of stride 1 and no pooling
-behind it. Residual branches start at full scale, not at timm's zero. The one with bottlenecks is
-resnet50_small, because timm has given the name resnet50s to another network.
+The ``s`` of resnet18s and resnet34s stands for small images: a 3x3 stem of stride 1 without pooling
+after it. Residual branches start at full scale, not at zero as in timm. The ResNet-50 is called
+resnet50_small, because timm uses the name resnet50s for another network.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import nn
 def small_image_resnet(zero_init_last: bool = False, **kwargs: Any) -> ResNet:
     """timm's ResNet with a stem for 32x32 images, and residual branches that start at full scale.
 
-    Its class is timm's, which is all that it needs. Every task begins with norms as they are here:
-    scales of zero would have to grow in each one anew.
+    The result is an object of timm's own class. Every task starts with the norms of the module, so if
+    branches started at zero, their scales would have to grow again in every task.
     """
     module = ResNet(zero_init_last=zero_init_last, **kwargs)
     stem = nn.Conv2d(kwargs.get("in_chans", 3), 64, 3, stride=1, padding=1, bias=False)
@@ -37,7 +37,7 @@ _SMALL = {
 }
 _NAMES = ("resnet18s", "resnet34s", "resnet50_small")
 default_cfgs = generate_default_cfgs(dict.fromkeys(_NAMES, _SMALL))
-"""Where timm looks for what it should know of the models that this file registers."""
+"""The settings that timm reads for the models of this file."""
 
 
 def _resnet(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:

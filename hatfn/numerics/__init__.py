@@ -1,1 +1,1 @@
-"""Tensors and numbers: trees, exact zeros, seeds, vmap. Nothing here knows of tasks."""
+"""Helpers for tensors and numbers: trees, exact zeros, seeds, vmap."""

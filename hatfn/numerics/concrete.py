@@ -1,4 +1,4 @@
-"""Numbers out of tensors, where there are any to read."""
+"""Reading numbers out of tensors, and telling whether a tensor has numbers to read."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 
 def is_transformed(tensor: Tensor) -> bool:
-    """Whether a transform of ``torch.func`` works on the tensor, or a graph is captured."""
+    """Whether a transform of ``torch.func`` works on the tensor, or a graph is being captured."""
     return _functorch.is_functorch_wrapped_tensor(tensor) or not is_concrete(tensor)
 
 
 def is_concrete(tensor: Tensor) -> bool:
-    """Whether a tensor has numbers: not inside ``vmap``, and not while a graph is captured."""
+    """Whether a tensor has numbers: it has none inside ``vmap`` or while a graph is captured."""
     while _functorch.is_functorch_wrapped_tensor(tensor):
         if _functorch.is_batchedtensor(tensor):
             return False
@@ -26,12 +26,12 @@ def is_concrete(tensor: Tensor) -> bool:
 
 
 def read(tensor: Tensor) -> Any:
-    """The numbers of a small tensor, as ``tolist`` gives them; None where there are none to read."""
+    """The numbers of a small tensor, as ``tolist`` gives them; None if it has no numbers to read."""
     return tensor.tolist() if is_concrete(tensor) else None
 
 
 def integer(value: Any) -> int | None:
-    """An int, a numpy integer or a 0-d integer tensor as an int; None for anything else, bools too."""
+    """An int, a numpy integer or a 0-d integer tensor as an int; None for all else, also for a bool."""
     try:
         return None if isinstance(value, bool) else operator.index(value)
     except (TypeError, RuntimeError):

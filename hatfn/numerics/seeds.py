@@ -1,4 +1,4 @@
-"""Randomness as a function of numbers: global states are borrowed and put back."""
+"""Randomness that depends on seeds alone: global random states are set and then restored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def mixed(*numbers: int) -> int:
-    """One seed, in [0, 2^63), from several numbers, so that no draw depends on an earlier one.
+    """One seed, in [0, 2^63), from several numbers, so that draws do not depend on their order.
 
     Example:
         >>> mixed(0, 1) == mixed(0, 1), mixed(0, 1) == mixed(1, 0)
@@ -22,11 +22,11 @@ def mixed(*numbers: int) -> int:
 
 @contextmanager
 def seeded(device: torch.device | str, seed: int) -> Iterator[None]:
-    """Set the random state that layers draw from, on the CPU and on ``device``, and put it back."""
+    """Set the random state that layers draw from, on the CPU and on ``device``; restore it after."""
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda):
-        torch.default_generator.manual_seed(seed)  # manual_seed would reach every other GPU as well
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all other GPUs too
         for one in cuda:
             with torch.cuda.device(one):
                 torch.cuda.manual_seed(seed)
@@ -35,7 +35,7 @@ def seeded(device: torch.device | str, seed: int) -> Iterator[None]:
 
 @contextmanager
 def numpy_seeded(seed: int) -> Iterator[None]:
-    """Set the random states of numpy and Python that some packages draw from, and put them back."""
+    """Set the random states of numpy and Python that some packages draw from; restore them after."""
     numpy, python = np.random.get_state(), random.getstate()
     try:
         np.random.seed(seed % 2**32)

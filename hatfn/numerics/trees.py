@@ -1,4 +1,4 @@
-"""Trees of tensors: taking and putting the slices of tasks, and functions over all groups at once."""
+"""Trees of tensors: read and write the slices of tasks, and call a function on all groups at once."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Tree = Any
 
 
 def tree_map(function: Callable[..., Tensor], *trees: Tree) -> Any:
-    """``function`` over the leaves of trees of one structure.
+    """Call ``function`` on the leaves of trees that have the same structure.
 
-    Leaf lists never go from here to torch's own trees: optree sorts the keys of a dict, torch does not.
+    Do not pass optree's lists of leaves to torch's own pytrees: only optree sorts the keys of a dict.
     """
     return optree.tree_map(function, *trees)
 
@@ -83,17 +83,17 @@ def output_leaves(output: Any) -> list[Tensor]:
 
 
 def unstack(tree: Tree, count: int) -> list[Any]:
-    """The trees that were stacked to one whose leaves lead with an axis over them."""
+    """The ``count`` trees that were stacked along the first axis of every leaf."""
     return [tree_map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
 
 
 def take(tree: dict[str, Tensor], task: int) -> dict[str, Tensor]:
-    """The slice of one task out of a tree whose leaves lead with T."""
+    """The slice of one task, from a tree whose leaves have T as first axis."""
     return {name: leaf[task] for name, leaf in tree.items()}
 
 
 def take_rows(tree: Mapping[str, Tensor], rows: Sequence[int], lead: int = 0) -> dict[str, Tensor]:
-    """The slices of some tasks, (K, ...), out of a tree whose leaves lead with T.
+    """The slices of K tasks, (K, ...), from a tree whose leaves have T as first axis.
 
     Args:
         tree: {name: (T, ...)}, or stacked, (S, T, ...).
@@ -110,7 +110,7 @@ def take_rows(tree: Mapping[str, Tensor], rows: Sequence[int], lead: int = 0) ->
 def put_rows(
     tree: Mapping[str, Tensor], values: Mapping[str, Tensor], rows: Sequence[int], lead: int = 0
 ) -> dict[str, Tensor]:
-    """A copy of the tree in which the slices of some tasks are ``values``; see :func:`take_rows`."""
+    """A copy of the tree with ``values`` as the slices of some tasks; see :func:`take_rows`."""
 
     def written(leaf: Tensor, new: Tensor) -> Tensor:
         if len(rows) == 1:
@@ -123,16 +123,16 @@ def put_rows(
 
 
 def put(tree: Mapping[str, Tensor], task: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of the tree in which one task's slice is ``values``."""
+    """A copy of the tree with ``values`` as the slice of one task."""
     return {name: leaf.select_scatter(values[name], 0, task) for name, leaf in tree.items()}
 
 
 def over_groups(function: Callable[..., Tensor], *trees: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``function``, elementwise along units, of every group in one call.
+    """Apply a function to the tensors of all groups in one call.
 
     Args:
-        function: of tensors (..., units of all groups).
-        trees: {group: (..., U)}, of one structure.
+        function: takes tensors (..., units of all groups) and treats every unit by itself.
+        trees: {group: (..., U)}, all of the same structure.
 
     Returns:
         {group: (..., U)}

@@ -1,4 +1,4 @@
-"""``vmap`` as this library calls it: over any trees, on kernels that it has rules for."""
+"""``vmap`` as this library calls it: over any trees, with kernels that have batching rules."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _UNBATCHABLE = (
     "forward AD",  # an operator without a forward derivative
     "functorch",  # an operator that another library defines
 )
-"""What PyTorch says where ``vmap`` or a forward derivative of an operator does not exist."""
+"""Parts of PyTorch's messages that say: an operator has no batching rule or no forward derivative."""
 
 
 def is_unbatchable(error: Exception) -> bool:
-    """Whether an error says that PyTorch has no rule to batch an operator, or to derive it forwards."""
+    """Whether an error says that an operator has no batching rule or no forward derivative."""
     return any(words in str(error) for words in _UNBATCHABLE)
 
 
 @contextmanager
 def batchable(device: torch.device) -> Iterator[None]:
-    """Keep modules off the kernels that vmap cannot batch: fused attention, for want of a rule.
+    """Turn off fused attention, which vmap cannot batch because it has no batching rule.
 
-    Other operators without a rule are run slice by slice, which is not worth a warning at every call.
+    vmap runs other operators without a rule slice by slice; its warning about that is silenced.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -49,15 +49,18 @@ def batchable(device: torch.device) -> Iterator[None]:
 def batched(
     function: Callable[..., Any], axes: Sequence[Any], chunk_size: int | None = None
 ) -> Callable[..., Any]:
-    """``vmap`` over trees of any kind, with one axis for each argument and its own random numbers.
+    """``vmap`` over trees of any kind: one axis for each argument, and different random numbers for
+    each slice.
 
-    It is given flat lists: optree takes a tree apart in a tenth of the time that torch's own takes.
+    ``vmap`` itself receives flat lists, because optree flattens a tree in a tenth of the time that
+    torch's own pytrees take.
 
     Args:
-        function: of trees of tensors; it may return what a module returns, such as a ModelOutput.
-        axes: for each argument the axis of all its leaves, or None, or a tree of both whose leaves
+        function: a function of trees of tensors; it may return what a module returns, such as a
+            ModelOutput.
+        axes: for each argument, the axis of all its leaves, or None; or a tree of both whose leaves
             stand for parts of the argument.
-        chunk_size: as ``vmap`` takes it.
+        chunk_size: as in ``vmap``.
     """
 
     def every(*arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Zeros by a flag, exact and at the speed of arithmetic."""
+"""Set flagged entries of a tensor to zero, exactly and fast."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 from hatfn.numerics.concrete import read
 
 PIECE = 2**17
-"""Numbers that :func:`add` works on at a time."""
+"""How many numbers :func:`add` processes at a time."""
 
 _WIDTHS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def drop(off: Tensor, value: Tensor) -> Tensor:
-    """Zero where ``off``, else ``value``: ``torch.where(off, 0, value)``, whatever the value is.
+    """Zero where ``off``, else ``value``, also for nan and infinity: ``torch.where(off, 0, value)``.
 
-    A product with 0 would make a nan of an infinity. On a CPU ``where`` takes an element at a time,
-    since a flag has another width than a number; an ``and`` of the numbers' bits is many times as
-    fast. It has no derivative, hence ``where`` for whoever differentiates through it.
+    A product with 0 would turn infinity into nan. On a CPU, ``where`` takes one element at a time,
+    because a flag and a number differ in width; a bitwise ``and`` with the number is many times as
+    fast. The bitwise ``and`` has no derivative, so values that require gradients go through ``where``.
 
     Args:
         off: bool, broadcastable to ``value``.
@@ -37,18 +37,18 @@ def drop(off: Tensor, value: Tensor) -> Tensor:
     bits = value.view(integers)
     if ones.shape != bits.shape:
         return (ones & bits).view(value.dtype)
-    return ones.bitwise_and_(bits).view(value.dtype)  # new memory costs more than the operator
+    return ones.bitwise_and_(bits).view(value.dtype)  # in place: new memory would cost more
 
 
 def add(off: Tensor, old: Tensor, update: Tensor, rate: Tensor) -> Tensor:
-    """``old + rate * update``, and ``old`` where ``off``, whatever the update is.
+    """``old + rate * update``; where ``off``, it is ``old``, even if the update is not finite.
 
-    Large tensors are gone through in pieces: what lies between the operators never leaves the cache.
+    Large tensors are processed in pieces, so that intermediate results stay in the cache.
 
     Args:
         off: bool.
         old: floating numbers of the same shape.
-        update: likewise.
+        update: the same.
         rate: broadcastable to them.
 
     Example:
@@ -67,7 +67,7 @@ def add(off: Tensor, old: Tensor, update: Tensor, rate: Tensor) -> Tensor:
 
 
 def _in_pieces(rate: Tensor, off: Tensor, old: Tensor, update: Tensor) -> bool:
-    """Whether it pays, and nobody differentiates through the tensors or batches them."""
+    """Whether pieces pay, and the tensors are outside of gradients and ``vmap``."""
     every, same = (rate, off, old, update), (off, old, update)
     return (
         off.numel() > PIECE

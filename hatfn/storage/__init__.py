@@ -1,1 +1,1 @@
-"""States on disk."""
+"""States on disk: save and load."""

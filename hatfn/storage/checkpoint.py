@@ -1,4 +1,4 @@
-"""States on disk: safetensors with a header that says what the state belongs to."""
+"""States on disk: safetensors files with a header that identifies the learner of a state."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from hatfn.wiring import Wiring, digest
 def save(
     path: str | Path, state: HATState, hat: HAT | Wiring, meta: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a state to a file, all of it or nothing.
+    """Write a state to a file, completely or not at all.
 
-    The file is written beside its place, flushed to disk and then renamed. Masks, protection and flags
-    take a bit for each entry.
+    The state is written to a temporary file in the same folder, which is flushed to disk and then
+    renamed. Masks, protection and flags take one bit per entry.
 
     Args:
-        path: of the file; its folder must exist.
-        state: any state; of stacked ones one at a time.
-        hat: the learner. Its wiring alone will do where there is none; then the classes are not
-            written down, and the optimiser's moments are left out.
-        meta: anything that JSON can hold, kept in the header.
+        path: the path of the file; its folder must exist.
+        state: any single state; save stacked states one at a time.
+        hat: the learner. Without a learner its wiring is enough; the file then has neither the classes
+            nor the optimizer state.
+        meta: a dict that JSON can hold; it is stored in the header.
 
     Raises:
-        TypeError, ValueError: something else than a learner or a wiring; a state of other tasks, or
-            several stacked; a ``meta`` that JSON cannot hold.
-        OSError: the file could not be written; what was there is as it was.
+        TypeError, ValueError: ``hat`` is neither a learner nor a wiring; the state has other tasks, or
+            is stacked; JSON cannot hold ``meta``.
+        OSError: the file could not be written; a file that was there before stays unchanged.
 
     Example:
         >>> import tempfile, hatfn, torch, torchopt
@@ -65,8 +65,8 @@ def save(
         json.dumps(header)
     except TypeError as error:
         raise TypeError(f"save: meta={meta!r}. Expected a dict that JSON can hold: {error}.") from error
-    kept = state if isinstance(hat, HAT) else state._replace(opt_state=())
-    write(Path(path), flatten(kept), header)
+    stored = state if isinstance(hat, HAT) else state._replace(opt_state=())
+    write(Path(path), flatten(stored), header)
 
 
 def load(
@@ -75,24 +75,26 @@ def load(
     """Read a state that was saved for this learner.
 
     Args:
-        path: of the file.
-        hat: the learner that will use it; its wiring alone will do where there is none.
-        hyper: whose settings the state has (s_max, sparsity, quota, compensation, the factor lr): those
-            of the "file" or of the "learner". None: those of the file, and a warning if they differ.
+        path: the path of the file.
+        hat: the learner that will use the state; without a learner its wiring is enough.
+        hyper: the settings of the state (s_max, sparsity, quota, compensation, the factor lr): "file"
+            takes those of the file, "learner" those of the learner. None takes those of the file, and
+            warns if they differ.
 
     Returns:
-        The state, on the device of the learner's module; with a wiring alone on the CPU, and without
-        the optimiser's moments.
+        The state, on the device of the learner's module. With a wiring alone it is on the CPU and has
+        no optimizer state.
 
     Raises:
-        TypeError: something else than a learner or a wiring.
-        CheckpointError: no such file, not a state, damaged, of another format, or of a learner with
-            another wiring, other classes or other settings; of a module that computes something else,
-            which can be told where PyTorch's version and the shape of the traced input are the same.
+        TypeError: ``hat`` is neither a learner nor a wiring.
+        CheckpointError: the file does not exist, is not a state, is damaged, or has another format; or
+            it belongs to a learner with another wiring, other classes or other settings, or to a module
+            that computes something else. The last is noticed only if PyTorch's version and the shape of
+            the traced input are the same.
 
     Warns:
-        HATWarning: the file holds no optimizer state of the learner's optimiser, so that it starts
-            anew; its settings differ from the learner's, and ``hyper`` does not choose.
+        HATWarning: the file has no optimizer state for the learner's optimizer, so it starts anew; the
+            settings of the file differ from the learner's, and ``hyper`` is None.
     """
     check_kind("load", "path", path, str | PathLike, "the path of a file")
     check_choice("hyper", hyper, ("file", "learner", None), "load")
@@ -100,7 +102,7 @@ def load(
     expected = owner("state", hat, "load")
     header, leaves = read(path)
     check_owner(path, header, expected, hat if isinstance(hat, Wiring) else hat.wiring)
-    moments = {name: leaves.pop(name) for name in [*leaves] if name.startswith("opt_state")}
+    opt_leaves = {name: leaves.pop(name) for name in [*leaves] if name.startswith("opt_state")}
     if not isinstance(hat, HAT):
         return _of_wiring(path, _assembled(path, leaves), hat, header)
     leaves = _without_untrained(path, leaves, hat)
@@ -110,17 +112,17 @@ def load(
         state = state._replace(hyper=fresh.hyper)
     elif hyper is None:
         _warn_of_settings(path, state, fresh)
-    return state._replace(opt_state=_moments(path, moments, hat, state))
+    return state._replace(opt_state=_restored_opt_state(path, opt_leaves, hat, state))
 
 
 def _warn_of_settings(path: Path, state: HATState, fresh: HATState) -> None:
-    """Warn of the first setting that a file and the learner have otherwise."""
+    """Warn of the first setting that differs between a file and the learner."""
     for name, value in fresh.hyper.items():
         if not torch.equal(state.hyper[name], value):
             warn(
                 f"load: {path} was saved with {name}={state.hyper[name].tolist()}, the learner has "
-                f"{value.tolist()}. The state keeps what it was saved with: write load(..., "
-                f'hyper="file") if that is meant, or hyper="learner".'
+                f"{value.tolist()}. The state keeps the settings of the file: write load(..., "
+                f'hyper="file") if this is right, else hyper="learner".'
             )
             return
 
@@ -129,7 +131,8 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     """The ``meta`` that a state was saved with; the state itself is not read.
 
     Raises:
-        CheckpointError: no such file, not a state, of another format, or its header is damaged.
+        CheckpointError: the file does not exist, is not a state or has another format, or its header is
+            damaged.
     """
     header = read_header(Path(path))
     if not isinstance(header.get("meta"), dict):
@@ -138,7 +141,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
 
 
 def owner(kind: str, hat: HAT | Wiring, where: str) -> dict[str, Any]:
-    """What a header says of the learner that a file belongs to; a wiring alone has no classes."""
+    """The part of a header that identifies the learner of a file; a wiring alone has no classes."""
     if not isinstance(hat, HAT | Wiring):
         raise TypeError(
             f"{where}: hat is a {type(hat).__name__}. Expected the learner that build() made, or its "
@@ -177,13 +180,13 @@ def check_owner(
     if _computes_otherwise(header.get("computed"), expected["computed"]):
         raise CheckpointError(
             f"load: {path} belongs to a module with the same parameters that computes something else "
-            f"(by another activation, stride or number of heads, say). Build the learner of the module "
-            f"that it was saved for."
+            f"(another activation, stride or number of heads, for example). Build the learner of the "
+            f"module that it was saved for."
         )
     if {"classes"} <= header.keys() & expected.keys() and header["classes"] != expected["classes"]:
         raise CheckpointError(
             f"load: {path} belongs to a learner with classes={header['classes']}, the given one has "
-            f"{expected['classes']}. Build it with the classes of the file."
+            f"{expected['classes']}. Build the learner with the classes of the file."
         )
     if {"untrained"} <= header.keys() & expected.keys():
         mine, own = expected["untrained"], header["untrained"]
@@ -197,7 +200,12 @@ def check_owner(
 
 
 def _computes_otherwise(theirs: Any, ours: list[str] | None) -> bool:
-    """Whether two wirings' ``computed`` tell modules apart: what a file says may be anything."""
+    """Whether ``computed`` of two wirings shows that their modules differ.
+
+    Args:
+        theirs: from a file, so it may be anything.
+        ours: of the given wiring.
+    """
     if ours is None or not isinstance(theirs, list) or len(theirs) != len(ours):
         return False
     return bool(theirs[1] == ours[1] and theirs[0] != ours[0])
@@ -217,30 +225,30 @@ def flatten(state: HATState) -> dict[str, Tensor]:
 
 
 def restored(path: Path, leaves: Mapping[str, Tensor], template: HATState) -> HATState:
-    """The state of these leaves, each on the device of the template's.
+    """The state with these leaves, each on the device of the template's leaf.
 
     Args:
-        path: of the file, for errors.
-        leaves: as :func:`flatten` named them.
-        template: a state of the very structure, shapes and dtypes.
+        path: the path of the file, for messages.
+        leaves: {name: tensor}, named as :func:`flatten` does.
+        template: a state with the same structure, shapes and dtypes.
 
     Raises:
         CheckpointError: a leaf is missing, left over, or of another shape or dtype.
     """
     if misfit := _misfit(leaves, flatten(template)):
         raise CheckpointError(
-            f"load: {path} does not fit the learner: {misfit}. Build it with the settings that the "
-            f"file was saved under."
+            f"load: {path} does not fit the learner: {misfit}. Build the learner with the settings "
+            f"that the file was saved with."
         )
-    own = {
+    placed = {
         name: leaves[name].to(leaf.device)
         for name, leaf in flatten(template._replace(opt_state=())).items()
     }
-    return _assembled(path, own)._replace(opt_state=_filled(template.opt_state, leaves))
+    return _assembled(path, placed)._replace(opt_state=_filled(template.opt_state, leaves))
 
 
 def _misfit(leaves: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    """The first leaf that is not as expected, in words."""
+    """The first leaf that is not as expected, in words; None if all are."""
     if odd := sorted(leaves.keys() ^ expected.keys()):
         return f"{odd[0]} is {'not expected' if odd[0] in leaves else 'missing'}"
     for name, leaf in expected.items():
@@ -250,39 +258,43 @@ def _misfit(leaves: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str
     return None
 
 
-def _moments(path: Path, moments: Mapping[str, Tensor], hat: HAT, state: HATState) -> Tree:
-    """The optimiser's moments, of as many tasks as were opened together last."""
+def _restored_opt_state(path: Path, leaves: Mapping[str, Tensor], hat: HAT, state: HATState) -> Tree:
+    """The optimizer state with these leaves, for the tasks that were opened together last."""
     misfits = []
     for fresh in possible_opt_states(hat.optimizer, state):
-        if moments.keys() != (expected := _named_opt_state(fresh)).keys():
+        if leaves.keys() != (expected := _named_opt_state(fresh)).keys():
             warn(
-                f"load: {path} holds no moments of this optimiser, so that they start anew. Build the "
-                f"learner with the optimiser that the state was saved under to keep them."
+                f"load: {path} has no optimizer state of this optimizer, so it starts anew. To keep "
+                f"the saved one, build the learner with the optimizer that the state was saved with."
             )
             return fresh
-        if not (misfit := _misfit(moments, expected)):
-            return _filled(fresh, moments)
+        if not (misfit := _misfit(leaves, expected)):
+            return _filled(fresh, leaves)
         misfits.append(misfit)
     raise CheckpointError(
-        f"load: {path} does not fit the learner: {misfits[0]}. Build it with the settings that the "
-        f"file was saved under."
+        f"load: {path} does not fit the learner: {misfits[0]}. Build the learner with the settings "
+        f"that the file was saved with."
     )
 
 
 def _named_opt_state(opt_state: Tree) -> dict[str, Tensor]:
-    """Names with the fields on the way: moments of one optimiser are not taken for another's."""
+    """The leaves of an optimizer state by name.
+
+    A name contains all fields on the path to its leaf, so the state of one optimizer is not taken for
+    that of another.
+    """
     names = [f"opt_state{accessor.codify('')}" for accessor in optree.tree_accessors(opt_state)]
     return dict(zip(names, optree.tree_leaves(opt_state), strict=True))
 
 
 def _filled(opt_state: Tree, leaves: Mapping[str, Tensor]) -> Tree:
-    """Moments of the same structure and on the same devices, with the numbers of other leaves."""
-    own = [leaves[name].to(leaf.device) for name, leaf in _named_opt_state(opt_state).items()]
-    return optree.tree_unflatten(optree.tree_structure(opt_state), own)
+    """An optimizer state of the same structure and on the same devices, with the given leaves."""
+    placed = [leaves[name].to(leaf.device) for name, leaf in _named_opt_state(opt_state).items()]
+    return optree.tree_unflatten(optree.tree_structure(opt_state), placed)
 
 
 def _assembled(path: Path, leaves: Mapping[str, Tensor]) -> HATState:
-    """A state by the names of its leaves alone, without moments."""
+    """A state that follows from the names of its leaves alone, without optimizer state."""
     hints = {name: hint for name, hint in get_type_hints(HATState).items() if name != "opt_state"}
     fields: dict[str, Any] = {name: {} for name, hint in hints.items() if hint != Tensor}
     for key, leaf in leaves.items():
@@ -307,13 +319,14 @@ def _without_untrained(path: Path, leaves: Mapping[str, Tensor], hat: HAT) -> di
             old = kept.pop(f"{field}/{name}", value)
             if not torch.equal(old.to(value.device).expand_as(old), value.expand_as(old)):
                 raise CheckpointError(
-                    f"load: {path} belongs to a learner with other untrained weights: {name}."
+                    f"load: {path} belongs to a learner with other untrained weights: {name}. Build "
+                    f"the learner of the module, or adopt the module, that the file was saved for."
                 )
     return kept
 
 
 def _of_wiring(path: Path, state: HATState, wiring: Wiring, header: Mapping[str, Any]) -> HATState:
-    """The state, if its names and shapes are those that a wiring knows; heads may be of any width."""
+    """The state, after a check of its names and shapes against a wiring; heads may have any width."""
     if wiring.gated and header.get("wiring") == wiring.gated.fingerprint:
         wiring = wiring.gated
     heads = {name for head in wiring.heads for name in head} or {"head.weight", "head.bias"}
@@ -322,6 +335,11 @@ def _of_wiring(path: Path, state: HATState, wiring: Wiring, header: Mapping[str,
     shapes = {name: role.shape for name, role in wiring.params.items() if name not in elsewhere}
     shared = {n: s for n, s in shapes.items() if wiring.params[n].kind in ("shared", "unread")}
     units = {group: (*state.learned.shape, count) for group, count in wiring.groups.items()}
+    found = {
+        field: _shapes(getattr(state, field))
+        for field in ("params", "protection", "embeddings", "masks")
+    }
+    found["task_params"] = {name: shape[1:] for name, shape in _shapes(state.task_params).items()}
     expected = {
         "params": shared,
         "protection": shared,
@@ -330,13 +348,17 @@ def _of_wiring(path: Path, state: HATState, wiring: Wiring, header: Mapping[str,
         "task_params": {name: shape for name, shape in shapes.items() if name not in shared},
     }
     for field, wanted in expected.items():
-        own = _shapes(getattr(state, field))
-        if field == "task_params":
-            own = {name: shape[1:] for name, shape in own.items()}
-        if {name: shape for name, shape in own.items() if name not in heads} != wanted:
-            raise CheckpointError(f"load: {path} does not fit the wiring: its {field} are others.")
+        got = {name: shape for name, shape in found[field].items() if name not in heads}
+        if got != wanted:
+            raise CheckpointError(
+                f"load: {path} does not fit the wiring: it has other {field}. Expected those of the "
+                f"wiring: trace the module that the file was saved for."
+            )
     if state.task_buffers.keys() != {*wiring.buffers}:
-        raise CheckpointError(f"load: {path} does not fit the wiring: its task_buffers are others.")
+        raise CheckpointError(
+            f"load: {path} does not fit the wiring: it has other task_buffers. Expected those of the "
+            f"wiring: trace the module that the file was saved for."
+        )
     return state
 
 

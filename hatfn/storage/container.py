@@ -1,4 +1,4 @@
-"""One file of named tensors and a JSON header: written whole or not at all, checked when it is read."""
+"""A file of named tensors and a JSON header, written completely or not at all, checked when read."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 FORMAT = "3"
-"""Another one whenever a reader of this one would read a file wrongly."""
+"""The version of the file format; it changes if a reader of this version would misread new files."""
 
 FIELDS = {"format", "hatfn", "header", "bits", "tensors"}
-"""What stands before the tensors, beside its own checksum."""
+"""The fields in front of the tensors, without the checksum of these fields."""
 
 
 class CheckpointError(ValueError):
     """A file that cannot be used: not of this library, damaged, or of another learner."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))  # it quotes the file
+        super().__init__(printable(message))  # the message quotes the file
 
 
 def printable(text: str) -> str:
-    """Text, if it is a stranger's, that no terminal takes for commands, and not too much of it."""
+    """Foreign text, cut to a length, with characters escaped that a terminal may take for commands."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:2000])
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and a header to one safetensors file.
 
-    Bools take a bit for each entry. Two checksums, of the tensors and of all that stands before them,
-    let a reader trust the header alone.
+    Bools take one bit per entry. The file has two checksums, one of the tensors and one of the fields
+    in front of them, so that a reader can check the header alone.
 
     Args:
-        path: of the file.
-        tensors: {name: tensor} on any device; the file does not know of devices.
+        path: the path of the file.
+        tensors: {name: tensor} on any device; the file does not store devices.
         header: anything that JSON can hold.
     """
     bits = {name: list(leaf.shape) for name, leaf in tensors.items() if leaf.dtype == torch.bool}
@@ -70,7 +70,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the tensors, on the CPU.
 
     Raises:
-        CheckpointError: no such file, of another format, or damaged.
+        CheckpointError: the file does not exist, has another format, or is damaged.
     """
     fields, stored = _open(path, tensors=True)
     if fields["tensors"] != _digest_of_tensors(stored):
@@ -81,7 +81,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         restored = {name: _unpacked(stored[name], shape) for name, shape in bits.items()}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise _damaged(path, f"its bits are not as many as its header says ({error!r})") from error
+        raise _damaged(path, f"the number of its bits is not that of its header ({error!r})") from error
     return header, {**stored, **restored}
 
 
@@ -89,20 +89,22 @@ def read_header(path: Path) -> dict[str, Any]:
     """The header alone; the tensors are neither read nor checked.
 
     Raises:
-        CheckpointError: no such file, of another format, or its header is damaged.
+        CheckpointError: the file does not exist, has another format, or its header is damaged.
     """
     return _read_json(path, _open(path, tensors=False)[0]["header"])
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file beside its place, flush it to the disk, and rename it: there is never half of it.
+    """Write a temporary file in the same folder, flush it to disk, and rename it to ``path``.
+
+    So ``path`` is never incomplete.
 
     Raises:
-        OSError: of the kind that the system gave.
+        OSError: the file could not be written; the class is that of the system's error.
     """
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # renaming would put an end to it
+        if path.exists() and not (path.is_file() or path.is_dir()):  # renaming would replace it
             raise FileExistsError(errno.EEXIST, "it is a device or a pipe")
         with scratch.open("xb") as file:
             file.write(data)
@@ -117,13 +119,13 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
         raise OSError(
             error.errno,
-            f"{path} could not be written ({error.strerror}); no file was left in half. Expected a "
+            f"{path} could not be written ({error.strerror}); no incomplete file was left. Expected a "
             f"folder that exists and can be written to, with room for {len(data)} bytes",
         ) from error
 
 
 def _flush_names(folder: Path) -> None:
-    """Where folders can be flushed: a new name is on the disk, too."""
+    """Flush a folder, if the system can do this, so that a new name is on the disk, too."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -133,21 +135,21 @@ def _flush_names(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writes left in a folder."""
+    """Remove the temporary files that killed writes left in a folder."""
     for scratch in folder.glob(f".*.{'[0-9a-f]' * 8}.tmp"):
         scratch.unlink(missing_ok=True)
 
 
 def _open(path: Path, tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The fields before the tensors, checked, and the tensors as they are stored, not yet checked."""
+    """The fields in front of the tensors, checked, and the stored tensors, not yet checked."""
     try:
         with safe_open(str(path), framework="pt") as file:
             fields = file.metadata() or {}
-            # Cloned: what is read maps the file, which others may change after the check, and lies
-            # where the file has it; kernels may round in another way where a tensor is not aligned.
+            # The tensors that safetensors reads map the file, which others may change after the check.
+            # They may also be unaligned in memory, and kernels may then round differently. So clone.
             names = file.keys() if tensors else ()
             stored = {name: file.get_tensor(name).clone() for name in names}
-    except Exception as error:  # the bytes are foreign: whatever the parser makes of them
+    except Exception as error:  # the bytes are foreign, so the parser may raise anything
         raise CheckpointError(
             f"load: {path} cannot be read: {error}. Expected a file that hatfn saved."
         ) from error
@@ -166,9 +168,9 @@ def _read_json(path: Path, text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"its header is no JSON ({error})") from error
+        raise _damaged(path, f"its header is not JSON ({error})") from error
     if not isinstance(found, dict):
-        raise _damaged(path, f"its header holds a {type(found).__name__} in the place of names")
+        raise _damaged(path, f"its header is a {type(found).__name__} instead of a dict")
     return found
 
 
@@ -190,12 +192,12 @@ def _digest_of_tensors(stored: Mapping[str, Tensor]) -> str:
 
 
 def _packed(leaf: Tensor) -> Tensor:
-    """Eight bools to a byte, the first in the highest bit; zeros fill up the last byte."""
+    """Bools packed eight to a byte, the first in the highest bit; zeros fill up the last byte."""
     return torch.from_numpy(np.packbits(leaf.detach().cpu().numpy().reshape(-1)))
 
 
 def _unpacked(packed: Tensor, shape: list[int]) -> Tensor:
-    """The bools of a shape out of their bytes."""
+    """The bools that were packed, in the given shape."""
     count = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.shape != (-(-count // 8),):
         raise ValueError(f"{tuple(packed.shape)} numbers of {packed.dtype} for {count} bits")

@@ -1,8 +1,8 @@
 """compact(): one task's subnetwork, with its dead units sliced out of the parameters.
 
-What a module fixes in its attributes (``groups``, ``normalized_shape``) does not follow a slice, nor
-does a size written into its forward, and nothing static tells where those are. So slices are tried: a
-group is sliced if the module still gives what the masked one gives, else it stays whole.
+A size in a module's attributes (``groups``, ``normalized_shape``) or in its forward does not follow a
+slice, and the code cannot see where such sizes are. So slices are tried: a group is sliced if the
+module then has the same output as the masked module; else the group stays whole.
 """
 
 from __future__ import annotations
@@ -26,30 +26,32 @@ from hatfn.subnet.slicing import (
     cleared,
     cut,
     fixed_groups,
+    input_mask,
     layout,
     numbers,
     rows_of,
     run,
-    seen_input,
 )
-from hatfn.subnet.trials import _sliceable
+from hatfn.subnet.trials import sliceable
 
 
 class Subnet(NamedTuple):
-    """One task's subnetwork: the numbers with which the module gives the task's logits with less work.
+    """One task's subnetwork: smaller tensors, with which the module computes the task's logits faster.
 
-    Where the head is the module's own and the input has no gate, the module itself takes them:
+    If the head is the module's own and the input has no gate, the module itself accepts the tensors:
     ``torch.func.functional_call(module.eval(), {**small.params, **small.buffers}, (x,))``. Calling the
     subnetwork, ``small(x)``, always works.
 
     Attributes:
-        params: {name: tensor}, sliced, gates folded in, the head cut to the task's classes.
-        buffers: {name: tensor}, all of the module's, the task's running statistics among them, sliced.
-        report: a row per group: its "units", how many are "used" by the task and "kept", and what
-            "became" of it: "sliced", "whole" (the module would not follow), or "full" (all are used).
-        sizes: how many numbers the parameters hold before and after, one task's head counted.
+        params: {name: tensor}, sliced, with gates folded in; the head is cut to the task's classes.
+        buffers: {name: tensor}, all buffers of the module, sliced; the running statistics are those of
+            the task.
+        report: a row per group: its number of "units", how many of them are "used" by the task and
+            "kept", and what "became" of the group: "sliced", "whole" (the module does not work with a
+            slice), or "full" (all units are used).
+        sizes: how many numbers the parameters have before and after, with the head of one task only.
         network: the module's structure.
-        seen: bool, the input features that the task reads, if the input has gates.
+        seen: bool, the input features that the task reads; None if the input has no gates.
     """
 
     params: dict[str, Tensor]
@@ -71,33 +73,33 @@ class Subnet(NamedTuple):
             x: (B, ...).
 
         Returns:
-            What ``hat.forward`` gives for the task, but for rounding.
+            The output of ``hat.forward`` for the task, up to rounding.
 
         Raises:
             TypeError, ValueError: an input of another shape.
         """
         inputs = check_input("Subnet", x, self.network.wiring)
-        return run(self.network, {**self.params, **self.buffers}, inputs, seen=self.seen)
+        return run(self.network, {**self.params, **self.buffers}, inputs, mask=self.seen)
 
 
 def compact(network: Network, state: HATState, task: int, x: Inputs | None = None) -> Subnet:
     """Slice the dead units of a learned task out of parameters and running statistics.
 
-    Every group keeps at least one unit. Slices are tried in float64: for shapes alone first, which
-    costs no arithmetic, then for values, with the task's weights and with random ones, behind which
-    no dead layer hides a wrong slice.
+    Every group keeps at least one unit. Slices are tried in float64. First the trial compares shapes
+    alone, which needs no arithmetic. Then it compares values, with the task's weights and with random
+    weights; with the task's weights alone, a dead layer could hide a wrong slice.
 
     Args:
         network: the static half of the learner.
-        state: with ``task`` learned.
-        task: which.
-        x: (B, ...), an input to try slices on (two of its samples); None: random numbers.
+        state: a state in which ``task`` is learned.
+        task: the task.
+        x: (B, ...), an input for the trials, which use two of its samples; None: random numbers.
 
     Returns:
         The subnetwork.
 
     Raises:
-        ValueError: the module fails on ``x``, or on random numbers where there is none.
+        ValueError: the module fails on ``x``, or on random numbers if ``x`` is None.
 
     Example:
         >>> import hatfn, torchopt
@@ -117,8 +119,8 @@ def compact(network: Network, state: HATState, task: int, x: Inputs | None = Non
     groups = [g for g, alive in this.alive.items() if g not in fixed and not bool(alive.all())]
     if groups:
         with warnings.catch_warnings(), torch.no_grad(), seeded(state.learned.device, 0):
-            warnings.simplefilter("ignore")  # what is tried and refused is nobody's concern
-            groups = _sliceable(this, raw, x, groups)
+            warnings.simplefilter("ignore")  # a trial may fail, so its warnings do not matter
+            groups = sliceable(this, raw, x, groups)
     small, roles = cut(cleared(this, raw), rows_of(this, groups)), network.wiring.params
     return Subnet(
         {name: small[name] for name in roles},
@@ -126,7 +128,7 @@ def compact(network: Network, state: HATState, task: int, x: Inputs | None = Non
         _report(this, groups),
         (_count(raw[name] for name in roles), _count(small[name] for name in roles)),
         network._replace(initial={}, constants={name: small[name] for name in network.constants}),
-        seen_input(this),
+        input_mask(this),
     )
 
 
@@ -137,8 +139,8 @@ def _count(values: Iterable[Tensor]) -> int:
 def _report(this: Layout, sliced: Sequence[str]) -> pd.DataFrame:
     rows = {}
     for group, alive in this.alive.items():
-        units, used, left = len(alive), int(this.masks[group].sum()), int(alive.sum())
-        became = "full" if left == units else "sliced" if group in sliced else "whole"
-        kept = left if became == "sliced" else units
+        units, used, needed = len(alive), int(this.masks[group].sum()), int(alive.sum())
+        became = "full" if needed == units else "sliced" if group in sliced else "whole"
+        kept = needed if became == "sliced" else units
         rows[group] = {"units": units, "used": used, "kept": kept, "became": became}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["units", "used", "kept", "became"])

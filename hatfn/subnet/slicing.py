@@ -1,4 +1,4 @@
-"""Where units lie along the parameters of a module, and cutting them out there."""
+"""Find where units lie along the parameters of a module, and cut them out."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ Values = Mapping[str, Tensor]
 """All parameters and buffers of a module, by name."""
 
 Rows = Mapping[str, Mapping[int, Tensor]]
-"""{name: {axis: the entries to keep}}; what is not named stays as it is."""
+"""{name: {axis: the entries to keep}}; other names and axes stay whole."""
 
 _FIXED = {"groups": 1, "num_groups": None, "normalized_shape": None}
-"""Attributes by which a layer fixes its channels, and the value at which one does not."""
+"""Attributes that fix a layer's number of channels, and the value with which they do not fix it."""
 
 
 class Layout(NamedTuple):
-    """One task's units on the parameters of the module.
+    """Where the units of one task lie along the parameters of the module.
 
     Attributes:
         network: the static half of the learner.
-        axes: {name: {axis: the units along it}}, where a parameter or statistic can be cut.
+        axes: {name: {axis: the units along it}}, the axes at which parameters and statistics can be
+            cut.
         masks: {group: (U,) bool}, the task's gates.
-        alive: {group: (U,) bool}, the units to keep: those that are on, or one.
+        alive: {group: (U,) bool}, the units to keep: those that are on, but at least one.
     """
 
     network: Network
@@ -44,26 +45,26 @@ class Layout(NamedTuple):
 
 
 def numbers(network: Network, state: HATState, task: int) -> Values:
-    """One task's numbers for the module, gates not folded in: its heads are as wide as its classes."""
-    own = cut_heads(network, take(state.task_params, task), task)
+    """The module's parameters and buffers for one task, without gates, heads cut to its classes."""
+    task_params = cut_heads(network, take(state.task_params, task), task)
     fixed = {**network.untrained, **network.constants}
-    return {**state.params, **own, **take(state.task_buffers, task), **fixed}
+    return {**state.params, **task_params, **take(state.task_buffers, task), **fixed}
 
 
 def layout(network: Network, values: Values, masks: dict[str, Tensor]) -> Layout:
-    """Find where a task's units lie.
+    """Find where the units of a task lie.
 
     Args:
         network: the static half of the learner.
-        values: the module's numbers, heads cut to the task's classes.
-        masks: {group: (U,) bool}.
+        values: the module's parameters and buffers for the task, see :func:`numbers`.
+        masks: {group: (U,) bool}, the task's gates.
     """
     roles = network.wiring.params
     axes = {name: _param_axes(role, values[name].dim()) for name, role in roles.items()}
     for name in values.keys() - roles.keys():
         path = name.rpartition(".")[0]
         for affine in (f"{path}.weight".lstrip("."), f"{path}.bias".lstrip(".")):
-            # A norm's statistics lie beside its scale and shift, one for each channel.
+            # The statistics of a norm have an entry for each channel, as its scale and shift have.
             if affine in roles and values[affine].shape == values[name].shape:
                 axes[name] = axes[affine]
     alive = {group: _one_at_least(mask) for group, mask in masks.items()}
@@ -71,7 +72,11 @@ def layout(network: Network, values: Values, masks: dict[str, Tensor]) -> Layout
 
 
 def _param_axes(role: ParamWiring, dims: int) -> dict[int, Units]:
-    """An axis can be cut if some units lie along it alone; an axis with both, by what it makes."""
+    """The axes at which a parameter can be cut, with the units along each.
+
+    An axis can be cut if its units lie along no other axis. If both in units and out units lie along an
+    axis, it is cut by the out units.
+    """
     axes: dict[int, Units] = {}
     for units in (role.in_units, role.out_units):
         if units is not None:
@@ -89,59 +94,61 @@ def _one_at_least(mask: Tensor) -> Tensor:
 
 
 def cleared(this: Layout, values: Values) -> dict[str, Tensor]:
-    """Zeros in every entry that makes or reads a unit that is off.
+    """The values with 0 in every entry whose out unit or in unit is off.
 
-    Selected, not multiplied, so that it does not matter what is there. Also where a later norm holds
-    the gate: what the norm makes of zeros is switched off like anything else.
+    Entries are replaced, not multiplied by 0, so nan and infinity become 0 too. This is right even if
+    a later norm applies the gate of the unit, because the gate switches off the norm's result.
     """
-    look = this.network.wiring.lookup(this.masks)
+    lookup = this.network.wiring.lookup(this.masks)
 
     def clear(value: Tensor, role: ParamWiring) -> Tensor:
-        ends = [look(units) for units in (role.out_units, role.in_units) if units is not None]
+        ends = [lookup(units) for units in (role.out_units, role.in_units) if units is not None]
         return torch.where(reduce(torch.logical_and, ends), value, 0) if ends else value
 
     roles = this.network.wiring.params
     return {**values, **{name: clear(values[name], role) for name, role in roles.items()}}
 
 
-def seen_input(this: Layout) -> Tensor | None:
-    """Bool, broadcastable to x: the input features that the task reads, if the input has gates."""
+def input_mask(this: Layout) -> Tensor | None:
+    """Bool, broadcastable to x: the input features that the task reads; None without input gates."""
     gate = this.network.wiring.input
     return None if gate is None else this.network.wiring.lookup(this.masks)(gate)
 
 
 def fixed_groups(network: Network) -> set[str]:
-    """The groups that a layer with a fixed number of channels makes or reads: no use to cut them."""
+    """The groups that cannot be cut because a layer with a fixed number of channels uses them."""
     wiring, found = network.wiring, set()
-    names = ["", "", *wiring.groups]  # what has no unit reads 1
+    names = ["", "", *wiring.groups]  # the lookup gives 1 for an entry without a unit
     numbers = {
         group: torch.full((units,), number)
         for number, (group, units) in enumerate(wiring.groups.items(), start=2)
     }
-    look = wiring.to("cpu").lookup(numbers)
+    lookup = wiring.to("cpu").lookup(numbers)
     for name, role in wiring.to("cpu").params.items():
         layer = network.evaluate.get_submodule(network.names.get(name, name).rpartition(".")[0])
-        if any(getattr(layer, what, free) != free for what, free in _FIXED.items()):
-            ends = [look(units).unique().tolist() for units in (role.out_units, role.in_units) if units]
+        if any(getattr(layer, attribute, free) != free for attribute, free in _FIXED.items()):
+            ends = [
+                lookup(units).unique().tolist() for units in (role.out_units, role.in_units) if units
+            ]
             found |= {names[number] for end in ends for number in end}
     return found
 
 
 def rows_of(this: Layout, groups: Iterable[str]) -> Rows:
-    """What is left along every axis if the dead units of these groups are cut out."""
+    """The entries that stay along every axis if the dead units of these groups are cut out."""
     chosen = set(groups)
     keep = {g: on if g in chosen else torch.ones_like(on) for g, on in this.alive.items()}
-    look = this.network.wiring.lookup(keep)
+    lookup = this.network.wiring.lookup(keep)
 
     def rows(axes: Mapping[int, Units]) -> dict[int, Tensor]:
-        kept = {axis: look(units).flatten() for axis, units in axes.items()}
+        kept = {axis: lookup(units).flatten() for axis, units in axes.items()}
         return {axis: on.nonzero().flatten() for axis, on in kept.items() if not bool(on.all())}
 
     return {name: rows(axes) for name, axes in this.axes.items()}
 
 
 def cut(values: Values, rows: Rows) -> dict[str, Tensor]:
-    """The values without what is not in ``rows``."""
+    """The values with only the entries in ``rows``."""
     small = dict(values)
     for name, axes in rows.items():
         for axis, kept in axes.items():
@@ -150,7 +157,7 @@ def cut(values: Values, rows: Rows) -> dict[str, Tensor]:
 
 
 def outline(values: Values, rows: Rows) -> dict[str, Tensor]:
-    """The shapes that :func:`cut` would give, on the meta device."""
+    """Tensors on the meta device with the shapes that :func:`cut` would give."""
     shapes = {name: list(value.shape) for name, value in values.items()}
     for name, axes in rows.items():
         for axis, kept in axes.items():
@@ -163,22 +170,22 @@ def run(
     values: Values,
     x: Inputs,
     *,
-    seen: Tensor | None = None,
+    mask: Tensor | None = None,
     gates: Mapping[str, Tensor] | None = None,
 ) -> Output:
     """The module's output in eval mode.
 
     Args:
-        network: the static half.
-        values: all parameters and buffers, of any width that fits together.
+        network: the static half of the learner.
+        values: all parameters and buffers, of any widths that fit together.
         x: (B, ...).
-        seen: bool, broadcastable to x: the input features that are read, where no gates say so.
-        gates: {group: (U,)}, for values as wide as the module's own.
+        mask: bool, broadcastable to x: the input features to read; None: all.
+        gates: {group: (U,)}, only for values as wide as the module's own; None: no gates.
     """
     constants = {name: values[name] for name in network.constants}
     buffers = {name: values[name] for name in network.wiring.buffers}
     params = {n: v for n, v in values.items() if n not in constants and n not in buffers}
-    if seen is not None:
-        x = x.map(lambda value: torch.where(seen, value, 0))
+    if mask is not None:
+        x = x.map(lambda value: torch.where(mask, value, 0))
     network = network._replace(constants=constants)
     return call(network, network.evaluate, params, buffers, gates, x)[0]

@@ -1,4 +1,4 @@
-"""Which groups of units can be sliced out of a module: tried, for nothing static tells."""
+"""Find by trial which groups of units can be sliced out of a module."""
 
 from __future__ import annotations
 
@@ -17,63 +17,67 @@ from hatfn.subnet.slicing import (
     Values,
     cleared,
     cut,
+    input_mask,
     outline,
     rows_of,
     run,
-    seen_input,
 )
 
 _TOLERANCE = 1e-9
-"""How far sliced and masked outputs may lie apart in float64, relative to the largest of them."""
+"""How far sliced and masked outputs may differ in float64, relative to the largest of them."""
 
 _SAMPLES, _SIDE = 2, 64
-"""A trial's input: one sample would not show a reshape that mixes samples and channels; large images
-show nothing that small ones do not, and are tried only where the module takes no others."""
+"""The number of samples and the largest side of images in a trial.
+
+One sample would not show a reshape that mixes samples and channels. Larger images would show nothing
+more, and are tried only if the module does not accept small ones.
+"""
 
 Case = tuple[Values, list[Tensor]]
-"""Numbers for the module, zero where no unit is on, and the outputs to expect."""
+"""Parameters and buffers of the module, 0 for units that are off, and the outputs to expect."""
 
 Trial = Callable[[Sequence[str]], bool]
 """Whether the module still agrees if these groups are sliced."""
 
 
-def _sliceable(this: Layout, raw: Values, x: Inputs | None, groups: list[str]) -> list[str]:
-    """Those of the groups that can be sliced together, found by trial."""
-    seen = seen_input(this)
+def sliceable(this: Layout, raw: Values, x: Inputs | None, groups: list[str]) -> list[str]:
+    """The groups that can be sliced together, found by trial."""
+    mask = input_mask(this)
     x, cases = _cases(this, raw, x)
     if not cases:
         return []
 
     def fits(sliced: Sequence[str]) -> bool:
         values, output = cases[0]
+        shapes = outline(values, rows_of(this, sliced))
+        meta_mask = None if mask is None else mask.to("meta")
         hollow = Inputs(*(tuple(value.to("meta") for value in part) for part in x))
-        small = outline(values, rows_of(this, sliced))
-        tried = run(this.network, small, hollow, seen=None if seen is None else seen.to("meta"))
+        tried = run(this.network, shapes, hollow, mask=meta_mask)
         return [leaf.shape for leaf in output_leaves(tried)] == [leaf.shape for leaf in output]
 
     def agrees(cases: Sequence[Case], sliced: Sequence[str]) -> bool:
         rows = rows_of(this, sliced)
         return all(
-            _close(output_leaves(run(this.network, cut(values, rows), x, seen=seen)), output)
+            _close(output_leaves(run(this.network, cut(values, rows), x, mask=mask)), output)
             for values, output in cases
         )
 
-    if _holds(fits, []):  # else the module cannot be run without numbers
+    if _passes(fits, []):  # else the module does not run on the meta device
         groups = _largest(fits, groups)
-    for some in (cases[:1], cases):  # the first tells nearly everything
-        groups = _largest(partial(agrees, some), groups)
+    for subset in (cases[:1], cases):  # the first case alone refuses nearly every wrong slice
+        groups = _largest(partial(agrees, subset), groups)
     if not groups and not agrees(cases, []):
         raise RuntimeError(
             "compact: the module gives other outputs with dead weights set to zero than under gates. "
-            "Expected the same: two calls of it must agree, hatfn.testing.verify_wiring must pass, and "
-            "a head in a manual_wiring must be fed by the group it names. If all that holds, please "
-            "report it."
+            "Expected the same outputs: two calls of it must agree, hatfn.testing.verify_wiring must "
+            "pass, and the head of a manual_wiring must read the group that it names. If all this is "
+            "true, please report a bug."
         )
     return groups
 
 
 def _cases(this: Layout, raw: Values, x: Inputs | None) -> tuple[Inputs, list[Case]]:
-    """An input, and numbers for the module with what it gives for them under gates."""
+    """An input, and the cases of a trial: the outputs are those that the module gives under gates."""
     constants, generator = this.network.constants, torch.Generator().manual_seed(0)
     mine = {name: _double(value).nan_to_num(0, 0, 0) for name, value in raw.items()}
     drawn = lively({n: v for n, v in mine.items() if n not in constants}, generator)
@@ -83,7 +87,7 @@ def _cases(this: Layout, raw: Values, x: Inputs | None) -> tuple[Inputs, list[Ca
             cases: list[Case] = []
             for values in (mine | drawn, mine):
                 output = output_leaves(run(this.network, values, sample, gates=this.masks))
-                if any(bool(leaf.isfinite().any()) for leaf in output):  # else it can tell nothing
+                if any(bool(leaf.isfinite().any()) for leaf in output):  # else it shows nothing
                     cases.append((cleared(this, values), output))
             return sample, cases
         except torch.OutOfMemoryError:
@@ -93,7 +97,7 @@ def _cases(this: Layout, raw: Values, x: Inputs | None) -> tuple[Inputs, list[Ca
     given = "random numbers" if x is None else "x"
     raise ValueError(
         f"compact: slices are tried in float64, and the module fails on {given}. Expected an input "
-        f"that it takes: hat.compact(state, task, x=batch). It said: {failure}"
+        f"that it accepts: hat.compact(state, task, x=batch). Its error: {failure}"
     ) from failure
 
 
@@ -129,8 +133,8 @@ def _inputs(this: Layout, generator: torch.Generator) -> Iterator[Inputs]:
         yield signature.inputs({leaf.path: drawn(leaf, shape) for leaf, shape in pairs})
 
 
-def _holds(trial: Trial, groups: Sequence[str]) -> bool:
-    """A trial that fails in whichever way says no."""
+def _passes(trial: Trial, groups: Sequence[str]) -> bool:
+    """Whether a trial passes; any error counts as no."""
     try:
         return trial(groups)
     except torch.OutOfMemoryError:
@@ -140,18 +144,22 @@ def _holds(trial: Trial, groups: Sequence[str]) -> bool:
 
 
 def _largest(trial: Trial, groups: list[str]) -> list[str]:
-    """As many of the groups as pass together: all, else kind by kind of name, else half by half."""
+    """As many of the groups as pass a trial together.
+
+    It tries all groups first. If that fails, it adds groups whose names differ only in numbers: all of
+    them if that passes, else half by half.
+    """
     kinds: dict[str, list[str]] = {}
     for group in groups:
         kinds.setdefault(re.sub(r"\d+", "#", group), []).append(group)
 
     def grow(found: list[str], more: list[str]) -> list[str]:
-        if _holds(trial, found + more):
+        if _passes(trial, found + more):
             return found + more
         middle = len(more) // 2
         return grow(grow(found, more[:middle]), more[middle:]) if middle else found
 
-    return groups if _holds(trial, groups) else reduce(grow, kinds.values(), [])
+    return groups if _passes(trial, groups) else reduce(grow, kinds.values(), [])
 
 
 def _double(value: Tensor) -> Tensor:
@@ -159,7 +167,7 @@ def _double(value: Tensor) -> Tensor:
 
 
 def _close(tried: list[Tensor], output: list[Tensor]) -> bool:
-    """Whether outputs are the same but for rounding, shapes and non-finite numbers included."""
+    """Whether outputs are the same up to rounding, with the same shapes and non-finite numbers."""
 
     def same(a: Tensor, b: Tensor) -> bool:
         if a.shape != b.shape:

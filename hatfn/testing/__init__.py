@@ -1,9 +1,10 @@
-"""Verifiers for anyone's test suite.
+"""Verifiers for your test suite.
 
-:func:`verify_wiring` and :func:`verify_no_forgetting` perturb what must not show, and as a control what
-must; :func:`verify_pure`, :func:`verify_state_stable` and :func:`verify_vmap_equals_loop` hold any
-function to its contract. Hypothesis strategies are imported by their own name,
-``from hatfn.testing import strategies``, and want ``pip install 'hatfn[testing]'``.
+:func:`verify_wiring` and :func:`verify_no_forgetting` replace numbers by noise: numbers that must not
+change an output and, as a control, numbers that must change it. :func:`verify_pure`,
+:func:`verify_state_stable` and :func:`verify_vmap_equals_loop` check any function. The strategies for
+hypothesis have a module of their own, ``from hatfn.testing import strategies``, which needs
+``pip install 'hatfn[testing]'``.
 """
 
 from hatfn.testing.contracts import verify_pure, verify_state_stable, verify_vmap_equals_loop

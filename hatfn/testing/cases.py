@@ -1,4 +1,4 @@
-"""Small modules from plain data: what they are made of can be read, hashed and written down again."""
+"""Small modules that are built from plain data, which can be printed, hashed and copied into a test."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ KINDS: dict[Family, tuple[Kind, ...]] = {
     "conv": ("plain", "residual", "concat", "grouped", "depthwise"),
     "attention": ("residual", "attention"),
 }
-"""The kinds of blocks that a family has, simplest first."""
+"""The kinds of blocks in each family, simplest first."""
 
 NORMS: dict[Family, tuple[Norm, ...]] = {
     "mlp": ("none", "batch", "layer", "group"),
     "conv": ("none", "batch", "layer", "group"),
     "attention": ("none", "layer"),
 }
-"""The norms of a family."""
+"""The norms in each family, simplest first."""
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -49,7 +49,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
     "sigmoid": nn.Sigmoid,
 }
-"""By name; all but the last keep a zero."""
+"""Activations by name; all but the last keep a zero."""
 
 OPTIMIZERS: Mapping[str, Callable[[], Optimizer]] = {
     "sgd": partial(torchopt.sgd, 0.1),
@@ -58,7 +58,7 @@ OPTIMIZERS: Mapping[str, Callable[[], Optimizer]] = {
     "adam": partial(torchopt.adam, 1e-2),
     "adamw": partial(torchopt.adamw, 1e-2, weight_decay=0.1),
 }
-"""By name, those that move a weight without a gradient last."""
+"""Optimizers by name; the last ones also move weights that have no gradient."""
 
 _INPUTS: dict[Family, tuple[int, ...]] = {"mlp": (5,), "conv": (2, 6, 6), "attention": (4, 5)}
 _CLASSES = 3
@@ -68,11 +68,11 @@ class Block(NamedTuple):
     """One block of a module.
 
     Attributes:
-        kind: what becomes of the layer's result f(x): "plain" f(x), "residual" x + f(x), "concat"
-            [x, f(x)]; "grouped" and "depthwise" are plain with such convolutions, "attention" is
+        kind: how the layer's result f(x) is used: "plain" f(x), "residual" x + f(x), "concat"
+            [x, f(x)]. "grouped" and "depthwise" are plain with such convolutions; "attention" is
             residual with two heads.
-        width: units of a plain or concatenated layer, even; others keep the width they find.
-        norm: behind the layer; in front of it in the family "attention".
+        width: units of a plain or concatenated layer, even; other layers keep the width of their input.
+        norm: the norm after the layer; in the family "attention", before it.
         activation: a name in :data:`ACTIVATIONS`.
         bias: whether the layer has one.
     """
@@ -89,11 +89,11 @@ class Case:
     """A module, an input to trace it with, and the name of its classifier.
 
     Attributes:
-        family: of layers: linear, convolutions on images, or attention over tokens.
-        blocks: between a stem and the classifier, "head".
+        family: the family of layers: linear, convolutions on images, or attention over tokens.
+        blocks: the blocks between a stem and the classifier, "head".
         width: units of the stem, even.
-        seed: of weights and input.
-        dtype: of both.
+        seed: the seed of weights and input.
+        dtype: the type of weights and input.
 
     Example:
         >>> Case("mlp", ())
@@ -112,7 +112,7 @@ class Case:
 
     @cached_property
     def module(self) -> nn.Module:
-        """The module, in eval mode; PyTorch's random state is left alone."""
+        """The module, in eval mode; PyTorch's random state does not change."""
         with seeded("cpu", self.seed):
             return _Net(self.family, self.blocks, self.width).to(self.dtype).eval()
 
@@ -124,7 +124,7 @@ class Case:
 
     @property
     def wiring(self) -> Wiring:
-        """What the trace finds; the same for any seed, so that it is traced once."""
+        """The traced wiring; it is the same for any seed, so it is traced only once."""
         return _traced(Case(self.family, self.blocks, self.width, 0, self.dtype))
 
 
@@ -134,7 +134,7 @@ def _traced(case: Case) -> Wiring:
 
 
 class _Net(nn.Module):
-    """A stem, blocks, and a classifier on the mean over places."""
+    """A stem, blocks, and a classifier on the mean over positions."""
 
     def __init__(self, family: Family, blocks: Sequence[Block], width: int) -> None:
         super().__init__()
@@ -144,25 +144,26 @@ class _Net(nn.Module):
         self.position = nn.Parameter(torch.randn(shape[0], width)) if tokens else None
         self.blocks = nn.Sequential()
         for block in blocks:
-            made = _Block(family, block, width)
-            self.blocks.append(made)
-            width = made.width
-        self.places = {"mlp": None, "conv": (2, 3), "attention": (1,)}[family]
+            layer = _Block(family, block, width)
+            self.blocks.append(layer)
+            width = layer.width
+        self.positions = {"mlp": None, "conv": (2, 3), "attention": (1,)}[family]
         self.head = nn.Linear(width, _CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         x = self.blocks(x if self.position is None else x + self.position)
-        return self.head(x if self.places is None else x.mean(self.places))  # type: ignore[no-any-return]
+        mean = x if self.positions is None else x.mean(self.positions)
+        return self.head(mean)  # type: ignore[no-any-return]
 
 
 class _Block(nn.Module):
-    """A :class:`Block`; ``width`` is what it gives."""
+    """The module of a :class:`Block`; ``width`` is the number of units that it returns."""
 
     def __init__(self, family: Family, block: Block, width: int) -> None:
         super().__init__()
         kind, wide = block.kind, block.width
-        keeps = kind in ("residual", "grouped", "depthwise", "attention")
+        keeps_width = kind in ("residual", "grouped", "depthwise", "attention")
         activation = ACTIVATIONS[block.activation]()
         if family == "attention":
             norm = _norm(family, block.norm, width)
@@ -171,12 +172,12 @@ class _Block(nn.Module):
             )
             body = [norm, _Attention(width, block.bias) if kind == "attention" else mixing]
         else:
-            out = width if keeps else wide
+            out = width if keeps_width else wide
             groups = {"grouped": 2, "depthwise": width}.get(kind, 1)
             layer = _layer(family, width, out, block.bias, groups)
             body = [layer, _norm(family, block.norm, out), activation]
         self.body, self.kind = nn.Sequential(*body), kind
-        self.width = width if keeps else wide + width * (kind == "concat")
+        self.width = width if keeps_width else wide + width * (kind == "concat")
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.body(x)
@@ -217,10 +218,10 @@ def learner(case: Case, classes: Sequence[int], optimizer: str, **settings: Any)
     """A learner of a case's module.
 
     Args:
-        case: with the module.
-        classes: of each task.
+        case: the case.
+        classes: the number of classes of each task.
         optimizer: a name in :data:`OPTIMIZERS`.
-        settings: of :func:`hatfn.build`.
+        settings: arguments of :func:`hatfn.build`.
     """
     with quiet():
         return build(case.module, case.wiring, classes, OPTIMIZERS[optimizer](), **settings)
@@ -229,7 +230,7 @@ def learner(case: Case, classes: Sequence[int], optimizer: str, **settings: Any)
 def random_embeddings(
     wiring: Wiring, tasks: int, dtype: torch.dtype, size: float, seed: int
 ) -> dict[str, Tensor]:
-    """{group: (tasks, U)} in [-6, 6]: normal, an eighth of them at the edges."""
+    """{group: (tasks, U)} in [-6, 6]: normal numbers, but an eighth of them are edge cases."""
     generator = torch.Generator().manual_seed(seed)
     edges = torch.tensor([0.0, 6.0, -6.0, 1e-6, -1e-6])
 
@@ -255,14 +256,14 @@ def random_masks(wiring: Wiring, tasks: int, density: float, seed: int) -> dict[
 def random_state(
     hat: HAT, learned: Sequence[int], opened: int | None, size: float, seed: int
 ) -> HATState:
-    """A state with random numbers everywhere, in which tasks were learned and one may be open.
+    """A state with random numbers in all leaves, with learned tasks and perhaps an open one.
 
     Args:
         hat: the learner.
-        learned: tasks, in this order.
-        opened: the task that is open in the end, if any; one that was learned is learned no more.
-        size: of the embeddings, see :func:`random_embeddings`.
-        seed: of all numbers.
+        learned: the learned tasks, in this order.
+        opened: the open task, or None. If it is one of the learned tasks, it is not learned any more.
+        size: the size of the embeddings, see :func:`random_embeddings`.
+        seed: the seed of all numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     state = hat.init(seed)
@@ -285,18 +286,18 @@ def random_state(
 
 
 def random_batch(hat: HAT, task: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """x (B, ...) of the module's dtype, and y: labels (B,) of the task, numbers where it has none."""
+    """x (B, ...) of the module's dtype, and y: labels (B,) of the task, or numbers without classes."""
     generator = torch.Generator().manual_seed(seed)
-    some = next(iter(hat.network.initial.values()))
-    x = torch.randn(size, *hat.wiring.input_shape, generator=generator).to(some)
+    weight = next(iter(hat.network.initial.values()))
+    x = torch.randn(size, *hat.wiring.input_shape, generator=generator).to(weight)
     if hat.classes is None:
-        return x, torch.randn(size, *hat.wiring.output_shape, generator=generator).to(some)
-    return x, torch.randint(hat.classes[task], (size,), generator=generator).to(some.device)
+        return x, torch.randn(size, *hat.wiring.output_shape, generator=generator).to(weight)
+    return x, torch.randint(hat.classes[task], (size,), generator=generator).to(weight.device)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of small networks, whose groups are soon used up or switched off."""
+    """Silence the warnings about small networks, whose groups are soon used up or switched off."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HATWarning)
         yield

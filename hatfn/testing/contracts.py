@@ -1,4 +1,4 @@
-"""Contracts of any function: purity, a state that keeps its form, ``vmap`` that is a loop."""
+"""Checks of any function: it is pure, its state keeps its form, ``vmap`` of it equals a loop."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from hatfn.wiring import digest
 T = TypeVar("T")
 
 _SHOWN = 5
-"""Differences that an error names before it only counts them."""
+"""How many differences an error names; it counts the others."""
 
 
 def verify_pure(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-    """Check that a call changes nothing, and that the next one gives the same to the bit.
+    """Check that a call changes nothing, and that a second call gives the same result to the bit.
 
-    Nothing that the function is given may change: the bytes, the version and the gradient of a tensor,
-    an array, a module's parameters, buffers and training flags, the keys of a dict. What a method
-    belongs to, what ``functools.partial`` binds, and a module that is called count as given. Random
-    states (PyTorch's, numpy's, Python's) and PyTorch's global settings stay as they are. Of results,
-    tensors, arrays, tables, modules and plain values are compared, other objects are not.
+    No argument may change: not the bytes, version and gradient of a tensor, not an array, not the
+    parameters, buffers and training flags of a module, and not the keys of a dict. The object of a
+    method, the arguments that ``functools.partial`` binds, and a module that is called count as
+    arguments. Random states (of PyTorch, numpy and Python) and PyTorch's global settings must stay as
+    they are. Results are compared if they are tensors, arrays, tables, modules or plain values; other
+    objects are not compared.
 
     Args:
-        function: any; it is called twice.
+        function: any function; it is called twice.
         args: its arguments.
         kwargs: its keyword arguments.
 
     Returns:
-        What the first call returned.
+        The result of the first call.
 
     Raises:
-        AssertionError: naming what changed.
+        AssertionError: something changed; the message names it.
 
     Example:
         >>> verify_pure(torch.add, torch.ones(2), 1)
@@ -71,23 +72,23 @@ def verify_pure(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
 
 
 def verify_state_stable(function: Callable[..., T], state: Tree, /, *args: Any, **kwargs: Any) -> T:
-    """Check that a step gives a state of the form of the one it was given.
+    """Check that a step returns a state of the same form as the state that it receives.
 
-    Structure, shapes, dtypes and devices of all leaves: what a loop over steps, ``vmap``, a compiled
-    function or a saved file rely on.
+    The form is the tree structure, and the shapes, dtypes and devices of all leaves. Loops over steps,
+    ``vmap``, compiled functions and saved files need the same form.
 
     Args:
-        function: from a state, and whatever else, to a state, or to a tuple that begins with one, as
-            (state, info) does.
+        function: takes a state and further arguments, and returns a state, or a tuple that begins with
+            a state, such as (state, info).
         state: any tree of tensors.
         args: further arguments.
         kwargs: keyword arguments.
 
     Returns:
-        What the function returned.
+        The result of the function.
 
     Raises:
-        AssertionError: naming the first leaves that differ.
+        AssertionError: leaves differ in form; the message names the first ones.
 
     Example:
         >>> verify_state_stable(lambda state: {"w": state["w"].double()}, {"w": torch.ones(2)})
@@ -119,22 +120,23 @@ def verify_vmap_equals_loop(
     atol: float | None = None,
     randomness: str = "error",
 ) -> Any:
-    """Check that ``vmap`` of a function gives what a loop over the mapped axis gives.
+    """Check that ``vmap`` of a function gives the same as a loop over the mapped axis.
 
     Args:
-        function: of tensors or trees of them, to the same.
-        args: with an axis that is mapped.
-        in_dims: which, as ``torch.vmap`` takes it: an int, None, or a tree of them over ``args``.
-        rtol: relative to the loop's numbers; None, with atol None: by dtype, as
-            ``torch.testing.assert_close`` has it. Both 0: equal to the bit.
-        atol: absolute.
-        randomness: of ``torch.vmap``; what a function draws cannot be compared.
+        function: from tensors, or trees of tensors, to the same.
+        args: arguments with a mapped axis.
+        in_dims: the mapped axes, as in ``torch.vmap``: an int, None, or a tree of them over ``args``.
+        rtol: the tolerance relative to the loop's numbers. If rtol and atol are None, they depend on
+            the dtype, as in ``torch.testing.assert_close``. If both are 0, results must be equal to the
+            bit.
+        atol: the absolute tolerance.
+        randomness: as in ``torch.vmap``; random numbers of a function cannot be compared.
 
     Returns:
-        What ``vmap`` gave.
+        The result of ``vmap``.
 
     Raises:
-        AssertionError: naming the leaf that differs most, and by how much.
+        AssertionError: results differ; the message names the leaf that differs most, and by how much.
 
     Example:
         >>> verify_vmap_equals_loop(torch.dot, torch.eye(2), torch.ones(2), in_dims=(0, None))
@@ -179,7 +181,7 @@ def verify_vmap_equals_loop(
 
 
 def _gap(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference; infinite where shapes differ or only one side is finite."""
+    """The largest difference; infinite if shapes differ or only one side is finite."""
     if ours.shape != theirs.shape:
         return float("inf")
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())
@@ -188,21 +190,21 @@ def _gap(ours: Tensor, theirs: Tensor) -> float:
 
 
 def _given(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """What a call is given, by the names of its parameters where it tells them."""
+    """The arguments of a call, by the names of the function's parameters if it has a signature."""
     given: dict[str, Any] = {}
     while isinstance(function, partial):
         args, kwargs = (*function.args, *args), {**function.keywords, **kwargs}
         function = function.func
     try:
         given |= inspect.signature(function).bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):  # a builtin tells no names; a wrong call will fail by itself
+    except (TypeError, ValueError):  # a builtin has no signature; a wrong call fails by itself
         given |= {"args": args, **kwargs}
     owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
     return given if owner is None else {"self": owner, **given}
 
 
 def _fingerprints(things: dict[str, Any], versions: bool = False) -> dict[str, Hashable]:
-    """{path: what changes if the value there does}, of all that can be compared."""
+    """{path: a value that changes if the thing there changes}, for all things that can be compared."""
     return {
         path: mark
         for name, thing in things.items()
@@ -219,7 +221,7 @@ def _leaves(tree: Tree, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _contents(tree: Tree, name: str) -> Iterator[tuple[str, Any]]:
-    """The same, and of modules all that they hold."""
+    """The leaves of a tree, and the attributes, parameters and buffers of the modules among them."""
     for path, leaf in _leaves(tree, name):
         yield path, leaf
         if isinstance(leaf, nn.Module):
@@ -231,12 +233,12 @@ def _contents(tree: Tree, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _mark(leaf: Any, versions: bool) -> Hashable:
-    """What changes if a leaf does; None if nothing can be said."""
+    """A value that changes if the leaf changes; None if the leaf cannot be compared."""
     if isinstance(leaf, Tensor):
         version = leaf._version if versions and not leaf.is_inference() else None
         slope = leaf.grad if leaf.is_leaf else None
-        kept = [t for t in (leaf, slope) if t is not None and not t.is_meta]
-        bits = [digest(t) for t in kept if t.layout == torch.strided]
+        readable = [t for t in (leaf, slope) if t is not None and not t.is_meta]
+        bits = [digest(t) for t in readable if t.layout == torch.strided]
         return version, leaf.dtype, leaf.shape, leaf.requires_grad, slope is None, *bits
     if isinstance(leaf, np.ndarray):
         return leaf.dtype.str, leaf.shape, leaf.tobytes()
@@ -248,7 +250,7 @@ def _mark(leaf: Any, versions: bool) -> Hashable:
 
 
 def _world() -> dict[str, Hashable]:
-    """Random states and settings that belong to everybody."""
+    """Global random states and settings."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     kind, keys, *rest = np.random.get_state()
     return {
@@ -278,7 +280,7 @@ def _form(leaf: Any) -> str:
 
 
 def _differing(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The names whose values differ, in order, and those that only one side has."""
+    """The names whose values differ, or that only one side has, in order."""
     return [name for name in {**before, **after} if before.get(name) != after.get(name)]
 
 

@@ -1,4 +1,4 @@
-"""Has this learner forgotten anything, and can it?"""
+"""Check that a learner has not forgotten anything and, for a HAT, that it cannot forget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WHERE = "verify_no_forgetting"
 
 
 class Learner(Protocol):
-    """Anything that gives a task's outputs from a state, and from nothing else."""
+    """Any object that computes a task's outputs from a state, and from nothing else."""
 
     def forward(self, state: Any, x: Tensor, task: int) -> Any:
         """The outputs: a tensor or a tree of tensors."""
@@ -35,35 +35,37 @@ def verify_no_forgetting(
     tasks: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Verification:
-    """Check that learned tasks did not change, and, of a HAT, that nothing to come can change them.
+    """Check that learned tasks did not change and, for a HAT, that later training cannot change them.
 
-    With ``later``, for any learner: every task's outputs from both states must be equal to the bit.
-    Where they are not, each leaf that differs is changed alone, so that the error names what leaks.
+    With ``later``, for any learner: the outputs of every task from both states must be equal to the
+    bit. If they are not, each leaf that differs is changed alone, so that the error names the leaf that
+    leaks.
 
-    Of a HAT, with or without ``later``: whatever may move once ``tasks`` are locked (the shared entries
-    that its lock rule does not hold by 1, and every other task's own parameters, statistics and
-    embeddings) is replaced by noise; the outputs of each task must stay equal to the bit. The held
-    entries of each parameter must have a say, as in :func:`verify_wiring`. Soft lock rules fail, as
-    they promise less.
+    For a HAT, with or without ``later``: once ``tasks`` are protected, later training may change the
+    shared entries whose protection is below 1, and the parameters, statistics and embeddings of other
+    tasks. All these are replaced by noise; the outputs of each task must stay equal to the bit. As a
+    control, noise in the protected entries of each parameter must change them, as in
+    :func:`verify_wiring`. Soft protection rules fail, because they promise less.
 
     Args:
-        hat: a :class:`hatfn.HAT`, or anything with a method ``forward(state, x, task)``, a pure
-            function of the state.
-        state: when the tasks had been learned: a tree of tensors. Where a learner trains in place,
-            a copy.
+        hat: a :class:`hatfn.HAT`, or any object with a method ``forward(state, x, task)`` that is a
+            pure function of the state.
+        state: a tree of tensors, the state when the tasks had been learned. If a learner trains in
+            place, pass a copy.
         x: (B, ...), an input.
         later: the state after more training.
-        tasks: that must not change; None: all that a HAT has learned in both states. One that was
-            opened again, or left out of ``locked``, may well change: leave it out.
-        seed: of the noise.
+        tasks: the tasks that must not change; None: all that a HAT has learned in both states. Leave
+            out a task that was opened again or that was not in ``locked``: it may change.
+        seed: the seed of the noise.
 
     Returns:
-        What was seen, with nothing in ``leaks``. Leaves that differ between the states are "tested",
-        all others "untested", as are a HAT's parameters of which no control had a say.
+        The findings; their ``leaks`` are empty. "tested" are the leaves that differ between the states,
+        and "untested" are all others, and a HAT's parameters that change no output in a control.
 
     Raises:
-        AssertionError: something leaks (its name, by how much, and of which task); or nothing is
-            proven: the states are the same, no output depends on the input, ``forward`` is not pure.
+        AssertionError: something leaks; the message names the leaf, the size of the change and the
+            task. Or nothing is proven: the states are the same, no output depends on the input, or
+            ``forward`` is not pure.
         TypeError, ValueError: no learner; no learned task; neither a HAT nor ``later``; a leaf that is
             no tensor.
 
@@ -89,8 +91,8 @@ def verify_no_forgetting(
     if later is not None:
         if not changed:
             raise AssertionError(
-                f"{_WHERE}: no leaf differs between state and later; nothing is proven. Train in "
-                f"between, and give a copy of the state if training changes it in place."
+                f"{_WHERE}: no leaf differs between state and later, so nothing is proven. Train in "
+                f"between, and pass a copy of the state if training changes it in place."
             )
         if moves := [move for task in rows if (move := _move(hat, state, later, x, task))]:
             raise AssertionError(f"{_WHERE}: {'; '.join(moves)}.")
@@ -102,7 +104,7 @@ def verify_no_forgetting(
 
 
 def _rows(hat: Learner, state: Tree, later: Tree, tasks: Sequence[int] | None) -> list[int]:
-    """The tasks to look at."""
+    """The tasks to check."""
     if not callable(getattr(hat, "forward", None)):
         raise TypeError(
             f"{_WHERE}: hat is a {type(hat).__name__}. Expected a learner with a method forward(state, "
@@ -117,13 +119,13 @@ def _rows(hat: Learner, state: Tree, later: Tree, tasks: Sequence[int] | None) -
     if later is None or not tasks:
         raise ValueError(
             f"{_WHERE}: later={later!r}, tasks={tasks!r}. Expected the state after more training and "
-            f"the learned tasks, for any learner but a HAT: {_WHERE}(learner, state, x, later, [0])."
+            f"the learned tasks, as for any learner but a HAT: {_WHERE}(learner, state, x, later, [0])."
         )
     return list(tasks)
 
 
 def _leaves(tree: Tree, root: str = "state") -> dict[str, Tensor]:
-    """{the Python expression of a leaf: the leaf}."""
+    """{a Python expression that leads to a leaf: the leaf}."""
     names = (accessor.codify(root) for accessor in optree.tree_accessors(tree))
     leaves = dict(zip(names, optree.tree_leaves(tree), strict=True))
     for name, leaf in leaves.items():
@@ -135,7 +137,7 @@ def _leaves(tree: Tree, root: str = "state") -> dict[str, Tensor]:
 
 
 def _changed(state: Tree, later: Tree) -> dict[str, Tensor]:
-    """The leaves of ``later`` that ``state`` has otherwise, or not at all."""
+    """The leaves of ``later`` that differ from those of ``state``, or that ``state`` does not have."""
     before = _leaves(state)
 
     def same(old: Tensor | None, new: Tensor) -> bool:
@@ -150,20 +152,23 @@ def _run(hat: Learner, state: Tree, x: Tensor, task: int) -> Tensor:
 
 
 def _pure(hat: Learner, state: Tree, x: Tensor, task: int) -> Tensor:
-    """The outputs, which must be numbers, and the same a second time."""
+    """The outputs, after a check that they are numbers and that a second call gives the same."""
     output = _run(hat, state, x, task)
     if output.isnan().any():
-        raise AssertionError(f"{_WHERE}: outputs of task {task} hold nan; nothing is proven.")
+        raise AssertionError(f"{_WHERE}: outputs of task {task} contain nan, so nothing is proven.")
     if not torch.equal(output, _run(hat, state, x, task)):
         raise AssertionError(
-            f"{_WHERE}: forward gave two outputs of task {task} from one state. Expected a pure "
-            f"function: without dropout or batch statistics, and without writing to the state."
+            f"{_WHERE}: forward gave two different outputs of task {task} for the same state. Expected "
+            f"a pure function: without dropout or batch statistics, and without writing to the state."
         )
     return output
 
 
 def _move(hat: Learner, state: Tree, later: Tree, x: Tensor, task: int) -> str | None:
-    """By how much a task's outputs move from a state to a later one, and through which leaves."""
+    """How much a task's outputs change from a state to a later one, and which leaves cause it.
+
+    None if they do not change.
+    """
     before = _run(hat, state, x, task)
 
     def move(new: Tree) -> float:
@@ -187,38 +192,38 @@ def _move(hat: Learner, state: Tree, later: Tree, x: Tensor, task: int) -> str |
 def _perturb(
     hat: HAT, state: HATState, x: Tensor, tasks: list[int], seen: Seen, generator: torch.Generator
 ) -> None:
-    """Replace what may move once the tasks are locked."""
+    """Replace by noise all that later training may change once the tasks are protected."""
     locked = state._replace(locked=hat.flags(state, tasks))
-    held = {name: hold == 1 for name, hold in hat.protect(locked, state)[0].items()}
+    protected = {name: p == 1 for name, p in hat.protect(locked, state)[0].items()}
     for task in tasks:
         others = _noise_elsewhere(state, task, generator)
         if move := _move(hat, state, others, x, task):
-            raise AssertionError(f"{_WHERE}: what is another task's own reaches the output: {move}.")
-        of_task = Seen([*held])
+            raise AssertionError(f"{_WHERE}: values of another task reach the output: {move}.")
+        of_task = Seen([*protected])
         of_task.tested = seen.tested
-        of_task.look(_from_shared(hat, others, x, task), state.params, held, generator)
+        of_task.look(_from_shared(hat, others, x, task), state.params, protected, generator)
         seen.leaks |= {f"task {task}: {name}": change for name, change in of_task.leaks.items()}
 
 
 def _from_shared(
     hat: HAT, state: HATState, x: Tensor, task: int
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """From shared weights to a task's outputs."""
+    """The function from shared weights to a task's outputs."""
     return lambda shared: flat(hat.forward(state._replace(params={**state.params, **shared}), x, task))
 
 
 def _noise_elsewhere(state: HATState, task: int, generator: torch.Generator) -> HATState:
-    """The state with every other task's own values replaced by noise."""
+    """The state with noise in the parameters, statistics and embeddings of all other tasks."""
 
-    def shake(tree: dict[str, Tensor]) -> dict[str, Tensor]:
-        shaken = {}
+    def noisy(tree: dict[str, Tensor]) -> dict[str, Tensor]:
+        replaced = {}
         for name, leaf in tree.items():
             noise = torch.randn(leaf.shape, generator=generator).to(leaf)
-            shaken[name] = noise.select_scatter(leaf[task], 0, task)
-        return shaken
+            replaced[name] = noise.select_scatter(leaf[task], 0, task)
+        return replaced
 
     return state._replace(
-        task_params=shake(state.task_params),
-        task_buffers=shake(state.task_buffers),
-        embeddings=shake(state.embeddings),
+        task_params=noisy(state.task_params),
+        task_buffers=noisy(state.task_buffers),
+        embeddings=noisy(state.embeddings),
     )

@@ -2,9 +2,9 @@
 
     from hatfn.testing import strategies as st_hat
 
-They shrink towards few tasks, small networks without norms and plain numbers. What they draw is built
-from plain data and a seed, which is what a failure prints. Drawing takes milliseconds, tracing a module
-of a new kind a tenth of a second: give hypothesis no deadline, ``@settings(deadline=None)``.
+They shrink towards few tasks, small networks without norms, and plain numbers. Every draw is built from
+plain data and a seed, and a failure prints these. A draw takes milliseconds, but tracing a module of a
+new kind takes a tenth of a second, so turn off the deadline: ``@settings(deadline=None)``.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ def modules(
     layer, group or no norms, grouped and depthwise convolutions; blocks of attention over tokens.
 
     Args:
-        families: of layers, simplest first.
-        dtypes: of weights and inputs, simplest first.
-        max_blocks: between stem and classifier.
+        families: families of layers, simplest first.
+        dtypes: types of weights and inputs, simplest first.
+        max_blocks: the most blocks between stem and classifier.
         without: kinds of blocks, norms and activations to leave out, as in ``["group", "sigmoid"]``;
-            :class:`~hatfn.testing.cases.Block` has their names.
+            :class:`~hatfn.testing.cases.Block` lists their names.
 
     Returns:
-        of :class:`~hatfn.testing.cases.Case`: ``case.module``, ``case.x``, ``case.head``, and
-        ``case.wiring``, which is traced when it is asked for.
+        A strategy for :class:`~hatfn.testing.cases.Case`: ``case.module``, ``case.x``, ``case.head``,
+        and ``case.wiring``, which is traced at first use.
 
     Example:
         >>> from hypothesis import find
-        >>> case = find(modules(), lambda case: True)  # the simplest there is
+        >>> case = find(modules(), lambda case: True)  # the simplest one
         >>> case
         Case(family='mlp', blocks=(), width=4, seed=0, dtype=torch.float32)
         >>> case.module
@@ -91,7 +91,7 @@ def modules(
 
 
 def wirings(**choices: Any) -> st.SearchStrategy[Wiring]:
-    """Traced wirings of :func:`modules`, which takes the ``choices``.
+    """Traced wirings of :func:`modules`; ``choices`` are the arguments of :func:`modules`.
 
     Example:
         >>> from hypothesis import find
@@ -104,12 +104,12 @@ def wirings(**choices: Any) -> st.SearchStrategy[Wiring]:
 def embeddings(
     wiring: Wiring, tasks: int, dtype: torch.dtype = torch.float32
 ) -> st.SearchStrategy[dict[str, Tensor]]:
-    """Task embeddings, {group: (tasks, U)} in [-6, 6], zeros, the ends and tiny numbers among them.
+    """Task embeddings, {group: (tasks, U)} in [-6, 6], some of them 0, -6, 6 or tiny.
 
     Args:
-        wiring: with the groups.
-        tasks: how many.
-        dtype: of the numbers.
+        wiring: the wiring that has the groups.
+        tasks: the number of tasks.
+        dtype: the type of the numbers.
 
     Example:
         >>> from hypothesis import find
@@ -122,11 +122,11 @@ def embeddings(
 
 
 def masks(wiring: Wiring, tasks: int) -> st.SearchStrategy[dict[str, Tensor]]:
-    """Binary gates, {group: (tasks, U)} bool, from half of the units to all or none.
+    """Binary gates, {group: (tasks, U)} bool; half of the units are on, or fewer, more, all or none.
 
     Args:
-        wiring: with the groups.
-        tasks: how many.
+        wiring: the wiring that has the groups.
+        tasks: the number of tasks.
 
     Example:
         >>> from hypothesis import find
@@ -139,11 +139,11 @@ def masks(wiring: Wiring, tasks: int) -> st.SearchStrategy[dict[str, Tensor]]:
 
 
 def task_sequences(tasks: int, min_size: int = 0) -> st.SearchStrategy[list[int]]:
-    """Tasks in the order in which they are learned, each at most once; not all need be.
+    """Tasks in the order in which they are learned, each at most once; some may be missing.
 
     Args:
-        tasks: how many there are.
-        min_size: the fewest to be learned.
+        tasks: the number of tasks.
+        min_size: the smallest number of tasks to learn.
 
     Example:
         >>> from hypothesis import find
@@ -160,15 +160,15 @@ def learners(
     max_tasks: int = 3,
     **settings: Any,
 ) -> st.SearchStrategy[HAT]:
-    """Learners of random modules, with 2 to 4 classes a task, under any optimiser.
+    """Learners of random modules, with 2 to 4 classes per task and a random optimizer.
 
-    SGD with and without momentum and weight decay, Adam and AdamW.
+    The optimizers are SGD with and without momentum and weight decay, Adam, and AdamW.
 
     Args:
-        of: the modules; default :func:`modules`.
-        min_tasks: the fewest.
-        max_tasks: the most; none of the groups has fewer than four units.
-        settings: of :func:`hatfn.build`.
+        of: a strategy for the modules; default :func:`modules`.
+        min_tasks: the smallest number of tasks.
+        max_tasks: the largest number of tasks; every group has at least four units.
+        settings: arguments of :func:`hatfn.build`.
 
     Example:
         >>> from hypothesis import find
@@ -185,15 +185,15 @@ def learners(
 
 
 def states(hat: HAT, learned: int = 0, opened: bool | None = None) -> st.SearchStrategy[HATState]:
-    """States with random numbers in all leaves, random tasks learned, and one open or not.
+    """States with random numbers in all leaves, random learned tasks, and one open task or none.
 
-    They were not trained, and are all the same states that training could have led to: masks and
-    protection fit the embeddings and the tasks.
+    They are not trained, but training could lead to such states: masks and protection fit the
+    embeddings and the tasks.
 
     Args:
         hat: the learner.
-        learned: the fewest tasks that are learned.
-        opened: whether a task is open that is not learned; None: perhaps.
+        learned: the smallest number of learned tasks.
+        opened: whether another task is open; None: it may or may not be.
 
     Example:
         >>> from hypothesis import find
@@ -217,10 +217,10 @@ def batches(hat: HAT, task: int) -> st.SearchStrategy[tuple[Tensor, Tensor]]:
 
     Args:
         hat: the learner.
-        task: which.
+        task: the task.
 
     Returns:
-        of x (B, ...) and y (B,) int64.
+        A strategy for pairs of x (B, ...) and y (B,) int64.
 
     Example:
         >>> from hypothesis import find

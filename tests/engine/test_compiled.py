@@ -149,6 +149,7 @@ def test_a_step_that_is_batched_or_differentiated_is_not_compiled(part: str) -> 
         for hat in (compiled, plain)
     )
     assert equal(ours, theirs)
+    assert not equal(ours[0].params, states.params)
     slopes = [
         torch.func.grad(lambda scale, hat=hat: hat.update(start, (x, y), 0, scale)[1].penalty)(
             torch.tensor(5.0)

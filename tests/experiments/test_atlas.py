@@ -21,7 +21,7 @@ def test_hatfn_trace_shows_and_verifies_a_model(capsys: pytest.CaptureFixture[st
     [
         (["nosuch"], "is not a timm model"),
         ([], "Write hatfn trace resnet18"),
-        (["test_vit", "--side", "7"], "takes no image of 7 pixels"),
+        (["test_vit", "--side", "7"], "does not accept an image of 7 pixels"),
     ],
 )
 def test_hatfn_trace_refuses(

@@ -13,13 +13,13 @@ import torch
 import torchopt
 from nets import ConvNet, learner
 
-from hatfn.experiments import cli
+from hatfn.experiments import cli, commands
 from hatfn.experiments.bench import cases as bench_cases
 from hatfn.experiments.bench import tables as bench
 from hatfn.experiments.bench import timing
-from hatfn.experiments.bench.cases import CASES, Case, CaseName, Comparison, Seeds, Target
-from hatfn.experiments.bench.tables import BenchConfig
+from hatfn.experiments.bench.cases import CASES, Case, Comparison, Seeds, Target
 from hatfn.experiments.bench.timing import Contender, Ratio
+from hatfn.experiments.config import BenchConfig, CaseName
 from hatfn.models import MLP
 
 pytestmark = [
@@ -208,9 +208,9 @@ def test_the_command_writes_its_table(
 ) -> None:
     monkeypatch.setattr("torch._inductor.compile", lambda graph, leaves: graph)
     monkeypatch.setattr("torch.compile", lambda module: module)
-    monkeypatch.setattr(cli, "CASES", SMALL)
+    monkeypatch.setattr(commands, "CASES", SMALL)
     monkeypatch.setattr(
-        cli, "interleaved", lambda contenders, rounds, wait: constant(contenders, rounds)
+        commands, "interleaved", lambda contenders, rounds, wait: constant(contenders, rounds)
     )
     out, flags = tmp_path / "table.md", [] if compiled else ["--no-compiled"]
     cli.main(["bench", "--rounds", "2", "--threads", "1", "--out", str(out), *flags])

@@ -86,7 +86,7 @@ def test_a_lost_process_stops_the_run_and_it_goes_on_with_one_or_two(tmp_path: P
     folder = tmp_path / "cut"
     keep = ("--save-every", "0")
     said = lose_one(begin(2, *QUICK, "--batch-size", "16", *keep, "--out", str(folder)), folder, 10)
-    assert "exitcode  : -9" in said or "is gone" in said
+    assert "exitcode  : -9" in said or "has ended" in said
     assert not (folder / "result.json").exists()
     assert json.loads((folder / CONFIG).read_text())["processes"] == 2
 

@@ -37,7 +37,10 @@ def test_the_quick_form_makes_the_whole_page(tmp_path: Path) -> None:
     drift = {name: float(rows[name][-1].removesuffix(" |")) for name in reproduce.METHODS}
     assert drift["HAT"] == drift["isolated"] == drift["joint"] == drift["frozen features"] == 0
     assert (
-        0 < drift["adaptive lock (AdaHAT)"] < drift["lock by magnitude (PackNet)"] < drift["finetune"]
+        0
+        < drift["adaptive protection (AdaHAT)"]
+        < drift["protection by magnitude (PackNet)"]
+        < drift["finetune"]
     )
     assert "Quick form" in page
     assert page.count("Points of ACC behind `isolated`: HAT ") == 2

@@ -44,11 +44,15 @@ def follow(config: RunConfig, stop: int | None = None) -> Run:
     folder, run = RunFolder(config), start(config)
     if config.resume is not None:
         folder.restore(run)
+    begun = run.state
     for count, event in enumerate(learn(run), start=1):
         folder.log(run, event)
         if count == stop:
-            return run
-    folder.finish(run)
+            break
+    else:
+        folder.finish(run)
+    weights = [(state.params, state.task_params) for state in (begun, run.state)]
+    assert config.resume or not equal(*weights), "nothing was learned that could be lost"
     return run
 
 

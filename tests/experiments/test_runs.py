@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nets import moved
 
 import hatfn
 from hatfn.experiments.run.config import RunConfig
@@ -24,7 +25,8 @@ QUICK = {"width": 64, "epochs": 3, "tasks": 2}
 
 def finished(**settings) -> tuple:
     run = start(RunConfig(**QUICK | settings))
-    events = list(learn(run))
+    begun, events = run.state, list(learn(run))
+    assert moved(begun, run.state), "nothing was learned"
     return run, events
 
 
@@ -87,7 +89,9 @@ def closed(**settings: Any) -> tuple[Any, Any]:
     """A network with batch norm after its first task, and what the run says of that."""
     quick = {"model": "test_resnet", "image_size": 32, "epochs": 1, "batch_size": 128, "tasks": 5}
     run = start(RunConfig(**quick | settings))
-    return run, next(event for event in learn(run) if isinstance(event, Learned))
+    begun, event = run.state, next(event for event in learn(run) if isinstance(event, Learned))
+    assert moved(begun, run.state), "nothing was learned"
+    return run, event
 
 
 def served(run: Any) -> float:

@@ -248,7 +248,7 @@ def test_a_permutation_moves_pixels_with_all_their_colours(files: Path) -> None:
         ("digits", None, r"stream: 'digits'\. Expected one of split-digits, "),
         ("split-digits", 3, r"3 tasks of the 10 classes of digits.* Expected one of 1, 2, 5\."),
         ("split-digits", 0, r"stream: tasks=0\. Expected at least 1\."),
-        ("rotated-mnist1d", None, "cannot be turned.* Expected split or permuted"),
+        ("rotated-mnist1d", None, "cannot be rotated.* Expected split or permuted"),
         ("rotated-dsprites", None, "at random already.* Expected split or permuted"),
         ("mixture", 9, "mixture of 9 tasks. Expected at most 8"),
     ],

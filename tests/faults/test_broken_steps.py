@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchopt
 from ledger import fingerprint
-from nets import ConvNet, equal, learn, learner
+from nets import ConvNet, equal, learn, learner, moved
 from torch import Tensor, nn
 
 import hatfn
@@ -109,7 +109,9 @@ def test_targets_that_are_not_finite_are_refused() -> None:
         after, info = hat.update(state, (x, torch.full((8, 3), bad)), 0, None)
         assert not info.ok
         assert equal(after, state)
-    assert hat.update(state, (x, torch.zeros(8, 3)), 0, None)[1].ok
+    after, info = hat.update(state, (x, torch.zeros(8, 3)), 0, None)
+    assert info.ok
+    assert moved(state, after)
 
 
 def test_one_replica_is_refused_and_the_others_go_on() -> None:
@@ -160,7 +162,9 @@ def test_an_update_is_broken_off(where: str, fault: type[BaseException]) -> None
     assert fingerprint(state) == before
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.is_grad_enabled()
-    assert HAT.update(state, (X, Y), 1, 20.0)[1].ok, "and it goes on"
+    after, info = HAT.update(state, (X, Y), 1, 20.0)
+    assert info.ok
+    assert moved(state, after), "and it goes on"
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -170,6 +174,7 @@ def test_a_module_breaks_off(fault: type[BaseException], monkeypatch: pytest.Mon
     hat = learner(Calls(), x)
     state = hat.begin(hat.init(0), 1)
     before, expected = fingerprint(state), hat.update(state, (x, y), 1, 5.0)[0]
+    assert moved(state, expected)
     with monkeypatch.context() as patch:
         patch.setattr(Act, "fault", fault)
         with pytest.raises(ValueError if fault is RuntimeError else fault, match="in the module"):

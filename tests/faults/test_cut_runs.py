@@ -17,7 +17,9 @@ import hatfn
 from hatfn.experiments import cli, commands
 from hatfn.experiments.run import loop as run_loop
 from hatfn.experiments.run import measure, plots
+from hatfn.experiments.run.config import RunConfig
 from hatfn.experiments.run.folder import LOG
+from hatfn.experiments.run.loop import start
 from hatfn.storage import container
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
@@ -46,6 +48,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happens to."""
     folder = tmp_path_factory.mktemp("whole")
     cli.main(["run", *ARGUMENTS, "--out", str(folder)])
+    settings = json.loads((folder / "config.json").read_text())
+    run = start(RunConfig(**settings | {"out": None}))
+    state = hatfn.load(folder / "state.safetensors", run.hat.wiring)
+    assert not equal(state.params, run.state.params), "what learned nothing loses nothing"
     return folder
 
 

@@ -11,7 +11,7 @@ import torch
 import wrong_building
 import wrong_reading
 import wrong_training
-from nets import equal
+from nets import equal, moved
 from wrong import CLOSED, HAT, LEARNED, OPEN, OPENED, RIGHT, START, Wrong, X, Y, public
 
 from hatfn.numerics.trees import tree_map
@@ -83,6 +83,7 @@ def test_integers_without_an_input_cannot_be_sliced() -> None:
 @pytest.mark.parametrize("task", [np.int64(1), torch.tensor(1), np.array(1)], ids=repr)
 def test_other_integers_are_tasks(task: Any) -> None:
     state = HAT.begin(START, task)
-    state, info = HAT.update(state, (X, Y), task, 1.0)
+    begun, (state, info) = state, HAT.update(state, (X, Y), task, 1.0)
     assert info.ok
+    assert moved(begun, state)
     assert HAT.forward(HAT.consolidate(state, task), X, task).shape == (8, 2)

@@ -183,7 +183,8 @@ def test_what_is_saved_comes_back_to_the_bit(data: st.DataObject) -> None:
     hat, state = drawn(data, 0)
     if state.active.any():
         task = rows(state.active)[0]
-        state, _ = hat.update(state, data.draw(st_hat.batches(hat, task)), task, 5.0)
+        opened, (state, _) = state, hat.update(state, data.draw(st_hat.batches(hat, task)), task, 5.0)
+        assert not equal(state, opened)
     meta = data.draw(
         st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3)
     )

@@ -111,10 +111,11 @@ def test_trained_tasks_are_certified(data: st.DataObject) -> None:
     logits = {}
     for task in data.draw(st_hat.task_sequences(2, min_size=2)):
         batch = data.draw(st_hat.batches(hat, task))
-        state = verify_pure(hat.begin, state, task)
+        begun = state = verify_pure(hat.begin, state, task)
         for scale in (1.0, 400.0):
             state, info = verify_pure(hat.update, state, batch, task, scale)
             assert info.ok
+        assert not equal(state, begun)
         state = verify_pure(hat.recalibrate, state, [batch[0]], task)
         state = hat.consolidate(state, task)
         logits[task] = batch[0], hat.forward(state, batch[0], task)

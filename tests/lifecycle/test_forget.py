@@ -8,7 +8,7 @@ import optree
 import pytest
 import torch
 import torchopt
-from nets import equal, learn, learner, outputs
+from nets import equal, learn, learner, moved, outputs
 from torch import Tensor
 
 import hatfn
@@ -183,8 +183,9 @@ def test_an_open_task_is_kept_and_goes_on() -> None:
     assert new.active.tolist() == [False, False, True]
     freed = [report.params[n] & new.protection[n] for n in report.params]
     assert not any(entries.any() for entries in freed), "free for the task that is open"
-    new, info = hat.update(new, (x, y), 2, 40.0)
+    kept, (new, info) = new, hat.update(new, (x, y), 2, 40.0)
     assert info.ok
+    assert moved(kept, new)
     assert torch.equal(hat.forward(new, x, 1), hat.forward(state, x, 1))
     gone, report = hat.forget(state, 2)  # its training is dropped
     assert report.tasks == (2,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchopt
-from nets import equal, learn, learner, outputs
+from nets import equal, learn, learner, moved, outputs
 from torch import nn
 
 import hatfn
@@ -43,6 +43,7 @@ def test_growing_in_the_middle_of_a_task_keeps_the_moments(case) -> None:
     after, _ = hat.update(state, (x, y), 2, 40.0)
     later, info = grown.update(more, (x, y), 2, 40.0)
     assert info.ok
+    assert moved(state, after)
     assert equal(later.params, after.params)
     assert equal(
         hat.forward(hat.consolidate(after, 2), x, 2), grown.forward(grown.consolidate(later, 2), x, 2)
@@ -63,9 +64,10 @@ def test_growing_one_at_a_time_without_classes() -> None:
     for task in range(20):
         if task:
             hat, state = hatfn.grow(hat, state, num_tasks=1)
-        state = hat.begin(state, task)
-        state, info = hat.update(state, (x, y), task, 50.0)
+        begun = hat.begin(state, task)
+        state, info = hat.update(begun, (x, y), task, 50.0)
         assert info.ok
+        assert moved(begun, state)
         state = hat.consolidate(state, task)
         recorded.append(hat.forward(state, x, task))
     assert equal(outputs(hat, state, x, *range(20)), recorded)

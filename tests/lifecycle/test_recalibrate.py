@@ -5,7 +5,7 @@ from __future__ import annotations
 import optree
 import pytest
 import torch
-from nets import ConvNet, equal, learner
+from nets import ConvNet, equal, learner, moved
 from torch import Tensor, nn
 
 from hatfn.models import MLP
@@ -17,9 +17,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 def test_recalibration_is_the_mean_over_batches_under_binary_gates() -> None:
     x, y = torch.randn(16, 1, 6, 6), torch.randint(2, (16,))
     hat = learner(ConvNet(), x)
-    state = hat.begin(hat.init(0), 1)
+    begun = state = hat.begin(hat.init(0), 1)
     for _ in range(3):
         state, _ = hat.update(state, (x, y), 1, scale=2.0)
+    assert moved(begun, state)
     after = hat.recalibrate(state, x.split(4), 1)
     first = nn.functional.conv2d(x, state.params["conv1.weight"], padding=1)
     batches = first.split(4)

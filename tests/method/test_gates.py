@@ -27,7 +27,7 @@ def test_a_scale_is_at_least_zero() -> None:
     assert torch.equal(hatfn.gate(e, 0), torch.full((3,), 0.5))
     assert not torch.equal(hatfn.gate(e, 0.5), hatfn.gate(e, 0))
     for scale in (-0.5, -400.0):
-        with pytest.raises(ValueError, match="below it masks invert"):
+        with pytest.raises(ValueError, match="a negative one inverts masks"):
             hatfn.gate(e, scale)
 
 

@@ -140,6 +140,7 @@ def test_equation_2_the_cumulative_maximum_and_the_smaller_end() -> None:
     for name, value in expected.items():
         whole, part = (new.params[name] - state.params[name] for new in (free, held))
         torch.testing.assert_close(part, whole * (1 - real(value)))
+        assert whole.any(), name
     assert hat.begin(state, 2, locked=[1]).protection["0.bias"].tolist() == pytest.approx([0.5, 0.25])
 
 

@@ -9,7 +9,7 @@ import torchopt
 from drawn import arrays
 from hypothesis import given
 from hypothesis.extra import numpy as nps
-from nets import ConvNet, equal, learn, learner
+from nets import ConvNet, equal, learn, learner, moved
 from optimizers import OPTIMIZERS
 from torch import Tensor
 
@@ -160,7 +160,8 @@ def test_every_rule_commutes_with_replicas_and_is_forgotten(name: str) -> None:
         for i, state in enumerate(alone):
             for key, p in replica(states, i).protection.items():
                 torch.testing.assert_close(p, state.protection[key])
-        states, _ = many.update(states, (x, y), task, 30.0, shared=True)
+        begun, (states, _) = states, many.update(states, (x, y), task, 30.0, shared=True)
+        assert moved(begun, states)
         states = many.consolidate(states, task)
         alone = [hat.consolidate(hat.update(s, (x, y), task, 30.0)[0], task) for s in alone]
     state, _ = hat.forget(alone[0], [0, 1, 2])
@@ -172,7 +173,7 @@ def test_a_rule_of_ones_own() -> None:
 
     def rows(wiring: hatfn.Wiring, seen: Locked) -> dict[str, Tensor]:
         look = wiring.lookup(seen.used)
-        return {name: look(role.out_units).expand(role.shape) for name, role in wiring.shared.items()}
+        return {name: look(role.out).expand(role.shape) for name, role in wiring.shared.items()}
 
     hat = learner(MLP(5, 3, width=16), X, protection=Lock(rows))
     state = learn(hat, hat.init(0), X, 0)

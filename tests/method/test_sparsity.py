@@ -11,7 +11,7 @@ import torchopt
 from drawn import arrays
 from hypothesis import given
 from hypothesis.extra import numpy as nps
-from nets import learn, learner
+from nets import equal, learn, learner
 from torch import Tensor
 
 import hatfn
@@ -34,6 +34,7 @@ def test_every_task_has_its_own_sparsity_and_budget() -> None:
         same, told = alone.update(alone.begin(start, task), (X, y), task, 10.0)
         assert torch.equal(info.penalty, told.penalty)
         torch.testing.assert_close(new.embeddings, same.embeddings)
+        assert not equal(new.embeddings, start.embeddings)
         seen.append(info.penalty.item())
     assert len(set(seen)) == 3
     _, info = hat.update(

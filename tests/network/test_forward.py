@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torchopt
-from nets import MODULES, ConvNet, Transformer, equal, learn, learner, mlp
+from nets import MODULES, ConvNet, Transformer, equal, learn, learner, mlp, moved
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
@@ -226,8 +226,9 @@ def test_gates_on_input_and_output_without_heads() -> None:
     off = state._replace(embeddings=state.embeddings | {"input": torch.tensor([[1.0, -1.0]])})
     expected = module(x * torch.tensor([1.0, 0.0]))
     assert torch.equal(hat.forward(off, x, 0, scale=400.0), expected)
-    state, info = hat.update(state, (x, torch.randn(4, 1)), 0, scale=1.0)
+    after, info = hat.update(state, (x, torch.randn(4, 1)), 0, scale=1.0)
     assert info.ok
+    assert moved(state, after)
 
 
 def test_output_units_stay_ungated_unless_asked() -> None:

@@ -116,7 +116,8 @@ def test_heads_and_layers_before_a_norm_are_not_among_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"gated": False}, {"out": None}, {"out": Units(torch.arange(8).roll(1)[:, None])}]
+    "change",
+    [{"gated": False}, {"out_units": None}, {"out_units": Units(torch.arange(8).roll(1)[:, None])}],
 )
 def test_a_layer_whose_weight_and_bias_differ_is_gated_by_them(change: dict) -> None:
     wiring = hatfn.trace(Cases(), torch.randn(1, 8), head="head")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchopt
-from nets import ConvNet, Transformer, learn, learner, mlp
+from nets import ConvNet, Transformer, learn, learner, mlp, moved
 from torch import nn
 
 import hatfn
@@ -56,8 +56,10 @@ def test_replicas_compute_in_bfloat16(case: str) -> None:
     for settings in (LOW, {}):
         hat = learner(module, x, head=head, **settings)
         many, states = hatfn.Replicas(hat), hatfn.replicate(hat, [0, 1])
-        states, info = many.update(many.begin(states, 0), (x, y), 0, 5.0, shared=True)
+        begun = many.begin(states, 0)
+        states, info = many.update(begun, (x, y), 0, 5.0, shared=True)
         assert info.ok.all()
+        assert moved(begun, states)
         logits += [info.logits, many.forward(states, x, 0, 5.0)]
     for low, full in (logits[::2], logits[1::2]):
         assert (low - full).abs().max() > 1e-4  # of numbers near 1, float32 knows 1e-7

@@ -1,4 +1,4 @@
-"""Twelve kinds of architecture, each as small as it goes."""
+"""Twelve kinds of architecture, each as small as possible."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ARCHITECTURES: dict[str, tuple[str | Callable[..., nn.Module], dict[str, Any]]] 
 
 
 def build(kind: str, classes: list[int], dtype: torch.dtype = torch.float32) -> tuple[hatfn.HAT, Any]:
-    """A learner of that kind, and a shape of inputs."""
+    """A learner of that kind, and the shape of its inputs."""
     make, settings = ARCHITECTURES[kind]
     make = partial(timm.create_model, make) if isinstance(make, str) else make
     module = make(num_classes=4, **settings).to(dtype)

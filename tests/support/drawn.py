@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as nps
 from torch import Tensor
 
 ANY = st.floats(width=32)
-"""nan and infinities included"""
+"""Numbers, with nan and infinities."""
 FLOATS = st.floats(-100, 100, width=32)
 MASKS = nps.arrays("bool", (4, 3)).map(torch.tensor)
 

@@ -1,4 +1,4 @@
-"""Learners of two learned tasks, to be exported, and an exported module as it is served."""
+"""Learners with two learned tasks for export, and calls of an exported module."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def small(name: str, **settings: Any) -> Callable[[], nn.Module]:
 
 
 def encoder() -> nn.Module:
-    """PyTorch's own layer, which has a fused path of its own in eval mode."""
+    """PyTorch's encoder layer, which has a fused path in eval mode."""
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     return nn.Sequential(nn.Linear(5, 16), layer, nn.Flatten(), nn.Linear(64, 3))
 
@@ -67,7 +67,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]]
 
 @cache
 def setting(name: str) -> tuple[hatfn.HAT, HATState, Tensor]:
-    """A learner of two learned tasks of three, with different masks, and an input."""
+    """A learner with two of three tasks learned, with different masks, and an input."""
     torch.manual_seed(0)
     make, shape, told = NETS[name]
     module, x = make(), torch.randn(shape)
@@ -82,8 +82,11 @@ def setting(name: str) -> tuple[hatfn.HAT, HATState, Tensor]:
 
 
 def called(module: nn.Module, x: Tensor) -> Tensor:
-    """As it is served. Where gradients are asked for, or weights say that they require them, PyTorch
-    takes other kernels of attention and of products: equal to rounding."""
+    """The output of an exported module as a user serves it, without gradients.
+
+    With gradients, or with weights that require them, PyTorch uses other kernels for attention and
+    products, which agree only up to rounding.
+    """
     flags = [param.requires_grad for param in module.parameters()]
     with torch.no_grad():
         output = module.requires_grad_(False)(x)

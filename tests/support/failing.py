@@ -1,4 +1,4 @@
-"""Functions that fail when it is their turn."""
+"""Functions that fail at a chosen call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def failing(function: Callable[..., Any], error: BaseException, nth: int) -> Callable[..., Any]:
-    """The function, whose nth call fails instead."""
+    """The function, but its nth call raises an error."""
     calls = iter(range(10**9))
 
     def call(*args: Any, **kwargs: Any) -> Any:

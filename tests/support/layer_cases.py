@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class AliasedStatistic(nn.Module):
-    """A running mean that the graph knows by another name than the module's first."""
+    """A running mean with two names; the graph does not use the module's first one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class AliasedStatistic(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Two heads of queries on one of keys and values."""
+    """Attention with two heads of queries and one head of keys and values."""
     q = q.unflatten(-1, (2, -1)).transpose(1, 2)
     mixed = F.scaled_dot_product_attention(q, k[:, None], v[:, None])
     return mixed.transpose(1, 2).flatten(2)

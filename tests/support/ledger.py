@@ -1,4 +1,4 @@
-"""What must be so of a learner's state, kept beside it in plain Python sets."""
+"""A model of a learner's state in plain Python sets, which tests compare with the state."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Units = dict[str, frozenset[int]]
 """The units that a task uses, of every group."""
 
 Pairs = set[tuple[int, int | None]]
-"""Entries of a weight by their out and in units, whatever else it has."""
+"""Entries of a weight, named by their out and in units alone."""
 
 Roles = dict[str, tuple[str, str | None]]
-"""A wiring by hand: of every shared weight the group of its out units and that of its in units."""
+"""A wiring by hand: for every shared weight, the groups of its out units and in units."""
 
 ROLES: dict[str, Roles] = {
     "mlp": {
@@ -42,15 +42,15 @@ ROLES: dict[str, Roles] = {
 
 @dataclass
 class Ledger:
-    """What was learned, locked and opened so far.
+    """The tasks that are learned, protected and open so far.
 
     Attributes:
-        roles: of the network.
-        learned: the units of each learned task when it was consolidated.
-        held: the units of each locked task when it was locked.
+        roles: the roles of the network's parameters.
+        learned: for each learned task, its units when it was consolidated.
+        held: for each protected task, its units when it became protected.
         active: the tasks that are open.
-        moments: of how many tasks the optimiser's moments are.
-        recorded: of each learned task its logits, and the shared weights that gave them.
+        moments: the number of tasks that the optimizer state is for.
+        recorded: for each learned task, its logits and the shared weights that gave them.
     """
 
     roles: Roles
@@ -61,7 +61,7 @@ class Ledger:
     recorded: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
 
     def copy(self) -> Ledger:
-        """One that goes on by itself."""
+        """An independent copy."""
         dicts = {name: dict(getattr(self, name)) for name in ("learned", "held", "recorded")}
         return replace(self, **dicts)
 
@@ -75,27 +75,27 @@ class Ledger:
         }
 
     def begun(self, state: HATState, rows: list[int], keep: list[int] | None) -> None:
-        """Tasks were opened, and others locked."""
+        """Record that tasks were opened, and that others became protected."""
         self.drop(rows)
         locked = [*self.learned] if keep is None else keep
         self.held = {task: self.units(state, task) for task in locked}
         self.active, self.moments = tuple(rows), len(rows)
 
     def forgotten(self, rows: list[int], stays: set[int]) -> None:
-        """Tasks were forgotten, and some others locked."""
+        """Record that tasks were forgotten, and that some others became protected."""
         self.drop(rows)
         self.active = tuple(task for task in self.active if task not in rows)
         self.held = {task: units for task, units in self.held.items() if task in stays}
         self.moments = len(self.active) or 1
 
     def drop(self, rows: list[int]) -> None:
-        """Tasks do not count as learned any more."""
+        """Record that tasks do not count as learned any more."""
         for row in rows:
             self.learned.pop(row, None)
             self.recorded.pop(row, None)
 
     def entries(self, tasks: Iterable[Units]) -> dict[str, Pairs]:
-        """What some tasks depend on, of every shared weight."""
+        """The entries of every shared weight that some tasks depend on."""
         users = list(tasks)
         return {
             name: {
@@ -107,14 +107,14 @@ class Ledger:
         }
 
     def pairs(self, name: str, entries: Tensor) -> Pairs:
-        """The same of a weight-shaped bool tensor, which must be constant along what has no units."""
+        """The same from a bool tensor shaped like a weight, constant along axes without units."""
         gated = self.roles[name][1] is not None
         flat = entries.reshape(len(entries), entries.shape[1] if gated else 1, -1)
         assert torch.equal(flat.all(-1), flat.any(-1)), name
         return {(i, j if gated else None) for i, j in flat.all(-1).nonzero().tolist()}
 
     def check(self, hat: hatfn.HAT, state: HATState) -> None:
-        """The state's own books say the same."""
+        """Check that the state agrees with this model."""
         for name, tasks in (("learned", self.learned), ("locked", self.held), ("active", self.active)):
             assert getattr(state, name).nonzero().flatten().tolist() == sorted(tasks), name
         learned, used = sorted(self.learned), hat.used(state)
@@ -146,7 +146,7 @@ def shapes(tree: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
 
 
 def fingerprint(tree: Any) -> bytes:
-    """Of the bytes of every leaf, and of how often each was written in place."""
+    """A fingerprint of the bytes of every leaf, and of how often each was written in place."""
     digest = hashlib.blake2b()
     for leaf in optree.tree_leaves(tree):
         digest.update(leaf.numpy().tobytes() + bytes([leaf._version % 256]))

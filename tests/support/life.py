@@ -1,4 +1,4 @@
-"""A learner's life in any order, as a machine that hypothesis drives."""
+"""The life of a learner in any order, as a state machine that hypothesis drives."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from hatfn.state import HATState, trainable
 
 NETWORKS = {"mlp": (lambda: MLP(5, 3, width=8), (6, 5)), "conv net": (ConvNet, (6, 1, 4, 4))}
 LARGEST = 6
-"""Tasks that a learner may grow to."""
+"""The largest number of tasks that a learner may grow to."""
 
 
 @cache
@@ -48,7 +48,7 @@ def made(network: str, optimizer: str) -> tuple[hatfn.HAT, HATState, Tensor]:
 
 
 class FaultError(Exception):
-    """What breaks an update in the middle."""
+    """The error that breaks an update in the middle."""
 
 
 def broken(*_: Any, **__: Any) -> Any:
@@ -73,7 +73,7 @@ SCALES = st.none() | st.floats(0.5, 400.0)
 
 
 class Life(RuleBasedStateMachine):
-    """One learner; every rule is a thing that a user may do or that may happen to one."""
+    """One learner; every rule is an action of a user, or an accident."""
 
     network: str
     optimizer: str
@@ -92,7 +92,7 @@ class Life(RuleBasedStateMachine):
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
 
-    # What is known of the state in other words.
+    # Facts about the state, from the model.
 
     def tasks(self, some: Iterable[int]) -> list[int]:
         return sorted({task for task in some if task < self.hat.tasks})
@@ -102,7 +102,7 @@ class Life(RuleBasedStateMachine):
         self.model.recorded[task] = logits, self.state.params
 
     def step(self, new: HATState, may_move: Iterable[int] = ()) -> None:
-        """Take a new state; the logits of the named tasks are not promised, all others' are."""
+        """Take a new state; the logits of all learned tasks but the named ones must stay equal."""
         self.given.append((self.state, fingerprint(self.state)))
         self.state = new
         for task in set(may_move) & self.model.learned.keys():
@@ -115,7 +115,7 @@ class Life(RuleBasedStateMachine):
         return [leaf[task] for tree in trees for leaf in tree.values()]
 
     def batch(self, rows: Sequence[int], number: int) -> tuple[Tensor, Tensor]:
-        """For one task (B, ...), for several (K, B, ...)."""
+        """A batch: (B, ...) for one task, (K, B, ...) for several."""
         draw = torch.Generator().manual_seed(number)
         x = [self.x + 0.3 * torch.randn(self.x.shape, generator=draw) for _ in rows]
         y = [torch.randint(self.hat.classes[row], (len(self.x),), generator=draw) for row in rows]
@@ -125,17 +125,17 @@ class Life(RuleBasedStateMachine):
         rows = list(self.model.active)
         return rows[0] if len(rows) == 1 else rows
 
-    # What users do.
+    # Actions of users.
 
     @initialize(tasks=st.permutations(range(3)), loose=st.booleans(), number=SEEDS)
     def first(self, tasks: list[int], loose: bool, number: int) -> None:
-        """Two tasks are learned; the second one with or without a lock on the first."""
+        """Learn two tasks; the first one is protected or not during the second."""
         self.learn(tasks[0], None, number, 20.0)
         self.learn(tasks[1], set() if loose else None, number, 20.0)
 
     @rule(task=ONE, locked=st.none() | SOME, number=SEEDS, scale=SCALES)
     def learn(self, task: int, locked: set[int] | None, number: int, scale: float | None) -> None:
-        """All of it at once, or a random life would hardly ever get to the end of a task."""
+        """Begin, train and consolidate a task in one rule, because random lives rarely finish a task."""
         self.begin(task, set(), locked, False)
         self.update(number, scale, 3)
         self.consolidate(None)
@@ -146,7 +146,7 @@ class Life(RuleBasedStateMachine):
         keep = None if locked is None else [t for t in self.tasks(locked) if t not in rows]
         asked = rows[0] if len(rows) == 1 else rows
         if carry and self.model.moments != len(rows):
-            with pytest.raises(ValueError, match="moments are not those of"):
+            with pytest.raises(ValueError, match="optimizer state is not that of"):
                 self.hat.begin(self.state, asked, keep, carry)
             return
         new = self.hat.begin(self.state, asked, keep, carry)
@@ -176,7 +176,7 @@ class Life(RuleBasedStateMachine):
         rows = list(model.active)
         batch, task, new = self.batch(rows, number), self.opened(), self.state
         if model.moments != len(rows):  # of tasks opened together some are closed, or forgotten
-            with pytest.raises(ValueError, match=r"moments .* hat\.begin"):
+            with pytest.raises(ValueError, match=r"optimizer state .* hat\.begin"):
                 self.hat.update(new, batch, task, scale)
             return
         for _ in range(steps):
@@ -190,7 +190,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.model.active and self.model.moments == len(self.model.active))
     @rule(number=SEEDS, bad=st.sampled_from(BAD))
     def update_refused(self, number: int, bad: str) -> None:
-        """A batch that is refused leaves the state as it is: by an error, or by ``info.ok``."""
+        """A refused batch leaves the state unchanged; an error or ``info.ok`` tells of the refusal."""
         rows, task, scale = list(self.model.active), self.opened(), 5.0
         x, y = self.batch(rows, number)
         if bad in ("nan", "inf"):
@@ -243,7 +243,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(which=st.none() | ONE)
     def consolidate(self, which: int | None) -> None:
-        """An open task, or any."""
+        """Consolidate an open task, or any other."""
         model = self.model
         task = model.active[0] if which is None and model.active else (which or 0) % self.hat.tasks
         known = task in model.learned
@@ -301,7 +301,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(where=st.sampled_from(["fsync", "rename"]))
     def save_fails(self, where: str) -> None:
-        """What was saved before is still there."""
+        """A save fails; the file that was saved before is still there."""
         target = (os, "fsync") if where == "fsync" else (Path, "replace")
         with mock.patch.object(*target, broken), pytest.raises(FaultError):
             hatfn.save(self.path, self.state, self.hat)
@@ -315,12 +315,12 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def kill(self) -> None:
-        """All that was in memory is gone."""
+        """The process is killed, and its memory is lost."""
         self.given.clear()
         self.hat, _, model = self.kept
         self.model, self.state = model.copy(), hatfn.load(self.path, self.hat)
 
-    # What must hold after each.
+    # Invariants, checked after each rule.
 
     @invariant()
     def learned_tasks_did_not_move(self) -> None:

@@ -20,7 +20,7 @@ from hatfn.subnet.slicing import numbers, run
 
 
 def mlp(features: int = 5, classes: int = 3, width: int = 16) -> nn.Sequential:
-    """Two hidden layers; the classifier is called 4."""
+    """A network with two hidden layers; its classifier is called 4."""
     return nn.Sequential(
         nn.Linear(features, width),
         nn.ReLU(),
@@ -31,7 +31,7 @@ def mlp(features: int = 5, classes: int = 3, width: int = 16) -> nn.Sequential:
 
 
 class Fn(nn.Module):
-    """A module of named layers and a function of them and x."""
+    """A module made of named layers, and a function of the module and x."""
 
     def __init__(self, forward, **layers) -> None:
         super().__init__()
@@ -115,11 +115,11 @@ MODULES = {
         lambda: torch.randn(2, 3, 32, 32),
     ),
 }
-"""Of every kind, and what they are given."""
+"""Modules of every kind, with their inputs."""
 
 
 def learner(module: nn.Module, x: Tensor, head: str = "head", **settings: Any) -> hatfn.HAT:
-    """A learner of three tasks with 3, 2 and 3 classes, unless told otherwise."""
+    """A learner of three tasks with 3, 2 and 3 classes by default."""
     settings = {"classes": [3, 2, 3], "optimizer": torchopt.sgd(0.1, momentum=0.9)} | settings
     return hatfn.build(module, hatfn.trace(module, x[:1], head=head), **settings)
 
@@ -130,25 +130,31 @@ def learn(
     """Train a task on random labels for a few steps and consolidate it."""
     classes = hat.classes[task] if hat.classes else 1
     y = torch.randint(classes, (len(x),), generator=torch.Generator().manual_seed(task))
-    state = hat.begin(state, task, **begin)
+    begun = state = hat.begin(state, task, **begin)
     for step in range(steps):
         state, info = hat.update(state, (x, y), task, scale=20.0 * (step + 1))
         assert info.ok
+    assert moved(begun, state), "nothing was learned, so nothing that follows is proven"
     return hat.consolidate(state, task, [])
 
 
+def moved(before: HATState, after: HATState) -> bool:
+    """Whether training has changed any number that it trains."""
+    return not equal(*((s.params, s.task_params, s.embeddings) for s in (before, after)))
+
+
 def outputs(hat: hatfn.HAT, state: HATState, x: Tensor, *tasks: int) -> list[Tensor]:
-    """What each of some tasks serves."""
+    """The outputs of some tasks, as they are served."""
     return [hat.forward(state, x, task) for task in tasks]
 
 
 def examples(count: int) -> settings:
-    """So many examples of a law, times ``--examples``."""
+    """Set the number of examples of a law; ``--examples`` multiplies it."""
     return settings(max_examples=max(1, count * settings.default.max_examples // 100))
 
 
 def masked(hat: hatfn.HAT, state: HATState, x: Tensor, task: int) -> Tensor:
-    """A learned task's output with every unit computed, those that are off under their gates."""
+    """The output of a learned task when all units are computed and then gated, none skipped."""
     with torch.no_grad():
         return run(
             hat.network, numbers(hat.network, state, task), Inputs((x,)), gates=take(state.masks, task)
@@ -156,10 +162,10 @@ def masked(hat: hatfn.HAT, state: HATState, x: Tensor, task: int) -> Tensor:
 
 
 def near(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether numbers agree to about half of their digits, measured by the largest.
+    """Whether numbers agree to about half of their digits, relative to the largest.
 
-    For two ways to compute one thing that may round at every layer: of double precision this is a close
-    comparison, of narrow types one that tells what is wrong from what is rounded.
+    This compares two ways to compute the same thing that may round at every layer. In double precision
+    the comparison is close; in narrow types it only tells wrong results from rounded ones.
     """
     largest = max(theirs.abs().max().item(), 1e-6)
     return (ours - theirs).abs().max().item() <= 3 * torch.finfo(theirs.dtype).eps ** 0.5 * largest
@@ -172,5 +178,5 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def image(channels: int = 2, size: int = 8) -> Tensor:
-    """A batch of two."""
+    """A batch of two images."""
     return torch.randn(2, channels, size, size)

@@ -1,4 +1,4 @@
-"""Optimisers that tests train with: one table, of which a test file names those that it wants."""
+"""The optimizers that tests train with, in one table; a test file names those that it needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hatfn.engine.optimizer import Optimizer
 OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {
     "sgd": lambda: torchopt.sgd(0.1),
     "momentum": lambda: torchopt.sgd(0.1, momentum=0.9),
-    "decay": lambda: torchopt.sgd(0.1, momentum=0.9, weight_decay=1e-2),
+    "decay": lambda: torchopt.sgd(0.05, momentum=0.9, weight_decay=1e-2),
     "nesterov": lambda: torchopt.sgd(0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
     "adam": lambda: torchopt.adam(1e-2),
     "adam, decay": lambda: torchopt.adam(1e-2, weight_decay=0.1),

@@ -18,12 +18,12 @@ SIZES = (5, 8, 7)
 
 
 class Paper(NamedTuple):
-    """What the first paper's network holds: layers are gated by what they return."""
+    """The network of the first paper, in which a layer's gates multiply its output."""
 
     weights: list[Tensor]
     biases: list[Tensor]
     heads: list[tuple[Tensor, Tensor]]
-    embeddings: list[list[Tensor]]  # of each task, of each layer
+    embeddings: list[list[Tensor]]  # for each task, an embedding for each layer
 
     def leaves(self, task: int) -> list[Tensor]:
         return [*self.weights, *self.biases, *self.heads[task], *self.embeddings[task]]
@@ -48,7 +48,7 @@ def paper_training(
     max_norm: float,
     compensation: float,
 ) -> list[list[Tensor]]:
-    """Train task after task in place; the cumulative masks after each."""
+    """Train task after task in place; return the cumulative masks after each."""
     used = [torch.zeros_like(bias) for bias in net.biases]
     history = []
     for task, (x, y) in enumerate(data):
@@ -87,7 +87,7 @@ LAYERS = ("0", "2")
 
 
 def network(sizes: Sequence[int] = SIZES) -> nn.Sequential:
-    """Hidden layers 0 and 2, the head 4."""
+    """A network with hidden layers 0 and 2, and the head 4."""
     layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], 2)).double()
 
@@ -101,7 +101,7 @@ def learner(module: nn.Module, **settings: Any) -> hatfn.HAT:
 
 
 def copied(state: HATState) -> Paper:
-    """The same numbers, in the paper's network."""
+    """The numbers of a learner's state in the network of the paper."""
     weights, biases = state.task_params["4.weight"], state.task_params["4.bias"]
     return Paper(
         [state.params[f"{layer}.weight"].clone() for layer in LAYERS],

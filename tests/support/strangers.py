@@ -1,4 +1,4 @@
-"""What strangers may leave where files of runs and states are sought."""
+"""Files that strangers may leave in the place of files of runs and states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUICK = RunConfig(width=20, epochs=1, tasks=2, batch_size=256, save_every=0.0)
 
 
 class Payload:
-    """Unpickled, it leaves a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -26,7 +26,7 @@ class Payload:
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command says, in one line, when it does not go on."""
+    """The output of a command that refuses to go on, as one line."""
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "--resume", str(folder)])
     assert stop.value.code == 1

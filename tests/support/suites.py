@@ -1,4 +1,4 @@
-"""What the tests are about, and how long each suite may take: the table at the end of every run."""
+"""The suites of tests and their time budgets, which the table at the end of every run shows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 
 class Suite(NamedTuple):
-    """Folders of tests/, and files beside them; the seconds of one core that they should not exceed.
+    """Folders of tests/ and files beside them, and the most seconds of one core that they should take.
 
-    Of all together two cores, twelve minutes.
+    All suites together should take at most twelve minutes on two cores.
     """
 
     budget: int
@@ -20,7 +20,7 @@ class Suite(NamedTuple):
 
 
 SUITES = {
-    "tracing": Suite(150, ("tracing", "test_wiring.py", "test_layout.py")),
+    "tracing": Suite(150, ("tracing", "test_wiring.py", "test_spec.py", "test_reprs.py")),
     "network, subnet": Suite(200, ("network", "subnet", "test_models.py")),
     "method, engine": Suite(150, ("numerics", "checks", "method", "engine")),
     "learner, training": Suite(
@@ -32,13 +32,14 @@ SUITES = {
     "testing": Suite(60, ("testing",)),
     "laws": Suite(130, ("laws",)),
     "faults, purity": Suite(160, ("faults",)),
-    "experiments": Suite(300, ("experiments", "test_readme.py")),
+    "experiments": Suite(300, ("experiments",)),
+    "house": Suite(120, ("test_environment.py", "test_layout.py", "test_readme.py", "test_docs.py")),
 }
 DOCTESTS = Suite(60, ())
 
 
 def suites_of(file: str) -> list[str]:
-    """The suites of a file, named from the root of the repository; one of each test file, of others none."""
+    """The suites of a file, by its path from the root: one for a test file, none for other files."""
     top, *rest = Path(file).parts
     return [name for name, suite in SUITES.items() if top == "tests" and rest[0] in suite.places]
 

@@ -13,10 +13,10 @@ from hatfn.wiring import ParamWiring, Units, Wiring
 
 
 def units_told(wiring: Wiring, units: Units | None, usual: int) -> str:
-    """The unit of every entry, ``.`` where there is none; of whole groups the name alone.
+    """The unit of every entry, ``.`` for an entry without a unit; for a whole group, its name alone.
 
-    A label that varies along one dimension is told as a list, with ``@`` and the dimension if that is
-    another than the usual one.
+    A label that varies along one dimension becomes a list, with ``@`` and the dimension if this is not
+    the usual one.
     """
     if units is None:
         return "."
@@ -41,7 +41,7 @@ def _nested(index: Tensor, names: list[str]) -> str:
 
 
 def role_told(wiring: Wiring, role: ParamWiring) -> str:
-    """The kind, unless shared; the units that gate; the units that are read; what else is to be done."""
+    """The kind, unless it is shared; the out units; the in units; further actions."""
     parts = [role.kind] if role.kind != "shared" else []
     parts += [units_told(wiring, role.out_units, 0)] if role.out_units is not None else []
     parts += ["<", units_told(wiring, role.in_units, 1)] if role.in_units is not None else []
@@ -50,25 +50,28 @@ def role_told(wiring: Wiring, role: ParamWiring) -> str:
 
 
 def told(wiring: Wiring) -> dict[str, str]:
-    """Every parameter, the output as ``y``, and the groups."""
+    """A wiring in words: every parameter, the output as ``y``, and the groups."""
     roles = {name: role_told(wiring, role) for name, role in wiring.params.items()}
     groups = " ".join(f"{name}:{count}" for name, count in wiring.groups.items())
     return {**roles, "y": units_told(wiring, wiring.output, 0), "groups": groups}
 
 
 def traced(module: nn.Module, x: Tensor, **settings: Any) -> dict[str, str]:
-    """What a trace tells; the output's own units are gated, so that they show."""
+    """A traced wiring in words; the units of the output are gated, so that they show."""
     return told(hatfn.trace(module, x, **({"output_gate": True} | settings)))
 
 
 ROWS, TOKENS, IMAGES, LINES, INDICES = (2, 3), (2, 5, 3), (2, 1, 4, 4), (2, 1, 4), ()
-"""Of inputs."""
+"""The shapes of inputs; () stands for indices."""
 
 
 def said(
     shape: tuple[int, ...], function, parts: dict[str, nn.Module | Tensor], **settings
 ) -> dict[str, str]:
-    """What is said of a function of layers, and of tensors that are parameters, or buffers if called k."""
+    """The wiring, in words, of a function of layers and tensors.
+
+    Tensors are parameters, or buffers if their name is k.
+    """
     own = {n: nn.Parameter(p) if isinstance(p, Tensor) else p for n, p in parts.items() if n != "k"}
     module = Fn(function, **own)
     if "k" in parts:

@@ -22,7 +22,7 @@ def into_a_part(x: Tensor, part: Tensor) -> Tensor:
 
 
 def standardised(weight: Tensor, gain: Tensor | None = None) -> Tensor:
-    """As timm's ScaledStdConv2d does it."""
+    """Standardise a weight as timm's ScaledStdConv2d does."""
     return F.batch_norm(weight[None], None, None, gain, training=True)[0]
 
 

@@ -1,4 +1,4 @@
-"""What wrong calls are made of: one right call of each public function, and one argument that is wrong."""
+"""Wrong calls: a right call of each public function, in which one argument is replaced by a wrong one."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Wrong(NamedTuple):
 
     Attributes:
         function: its name in :data:`RIGHT`.
-        parameter: which argument.
-        value: what is wrong.
-        error: the class that is raised.
-        words: what its message must hold: where, expected, got, how to mend.
+        parameter: the argument that is wrong.
+        value: the wrong value.
+        error: the class of the error.
+        words: words that its message must have: where, what came, what was expected, how to mend.
         given: other arguments that differ from the right call.
     """
 
@@ -71,7 +71,7 @@ IMAGES = torch.randn(2, 1, 8, 8)
 MAP = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1))
 MAPS = hatfn.build(MAP, hatfn.trace(MAP, IMAGES), None, ADAM)
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", hatfn.HATWarning)  # so small that a task may use all there is
+    warnings.simplefilter("ignore", hatfn.HATWarning)  # a task may use all units
     LEARNED, CLOSED = HAT.consolidate(OPEN, 1), MANY.consolidate(OPENED, 1)
     MAPPED = MAPS.consolidate(MAPS.init(0), 0)
 LOGITS, ROWS = torch.randn(2, 8, 3), torch.tensor([0, 1] * 4)
@@ -146,9 +146,9 @@ RIGHT: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "verify_wiring": (testing.verify_wiring, {"module": MODULE, "wiring": WIRING, "x": X}),
     "verify_no_forgetting": (testing.verify_no_forgetting, {"hat": HAT, "state": LEARNED, "x": X}),
 }  # fmt: skip
-"""A call of every public function that is right; those of files would be, on a disk."""
+"""A right call of every public function; calls that read files would be right if the file existed."""
 
-# Leaf functions have their types checked in tests only: what is asked here is what users get.
+# Tests also check the types of leaf functions; unwrap them, so that calls give the errors that users get.
 RIGHT = {name: (inspect.unwrap(function), given) for name, (function, given) in RIGHT.items()}
 
 

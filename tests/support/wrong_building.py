@@ -1,4 +1,4 @@
-"""Wrong calls of what makes learners: trace, build, replicate, adopt, and the pure functions of a step."""
+"""Wrong calls of functions that make learners (trace, build, ...), and of the functions of a step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hatfn.models import MLP
 
 
 class Tied(nn.Module):
-    """A head whose weight is also another layer's."""
+    """A head that shares its weight with another layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Tied(nn.Module):
 
 
 class Reading(nn.Module):
-    """A number that is read from a tensor."""
+    """A module that reads a number from a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Reading(nn.Module):
 
 
 class Shifted(nn.Module):
-    """A constant that the trace reads."""
+    """A module with a constant that the trace reads."""
 
     def __init__(self, shift: float) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Shifted(nn.Module):
 
 
 class Counting(nn.Module):
-    """A parameter that cannot be trained."""
+    """A module with a parameter of integers, which cannot be trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Counting(nn.Module):
 
 
 class Branching(nn.Module):
-    """A branch on a value: export cannot follow it."""
+    """A module that branches on a value, which export cannot follow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Branching(nn.Module):
 
 
 class Unknown(nn.Module):
-    """An operator without a rule."""
+    """A module with an operator that has no rule."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Wrong calls of what reads states: inference, evaluation, export, metrics, files, verifiers."""
+"""Wrong calls of functions that read states: inference, evaluation, export, metrics, files, verifiers."""
 
 from __future__ import annotations
 

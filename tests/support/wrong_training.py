@@ -1,4 +1,4 @@
-"""Wrong calls of what trains and serves: HAT, Replicas, Subnet."""
+"""Wrong calls of the classes that train and serve: HAT, Replicas, Subnet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wrong import (
 )  # fmt: skip
 
 ELSE = START._replace(learned=torch.zeros(5).bool())
-STATE = [  # what every method refuses alike
+STATE = [  # states that every method refuses
     case
     for where in ("begin", "update", "recalibrate", "consolidate", "forward", "predict", "forget", "prune", "compact")
     for case in (
@@ -90,7 +90,7 @@ CASES = [*STATE, *STACKED, *TASK, *SCALE, *[
     wrong("HAT.begin", "locked", 1, TypeError, "begin", "locked=1", "list", "[0, 1]"),
     wrong("HAT.begin", "locked", [5], ValueError, "begin", "task=5", "0 to 2"),
     wrong("HAT.begin", "locked", [None], TypeError, "begin", "task=None", "int"),
-    wrong("HAT.begin", "carry", True, ValueError, "begin", "carry=True", "moments", "2 tasks", "carry=False", task=[0, 2]),
+    wrong("HAT.begin", "carry", True, ValueError, "begin", "carry=True", "optimizer state", "2 tasks", "carry=False", task=[0, 2]),
     wrong("HAT.begin", "init_from", 0, ValueError, "begin", "task 0", "never learned"),
     wrong("HAT.begin", "init_from", 2, ValueError, "begin", "task 2", "itself"),
     wrong("HAT.begin", "init_from", "best", ValueError, "begin", "'best'", "similar"),
@@ -99,7 +99,7 @@ CASES = [*STATE, *STACKED, *TASK, *SCALE, *[
     wrong("HAT.begin", "batch", None, ValueError, "begin", "without data", "batch=(x, y)", init_from="similar"),
     wrong("HAT.begin", "batch", X, TypeError, "Tensor", "pair", "(x, y)", init_from="similar"),
     wrong("Replicas.begin", "locked", 1, TypeError, "begin", "locked=1", "[0, 1]"),
-    wrong("Replicas.begin", "carry", True, ValueError, "begin", "carry=True", "moments", task=[0, 2]),
+    wrong("Replicas.begin", "carry", True, ValueError, "begin", "carry=True", "optimizer state", task=[0, 2]),
     wrong("Replicas.begin", "init_from", 0, ValueError, "begin", "task 0", "never learned"),
     wrong("Replicas.begin", "batch", (XS[:2], YS[:2]), ValueError, "begin", "(2, 8, 5)", "3 replicas", "(S, B, ...)", init_from="similar"),
     wrong("Replicas.begin", "batch", X, TypeError, "begin", "Tensor", "pair", init_from="similar"),
@@ -200,5 +200,5 @@ CASES = [*STATE, *STACKED, *TASK, *SCALE, *[
 
 
 def unreadable() -> object:
-    """A module of integers, which random numbers will not do for."""
+    """Slice a module that reads integers, without an input: random numbers do not work for it."""
     return reader.compact(reader.consolidate(reader.init(0), 0), 0)

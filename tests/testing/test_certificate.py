@@ -249,9 +249,9 @@ def test_a_certificate_of_nothing_is_refused() -> None:
     verify_no_forgetting(Linear(), BEFORE, X, later, tasks=[0])
     for hat, after, words in (
         (Deaf(), later, "does not depend on the input"),
-        (Dropping(), later, "two outputs of task 0"),
+        (Dropping(), later, "two different outputs of task 0"),
         (Counting(), later, "without writing to the state"),
-        (Undefined(), later, "hold nan"),
+        (Undefined(), later, "contain nan"),
         (Linear(), dict(BEFORE), "no leaf differs"),
     ):
         before = {name: leaf.clone() for name, leaf in BEFORE.items()}
@@ -273,7 +273,7 @@ def test_verify_no_forgetting_can_fail() -> None:
     hat = learner(MLP(5, 3, width=16), x)
     state = learn(hat, hat.init(0), x, 0)
     wrong = hat.wiring.params["hidden.1.weight"]
-    flipped = wrong._replace(in_units=Units(wrong.into.index.flip(1)))
+    flipped = wrong._replace(in_units=Units(wrong.in_units.index.flip(1)))
     params = dict(hat.wiring.params) | {"hidden.1.weight": flipped}
     wiring = replace(hat.wiring, params=params)
     broken = replace(hat, network=hat.network._replace(wiring=wiring))

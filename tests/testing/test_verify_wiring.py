@@ -37,7 +37,7 @@ def shared(name: str) -> list[str]:
     return list(hatfn.trace(module, x[:1], head=head).shared)
 
 
-@pytest.mark.parametrize("end", ["out", "into"])
+@pytest.mark.parametrize("end", ["out_units", "in_units"])
 @pytest.mark.parametrize(("case", "name"), [(case, name) for case in CASES for name in shared(case)])
 def test_units_at_the_wrong_place_are_caught(case: str, name: str, end: str) -> None:
     module, x, head = CASES[case]
@@ -45,10 +45,10 @@ def test_units_at_the_wrong_place_are_caught(case: str, name: str, end: str) -> 
     units = getattr(wiring.params[name], end)
     if units is None:
         return
-    if end == "out" and wiring.params[name].gated:
+    if end == "out_units" and wiring.params[name].gated:
         # A gate at the wrong place is another, equally sound network; what must be caught is a
         # protection that does not follow the gate.
-        wrong = changed(wiring, name, out=turned(units), gated=False)
+        wrong = changed(wiring, name, out_units=turned(units), gated=False)
     else:
         wrong = changed(wiring, name, **{end: turned(units)})
     with pytest.raises(AssertionError, match="unprotected entries reach the output"):
@@ -117,7 +117,7 @@ def test_lazy_traces_fail_the_measures(case: str) -> None:
     opened = replace(
         wiring, groups={},
         params={
-            name: role._replace(kind="head" if role.kind == "head" else "task", out=None, into=None)
+            name: role._replace(kind="head" if role.kind == "head" else "task", out_units=None, in_units=None)
             for name, role in wiring.params.items()
         },
     )  # fmt: skip
@@ -129,7 +129,7 @@ def test_lazy_traces_fail_the_measures(case: str) -> None:
 
     single = replace(
         wiring, groups={"all": 1},
-        params={n: role._replace(out_units=one(role.out_units), into=one(role.in_units)) for n, role in wiring.params.items()},
+        params={n: role._replace(out_units=one(role.out_units), in_units=one(role.in_units)) for n, role in wiring.params.items()},
     )  # fmt: skip
     verify_wiring(module, single, x)
     assert single.measures.protected > 0.30

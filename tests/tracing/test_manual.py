@@ -70,7 +70,7 @@ def test_a_head_that_is_fed_by_another_group_than_it_says_is_caught() -> None:
     layers = {"0": ("0", None), "2": ("2", "0"), "4": (None, "0")}
     x = torch.randn(4, 5)
     hat = hatfn.build(module, manual_wiring(module, x, layers, head="4"), [3], torchopt.sgd(0.1))
-    with pytest.raises(RuntimeError, match=r"compact: .*manual_wiring must be fed by the group"):
+    with pytest.raises(RuntimeError, match=r"compact: .*manual_wiring must read the group"):
         hat.compact(hat.consolidate(hat.init(seed=0), 0), 0)
 
 

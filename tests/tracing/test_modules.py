@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchopt
 import torchvision
-from nets import learn
+from nets import learn, moved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -171,8 +171,10 @@ def test_it_is_traced_and_does_not_forget(name: str) -> None:
     if name == "u-net":
         state = hat.consolidate(hat.init(seed=0), 0)
         target = torch.randint(4, (4, 8, 8))
-        state, info = hat.update(hat.begin(state, 1), (x, target), 1, 5.0)
+        begun = hat.begin(state, 1)
+        state, info = hat.update(begun, (x, target), 1, 5.0)
         assert info.ok
+        assert moved(begun, state)
         assert hat.predict(hat.consolidate(state, 1, []), x).shape == (2, 4, 4, 8, 8)
         return
     state = learn(hat, hat.init(seed=0), x, 0, steps=3)
@@ -190,8 +192,9 @@ def test_auxiliary_heads_in_train_mode() -> None:
     x = torch.randn(4, 3, 64, 64)
     heads = ("fc", "aux1.fc2", "aux2.fc2")
     hat = hatfn.build(module, hatfn.trace(module, x, head=heads), [4, 3], torchopt.sgd(1e-3))
-    state = hat.begin(hat.init(seed=0), 0)
-    state, info = hat.update(state, (x, torch.randint(4, (4,))), 0, 5.0)
+    begun = hat.begin(hat.init(seed=0), 0)
+    state, info = hat.update(begun, (x, torch.randint(4, (4,))), 0, 5.0)
     assert info.ok
+    assert moved(begun, state)
     assert [tuple(logits.shape) for logits in info.logits] == [(4, 4)] * 3
     assert hat.forward(hat.consolidate(state, 0, []), x, 0).shape == (4, 4)

@@ -9,7 +9,7 @@ import optree
 import pytest
 import torch
 import torchopt
-from nets import ConvNet, equal, learn, learner, mlp
+from nets import ConvNet, equal, learn, learner, mlp, moved
 from optimizers import OPTIMIZERS
 from torch import Tensor, nn
 
@@ -115,6 +115,7 @@ def test_vmap_over_steps_in_parts() -> None:
         alone, said = hat.update(replica(states, i), (x[i], Y), 0, 5.0)
         close(replica(new, i), alone)
         close(info.loss[i], said.loss)
+        assert moved(replica(states, i), alone)
 
 
 @pytest.mark.parametrize("bad", range(3))
@@ -125,6 +126,7 @@ def test_a_part_that_is_not_finite_refuses_the_step(bad: int) -> None:
     new, info = hat.update(state, (x, Y), 0, 5.0)
     assert not info.ok
     assert equal(new, state)
+    assert moved(state, hat.update(state, (X, Y), 0, 5.0)[0])
 
 
 @pytest.mark.parametrize("optimizer", ["decay", "adam"])

@@ -6,7 +6,7 @@ import optree
 import pytest
 import torch
 import torchopt
-from nets import ConvNet, equal, learn, learner, mlp
+from nets import ConvNet, equal, learn, learner, mlp, moved
 from torch import Tensor, nn
 
 from hatfn.models import MLP
@@ -72,6 +72,8 @@ def test_a_step_that_is_not_finite_is_refused(poison: str) -> None:
 
     hat = learner(MLP(5, 3, width=16), x, loss=loss)
     state = hat.begin(hat.init(0), 1)
+    if poison != "huge gradient":
+        assert moved(state, hat.update(state, (x, y), 1, scale=50.0)[0]), "it is the poison"
     if poison == "input":
         x[0, 0] = torch.inf
     if poison == "weight":
@@ -93,7 +95,9 @@ def test_a_module_that_writes_into_its_input_leaves_the_callers_alone() -> None:
     x, y = torch.randn(8, 5), torch.randint(2, (8,))
     kept = x.clone()
     hat = learner(module, x, head="3")
-    state, info = hat.update(hat.begin(hat.init(0), 1), (x, y), 1, 5.0)
+    begun = hat.begin(hat.init(0), 1)
+    state, info = hat.update(begun, (x, y), 1, 5.0)
+    assert moved(begun, state)
     hat.predict(hat.consolidate(state, 1), x)
     assert info.ok
     assert torch.equal(x, kept)
@@ -126,6 +130,7 @@ def test_refusal_and_settings_are_per_replica() -> None:
     step = whole.params["hidden.0.weight"] - start.params["hidden.0.weight"]
     half = after.params["hidden.0.weight"][0] - start.params["hidden.0.weight"]
     torch.testing.assert_close(half, step / 2)
+    assert step.any()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

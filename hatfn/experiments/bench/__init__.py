@@ -1,1 +1,1 @@
-"""``hatfn bench``: what each way of doing the same work costs."""
+"""``hatfn bench``: time and memory of several ways to do the same work."""

@@ -1,4 +1,4 @@
-"""What ``hatfn bench`` compares: the models, their states, and the ways to do the same work."""
+"""The comparisons of ``hatfn bench``: models, their states, and several ways to do the same work."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ SCALE = 50.0
 """The mask scale of the training steps."""
 
 BATCHES = 8
-"""Batches that the training steps go round: on a single one, gradients die out into subnormals."""
+"""The batches that training steps cycle through; with a single one, gradients become subnormal."""
 
 
 class Target(NamedTuple):
-    """What a ratio should be.
+    """The target of a ratio.
 
     Attributes:
         bound: the number.
-        least: True if the ratio should be at least that, False if at most.
+        least: True if the ratio should be at least the number, False if at most.
     """
 
     bound: float
     least: bool = False
 
     def met(self, ratio: float) -> bool:
-        """Whether a ratio is as it should be."""
+        """Whether a ratio meets the target."""
         return ratio >= self.bound if self.least else ratio <= self.bound
 
     def __str__(self) -> str:
@@ -53,18 +53,18 @@ class Target(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Several ways to do the same work, the first of which the others are measured against.
+    """Several ways to do the same work; all are compared with the first one.
 
     Attributes:
-        model: name of the case.
+        model: the name of the case.
         what: the work.
-        optimizer: that takes part, or empty.
-        contenders: the first is the reference.
-        targets: {name of a contender: what its ratio should be}.
-        throughput: whether the ratio is that of throughputs (the reference's time on top) instead of
-            times.
-        state: a learner's, whose memory is worth a line.
-        plain: the optimiser of the reference, or empty.
+        optimizer: the optimizer of the learner, or empty.
+        contenders: the ways to do the work; the first is the reference.
+        targets: {name of a contender: the target of its ratio}.
+        throughput: whether the ratio compares throughputs (the reference's time is the numerator)
+            instead of times.
+        state: the state of a learner whose memory gets a row, or None.
+        plain: the optimizer of the reference, or empty.
     """
 
     model: str
@@ -78,12 +78,12 @@ class Comparison(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """The same optimiser, for a learner and for plain torch.
+    """The same optimizer, for a learner and for plain torch.
 
     Attributes:
-        name: of both.
-        pure: a pair of functions.
-        plain: from parameters to an optimiser of torch.
+        name: the name of both.
+        pure: makes a pair of pure functions.
+        plain: makes an optimizer of torch from parameters.
         compiles: whether the functions are made of operators alone.
     """
 
@@ -111,7 +111,7 @@ OPTIMIZERS = {
         "Adam", lambda: from_torch(torch.optim.Adam, lr=1e-3, fused=True), _adam, False
     ),
 }
-"""The optimisers of the training steps, by the name that the table gives the learner's."""
+"""The optimizers of the training steps, by the name of the learner's optimizer in the table."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,15 @@ class Case:
     """A model that learns several tasks, against the same module in plain torch.
 
     Attributes:
-        name: as the table and ``--only`` have it.
+        name: its name in the table and in ``--only``.
         make: makes the module.
-        shape: of one input.
+        shape: the shape of one input.
         batch: inputs per step.
-        tasks: T.
-        classes: of each task, and of the module.
-        density: share of each group's units that a task has on.
-        targets: {name of a contender: what its ratio should be}.
-        parts: of a step that are compiled in some contenders.
+        tasks: T, the number of tasks.
+        classes: the number of classes of each task, and of the module.
+        density: the share of each group's units that a task has on.
+        targets: {name of a contender: the target of its ratio}.
+        parts: the parts of a step that some contenders compile.
     """
 
     name: str
@@ -141,7 +141,7 @@ class Case:
     parts: tuple[Part, ...] = ()
 
     def comparisons(self, device: torch.device, compiled: bool = True) -> Iterator[Comparison]:
-        """Everything that is compared for this model, one after the other; compiled or not."""
+        """The comparisons for this model, one after another; with ``compiled``, also compiled ways."""
         module, wiring = self.traced(device)
         with seeded(device, 1):
             data = random_batches(BATCHES, (self.batch,), self.shape, self.classes, device)
@@ -187,13 +187,13 @@ class Seeds:
     """Replicas of a small MLP, trained one after another and all at once.
 
     Attributes:
-        name: as the table and ``--only`` have it.
-        widths: of the MLP; a row each.
+        name: its name in the table and in ``--only``.
+        widths: the widths of the MLP; each has a row.
         features: numbers per input.
         batch: inputs per step and replica.
-        replicas: S.
-        targets: {name of a contender: what its ratio should be}.
-        parts: of a step that are compiled in some contenders.
+        replicas: S, the number of replicas.
+        targets: {name of a contender: the target of its ratio}.
+        parts: the parts of a step that some contenders compile.
     """
 
     name: str
@@ -205,7 +205,7 @@ class Seeds:
     parts: tuple[Part, ...] = ()
 
     def comparisons(self, device: torch.device, compiled: bool = True) -> Iterator[Comparison]:
-        """A comparison for each width and optimiser; compiled or not."""
+        """A comparison for each width and optimizer; with ``compiled``, also of compiled ways."""
         shape = (self.replicas, self.batch)
         with seeded(device, 1):
             data = random_batches(BATCHES, shape, (self.features,), 2, device)
@@ -259,26 +259,26 @@ CASES: dict[str, Case | Seeds] = {
         ),
     )
 }  # fmt: skip
-"""What the command runs, with the ratios that were asked for."""
+"""The cases that the command runs, with their targets."""
 
 
 def _compiled(contender: Contender, part: str) -> Contender:
-    """The contender by the name of one that compiles a part of its work."""
+    """The contender under a name that says which part of its work is compiled."""
     return contender._replace(name=f"{contender.name}, {part} compiled")
 
 
 def _also_compiled(targets: Mapping[str, Target], parts: Sequence[str]) -> dict[str, Target]:
-    """The targets, and the same of contenders that compile a part of their work."""
+    """The targets, and the same targets for contenders that compile a part of their work."""
     return {**targets, **{f"{n}, {part} compiled": t for n, t in targets.items() for part in parts}}
 
 
 def with_density(hat: HAT, density: float, seed: int) -> HATState:
-    """A state in which every task is learned and has a share of each group's units on, at random.
+    """A state in which every task is learned, and has a random share of each group's units on.
 
     Args:
         hat: any learner.
         density: the share, in (0, 1]; at least one unit is on.
-        seed: of weights and choice.
+        seed: the seed of the weights and of the choice.
     """
     state, generator = hat.init(seed), torch.Generator().manual_seed(seed)
 
@@ -295,7 +295,7 @@ def with_density(hat: HAT, density: float, seed: int) -> HATState:
 def random_batches(
     count: int, batch: tuple[int, ...], shape: tuple[int, ...], classes: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
-    """Noise with random labels: what cannot be learned soon stays worth a step."""
+    """Noise with random labels, which a network cannot learn soon, so gradients do not vanish."""
     return [
         (
             torch.randn(*batch, *shape, device=device),
@@ -306,7 +306,7 @@ def random_batches(
 
 
 def plain_training(module: nn.Module, pair: Pair, data: list[tuple[Tensor, Tensor]]) -> Contender:
-    """The training step as everybody writes it."""
+    """The training step of plain torch, as it is usually written."""
     optimizer, batches = pair.plain(module.train().parameters()), cycle(data)
 
     def step() -> None:
@@ -331,7 +331,7 @@ def hat_training(hat: HAT, state: HATState, data: list[tuple[Tensor, Tensor]]) -
 
 
 def all_tasks(hat: HAT, state: HATState, plain: nn.Module, x: Tensor) -> list[Contender]:
-    """The logits of every task on the same inputs, in every way there is."""
+    """All ways to compute the logits of every task on the same inputs."""
     tasks = range(hat.tasks)
     ways = [
         Contender(f"{hat.tasks} plain passes", torch.no_grad()(lambda: [plain(x) for _ in tasks])),
@@ -344,7 +344,7 @@ def all_tasks(hat: HAT, state: HATState, plain: nn.Module, x: Tensor) -> list[Co
 
 
 def one_by_one(hat: HAT, states: list[HATState], data: list[tuple[Tensor, Tensor]]) -> Contender:
-    """A step of every replica, one replica after another."""
+    """A training step of every replica, one replica after another."""
     states, batches = list(states), cycle(data)
 
     def step() -> None:
@@ -356,7 +356,7 @@ def one_by_one(hat: HAT, states: list[HATState], data: list[tuple[Tensor, Tensor
 
 
 def batched(hat: HAT, states: list[HATState], data: list[tuple[Tensor, Tensor]]) -> Contender:
-    """A step of every replica at once."""
+    """A training step of all replicas at once."""
     many, state, batches = Replicas(hat), stack(states), cycle(data)
 
     def step() -> None:

@@ -1,4 +1,4 @@
-"""What a learner needs, by formulas: bytes of its state and of a step, from how many numbers it has."""
+"""Formulas for the memory of a learner: bytes of its state and of a step, from counts of numbers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from hatfn.learner import HAT
 from hatfn.numerics.zeros import PIECE
 
 OPTIMIZERS = {"sgd": (0, 4, PIECE), "momentum": (1, 5, PIECE), "adam": (2, 7, sys.maxsize)}
-"""m, k and l: moments of each number; numbers that a step holds for each that it trains; how much of
-the largest parameter is in the making at most (a piece where the last to be made is the new value)."""
+"""m, k and l of each optimizer.
+
+m: the moments of each trained number. k: the numbers that a step holds for each trained number. l: the
+largest part of a parameter that is computed at a time (a piece, if the new value is computed last).
+"""
 
 
 class Size(NamedTuple):
-    """How many numbers a learner has; T tasks.
+    """How many numbers a learner of T tasks has.
 
     Attributes:
         shared: P, shared weights.
-        own: Q, parameters that every task has for itself: norms, a head.
+        own: Q, parameters of one task that it does not share: norms, a head.
         units: U, units with a gate.
-        statistics: R, running statistics of each task.
+        statistics: R, running statistics of one task.
         leaf: L, the largest shared parameter.
         saved: A, numbers per sample that a step keeps for its backward pass.
         layer: D, the largest of these tensors.
@@ -45,31 +48,32 @@ class Size(NamedTuple):
         return 5 * self.shared + tasks * per_task + 4 * moments * trained
 
     def stacks(self, tasks: int) -> int:
-        """Bytes of all tasks' own values, which a step copies."""
+        """Bytes of the values that tasks do not share, which a step copies."""
         return 4 * tasks * (self.own + self.units + self.statistics)
 
     def step(self, tasks: int, batch: int, optimizer: str) -> int:
-        """Bytes that a step of B samples holds at most beside the state before it.
+        """The most bytes that a step of B samples holds, beside the state before it.
 
-        max(4 k (P + Q + U) + 4 min(L, l) + 4 T (Q + U + R), 4 B (A + 2 D)): its second half, or first,
-        in whose backward pass a layer's gradient is made out of the next one's.
+        max(4 k (P + Q + U) + 4 min(L, l) + 4 T (Q + U + R), 4 B (A + 2 D)). The first term is the
+        update. The second is the backward pass, which computes the gradient of a layer from that of the
+        next layer.
         """
-        _, kept, most = OPTIMIZERS[optimizer]
-        update = 4 * (kept * (self.shared + self.own + self.units) + min(self.leaf, most))
+        _, k, part = OPTIMIZERS[optimizer]
+        update = 4 * (k * (self.shared + self.own + self.units) + min(self.leaf, part))
         return max(update + self.stacks(tasks), 4 * batch * (self.saved + 2 * self.layer))
 
 
 def count(hat: HAT) -> Size:
-    """The numbers of a learner, without what is saved."""
+    """The counts of a learner, without ``saved`` and ``layer``."""
     state = hat.init(0)
     trees = (state.task_params, state.embeddings, state.task_buffers)
-    own, units, statistics = (sum(leaf[0].numel() for leaf in tree.values()) for tree in trees)
+    unshared, units, statistics = (sum(leaf[0].numel() for leaf in tree.values()) for tree in trees)
     shared = [leaf.numel() for leaf in state.params.values()]
-    return Size(sum(shared), own, units, statistics, max(shared))
+    return Size(sum(shared), unshared, units, statistics, max(shared))
 
 
 def count_saved(hat: HAT, x: Tensor, y: Tensor) -> Size:
-    """The numbers of a learner, with what a step keeps of a batch; autograd's own hooks count."""
+    """All counts of a learner; autograd's hooks count the tensors that a step saves for a batch."""
     size, state = count(hat), hat.begin(hat.init(0), 0)
     known = {leaf.untyped_storage().data_ptr() for leaf in state.params.values()}
     saved: dict[int, int] = {}

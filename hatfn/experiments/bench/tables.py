@@ -1,4 +1,4 @@
-"""``hatfn bench``: what each way of doing the same work costs, as a row of one table."""
+"""The tables of ``hatfn bench``: a row for each way to do the same work."""
 
 from __future__ import annotations
 
@@ -21,47 +21,48 @@ from hatfn.experiments.config import BenchConfig
 from hatfn.experiments.markdown import grid
 
 MIB = 2**20
-"""Bytes."""
+"""The bytes of one MiB."""
 
 COLUMNS = (
-    "model", "what", "optimiser", "measured", "against", "ratio: median (quartiles)", "target", "",
+    "model", "what", "optimizer", "measured", "against", "ratio: median (quartiles)", "target", "",
     "ms", "peak MiB",
 )  # fmt: skip
-"""Of the table; the last two give both contenders."""
+"""The columns of the table; the last two have the numbers of both contenders."""
 
-CHOICE = ("model", "what", "optimiser", "target", "ratio", "", "by")
-"""Columns of the table of targets."""
+CHOICE = ("model", "what", "optimizer", "target", "ratio", "", "by")
+"""The columns of the table of targets."""
 
-BEST = "Targets, each by the best way to the work"
-"""Title of the table that says what to choose."""
+BEST = "Targets, each with the best way to do the work"
+"""The title of the table that says what to choose."""
 
-STATE = "What a state holds, in MiB"
-"""Title of the table of memory."""
+STATE = "Memory of a state, in MiB"
+"""The title of the table of memory."""
 
 HOW = """\
-Each of {rounds} rounds runs every way to do the same work, in turn. A ratio is that of the times of the
-two in one round (of their throughputs, where the row says so): the median over the rounds, and the
-quartiles. `ms` and `peak MiB` give both, the measured one first; a peak is what one step holds at most,
-on top of what was held before it. The states have every task learned, each with the same share of units
-on at random; a training step trains the last of them, the others protected, at scale {scale:.0f}.
-Plain torch steps by the optimiser of torch.optim as everybody calls it, the learner by torchopt's or by
-torch's own, fused. `update compiled` and `step compiled` are steps of `build(compile="update")` and
-`"step"`, measured like the others against what is not compiled, as is plain torch with its `module
-compiled`, by `torch.compile`. The first table has for each target the best way that there is."""
-"""What the table says, for those who read it."""
+Each of {rounds} rounds runs every way to do the same work, in turn. A ratio compares the times of
+two ways in one round (their throughputs, if the row says so); the table has its median over the
+rounds and its quartiles. `ms` and `peak MiB` give the numbers of both ways, the measured one first.
+A peak is the most memory of one step, on top of the memory before it. In the states every task is
+learned, and each task has the same share of units on, chosen at random. A training step trains the
+last task, with the others protected, at scale {scale:.0f}. Plain torch uses the optimizer of
+torch.optim in the usual way; the learner uses that of torchopt, or torch's own, fused. `update
+compiled` and `step compiled` are steps of `build(compile="update")` and `build(compile="step")`;
+`module compiled` is plain torch with `torch.compile`. All of these are compared with the same
+reference, which is not compiled. The first table has the best way for each target."""
+"""The description of the tables in the Markdown file."""
 
 
 class Row(NamedTuple):
     """One contender against the reference of its comparison.
 
     Attributes:
-        comparison: what was done.
-        measured: name of the contender.
-        against: name of the reference.
-        ratio: of their times, or of their throughputs.
-        target: what was asked for, if anything.
-        seconds: of a step, median: the contender's and the reference's.
-        peaks: bytes that a step needs on top of what is there before it, of both.
+        comparison: the work that was compared.
+        measured: the name of the contender.
+        against: the name of the reference.
+        ratio: the ratio of their times, or of their throughputs.
+        target: the target of the ratio, or None.
+        seconds: the median seconds of a step, of the contender and of the reference.
+        peaks: the peak bytes of a step on top of the memory before it, of both.
     """
 
     comparison: Comparison
@@ -74,11 +75,11 @@ class Row(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """What has been measured so far.
+    """All measurements so far.
 
     Attributes:
-        rows: of the table of ratios.
-        memory: {(model, optimiser): bytes of each part of the state}.
+        rows: the rows of the table of ratios.
+        memory: {(model, optimizer): bytes of each part of the state}.
     """
 
     rows: list[Row]
@@ -88,18 +89,18 @@ class Bench(NamedTuple):
 def add(
     bench: Bench, comparison: Comparison, rounds: Iterable[Mapping[str, float]], device: torch.device
 ) -> Bench:
-    """The bench with a comparison's rows.
+    """The measurements, with the rows of another comparison.
 
     Args:
-        bench: so far.
-        comparison: what is compared.
+        bench: the measurements so far.
+        comparison: the comparison.
         rounds: {contender: seconds} of each round, as
             :func:`~hatfn.experiments.bench.timing.interleaved` yields them.
         device: where it computes.
     """
     names = [contender.name for contender in comparison.contenders]
-    every = list(rounds)
-    times = {name: [seconds[name] for seconds in every] for name in names}
+    measured = list(rounds)
+    times = {name: [seconds[name] for seconds in measured] for name in names}
     peaks = {contender.name: peak_memory(contender, device) for contender in comparison.contenders}
     against, *others = names
 
@@ -107,7 +108,7 @@ def add(
         pair = (name, against)
         first, second = reversed(pair) if comparison.throughput else pair
         return Row(
-            comparison._replace(contenders=[], state=None),  # a row outlives the models
+            comparison._replace(contenders=[], state=None),  # a row must not keep models in memory
             name,
             against,
             paired(times[first], times[second]),
@@ -116,33 +117,33 @@ def add(
             (peaks[name], peaks[against]),
         )
 
-    held = (
+    sizes = (
         {}
         if comparison.state is None
         else {(comparison.model, comparison.optimizer): memory(comparison.state)}
     )
-    return Bench([*bench.rows, *map(row, others)], bench.memory | held)
+    return Bench([*bench.rows, *map(row, others)], bench.memory | sizes)
 
 
 def check(config: BenchConfig) -> None:
     """Refuse settings that cannot be run.
 
     Raises:
-        ValueError: no rounds, no threads, or a device that is not there.
+        ValueError: no rounds, no threads, or a device that does not exist.
     """
     for name, value in (("rounds", config.rounds), ("threads", config.threads)):
         if value is not None and value < 1:
             raise ValueError(f"bench: {name}={value}. Expected at least 1.")
     if torch.device(config.device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"bench: device={config.device!r}, but torch finds no GPU. Expected a device that is "
-            f"there: leave --device out for the CPU."
+            f"bench: device={config.device!r}, but torch finds no GPU. Expected a device that "
+            f"exists: leave --device out for the CPU."
         )
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Let torch compute with so many threads, and put the number back."""
+    """Set torch's number of threads, and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:
@@ -152,20 +153,20 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def best(rows: Iterable[Row]) -> list[Row]:
-    """For each target the one way, of those that it is asked of, that comes nearest or does best."""
-    asked: dict[tuple[str, str, str, Target], list[Row]] = {}
+    """For each target, the row with the best ratio among all rows that have the target."""
+    by_target: dict[tuple[str, str, str, Target], list[Row]] = {}
     for row in rows:
         if row.target is not None:
             work = row.comparison.model, row.comparison.what, row.comparison.plain, row.target
-            asked.setdefault(work, []).append(row)
+            by_target.setdefault(work, []).append(row)
     return [
         (max if target.least else min)(ways, key=lambda row: row.ratio.median)
-        for (*_, target), ways in asked.items()
+        for (*_, target), ways in by_target.items()
     ]
 
 
 def met(row: Row) -> str:
-    """Whether a row's target is met, in a word; empty without one."""
+    """Whether a row's target is met, in a word; empty without a target."""
     return "" if row.target is None else "met" if row.target.met(row.ratio.median) else "missed"
 
 
@@ -191,20 +192,23 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def sheets(bench: Bench) -> dict[str, list[tuple[str, ...]]]:
-    """The tables of targets, ratios and memory as text, {title: head and rows}; none that is empty."""
+    """The tables of targets, ratios and memory as text, {title: head and rows}.
+
+    The tables of targets and memory are left out if they are empty.
+    """
     found = {}
     if chosen := best(bench.rows):
         found[BEST] = [CHOICE, *map(choice, chosen)]
     found["Ratios"] = [COLUMNS, *map(cells, bench.rows)]
     for key, parts in bench.memory.items():
-        table = found.setdefault(STATE, [("model", "optimiser", *parts.index, "sum", "sum / params")])
+        table = found.setdefault(STATE, [("model", "optimizer", *parts.index, "sum", "sum / params")])
         sizes = (f"{size / MIB:.2f}" for size in (*parts, parts.sum()))
         table.append((*key, *sizes, f"{parts.sum() / parts['params']:.2f}"))
     return found
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """How many targets are met, each by the best way."""
+    """How many targets are met, each with the best way."""
     judged = [met(row) for row in best(rows)]
     return f"Targets met: {judged.count('met')} of {len(judged)}."
 
@@ -224,7 +228,7 @@ def tables(bench: Bench) -> list[Table]:
 
 
 def markdown(bench: Bench, config: BenchConfig) -> str:
-    """The same tables for a file, with how and on what they were made."""
+    """The tables in Markdown, with the command, the machine and a description."""
     text = [
         f"# hatfn against plain torch\n\nMade by `{command(config)}` on {machine(config.device)}.",
         HOW.format(rounds=config.rounds, scale=SCALE),
@@ -235,7 +239,7 @@ def markdown(bench: Bench, config: BenchConfig) -> str:
 
 
 def command(config: BenchConfig) -> str:
-    """The command that makes the same table: the settings that are not the defaults."""
+    """The command that makes the same table, with all settings that differ from the defaults."""
     parts = ["hatfn bench"]
     for setting in fields(config):
         value = getattr(config, setting.name)
@@ -249,7 +253,7 @@ def command(config: BenchConfig) -> str:
 
 
 def machine(device: str) -> str:
-    """Processor, threads and versions; nothing that names the machine."""
+    """Processor, threads and versions, but not the name of the machine."""
     place = torch.device(device)
     processor = torch.cuda.get_device_name(place) if place.type == "cuda" else _processor()
     version = torch.__version__.partition("+")[0]
@@ -258,7 +262,7 @@ def machine(device: str) -> str:
 
 
 def _processor() -> str:
-    """The model of the CPU: Linux keeps it in a file, other systems tell Python."""
+    """The model of the CPU: on Linux from a file, on other systems from Python."""
     known = Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Ratios of times from interleaved runs, and peak memory: what a benchmark measures with."""
+"""The measurements of a benchmark: ratios of times from interleaved runs, and peak memory."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Contender(NamedTuple):
     """One way to do the work of a comparison.
 
     Attributes:
-        name: as the table shows it.
-        step: does the work once; what it returns is dropped.
-        clear: drops what the last step left behind and the next would drop first, as gradients are;
-            called before memory is measured, never while time is.
+        name: its name in the table.
+        step: does the work once; its result is dropped.
+        clear: frees memory that the last step left and that the next step would free first, such as
+            gradients. It is called before memory is measured, never while time is measured.
     """
 
     name: str
@@ -42,9 +42,9 @@ class Ratio(NamedTuple):
     """A ratio measured many times.
 
     Attributes:
-        median: over the rounds.
+        median: the median over the rounds.
         low: the first quartile.
-        high: the third.
+        high: the third quartile.
     """
 
     median: float
@@ -56,10 +56,10 @@ class Ratio(NamedTuple):
 
 
 def paired(times: Sequence[float], against: Sequence[float]) -> Ratio:
-    """Median and quartiles of the ratios round by round.
+    """Median and quartiles of the ratios of single rounds.
 
-    A slow spell of the machine lasts longer than a round, so it cancels in the round's own ratio;
-    in a ratio of two medians it would not.
+    A slow spell of the machine lasts longer than a round, so it cancels in the ratio of one round. In
+    a ratio of two medians it would not cancel.
 
     Args:
         times: seconds, one per round.
@@ -81,19 +81,19 @@ def interleaved(
     clock: Callable[[], float] = time.perf_counter,
     wait: Callable[[], object] | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Seconds per step of every contender, a round at a time; each round runs all of them.
+    """Time every contender in every round, and yield the seconds per step, one round at a time.
 
-    The order turns round from one round to the next, so that none always runs in the caches that
-    another left.
+    The order is reversed from round to round, so that no contender always runs in the caches that
+    another one left.
 
     Args:
         contenders: at least one.
-        rounds: how many to yield, >= 1.
-        warmup: rounds that are run first and not yielded, >= 1; the last of them is timed to set how
-            often a round repeats each step.
-        shortest: seconds that a round lasts at least.
+        rounds: the number of rounds to yield, >= 1.
+        warmup: the number of rounds that run first and are not yielded, >= 1. The time of the last one
+            decides how often a round repeats each step.
+        shortest: the shortest time of a round, in seconds.
         clock: reads seconds.
-        wait: returns once the device has done its work; None: it is done when a step returns.
+        wait: returns when the device has done its work; None: it is done when a step returns.
 
     Yields:
         {name: seconds per step}.
@@ -120,25 +120,25 @@ def interleaved(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without the collector of garbage, which runs when it likes; as timeit does."""
-    was = gc.isenabled()
+    """Turn off garbage collection, which runs at unknown times; timeit does the same."""
+    was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if was_enabled:
             gc.enable()
 
 
 def peak_memory(contender: Contender, device: torch.device | str = "cpu") -> int:
-    """Bytes that a step holds at most, above what was held before it.
+    """The peak memory of a step in bytes, on top of the memory before it.
 
-    On a GPU by the allocator's own counter; on the CPU by its every allocation, which a profiler
-    records: both repeat to the byte, where the size of the process would not.
+    On a GPU the allocator counts bytes; on the CPU a profiler records every allocation. Both give the
+    same number every time, unlike the size of the process.
 
     Args:
-        contender: its step is called twice; what the first one leaves is what the second starts from.
+        contender: its step is called twice; the second call starts with the memory that the first left.
         device: where it computes.
     """
     device = torch.device(device)
@@ -152,7 +152,7 @@ def peak_memory(contender: Contender, device: torch.device | str = "cpu") -> int
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     with _silence(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        contender.step()  # inside: the profiler sees no end of what began before it
+        contender.step()  # in the profile, which does not see older allocations being freed
         contender.clear()
         with record_function(_SECOND):
             contender.step()
@@ -163,10 +163,10 @@ def peak_memory(contender: Contender, device: torch.device | str = "cpu") -> int
 
 
 def highest(changes: Sequence[tuple[int, int]]) -> int:
-    """The largest running sum of changes in order of time; 0 before the first.
+    """The largest running sum of changes in order of time, starting from 0.
 
     Args:
-        changes: (time, bytes), negative for what is given back.
+        changes: (time, bytes); bytes are negative when memory is freed.
 
     Example:
         >>> highest([(0, 5), (2, -5), (3, 4), (1, 2)])
@@ -177,12 +177,12 @@ def highest(changes: Sequence[tuple[int, int]]) -> int:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the profiler's own log, which it writes past Python, out of the middle of a table."""
-    kept = os.dup(2)
+    """Hide the log of the profiler, which bypasses Python's stderr and would split tables."""
+    stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)

@@ -15,7 +15,7 @@ Method = Literal["hat", "finetune", "joint", "isolated", "frozen"]
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Learn a stream of tasks one after another, and report what was kept.
+    """Learn a stream of tasks one after another, and report how much of each is kept.
 
     The defaults were chosen on validation images; examples/sweep.py repeats the search.
     """
@@ -23,9 +23,9 @@ class RunConfig:
     stream: StreamName = "split-digits"
     """The sequence of tasks: a data set that is split, permuted or rotated, or eight data sets."""
     tasks: int | None = None
-    """Number of tasks; None: the stream's own (5 or 10 split, 10 permuted, 5 rotated, 8 mixed)."""
+    """Number of tasks; None: 5 or 10 if split, 10 if permuted, 5 if rotated, 8 for the mixture."""
     data_dir: Path | None = None
-    """Folder of the files of MNIST, CIFAR and the like, laid out as torchvision does."""
+    """Folder with the files of MNIST, CIFAR and other data sets, laid out as in torchvision."""
     model: str = "mlp"
     """"mlp", or the name of any timm model (resnet18s, vit_tiny_patch16_224, ...)."""
     width: int = 1000
@@ -35,99 +35,105 @@ class RunConfig:
     dropout: float = 0.0
     """Probability of dropping a hidden unit of the mlp."""
     image_size: int | None = None
-    """Pixels per side that a timm model is given; None: its own input size. dsprites are
-    drawn for it."""
+    """Pixels per side of the images that a timm model receives; None: its own input size. dsprites are
+    drawn for this size."""
     method: Method = "hat"
     """"hat", or the same network without gates: "finetune" protects nothing and forgets; "joint" trains
-    all tasks in the same steps; "isolated" has a network for each task; "frozen" trains its shared
+    all tasks in the same steps; "isolated" has a network for each task; "frozen" trains the shared
     weights on the first task only."""
     epochs: int = 20
     """Passes over each task's training images."""
     batch_size: int = 32
-    """Images per step and process, at most; the last batch is never much smaller."""
+    """The most images per step and process; all batches of an epoch have nearly the same size."""
     processes: int | None = None
-    """How many batches make a step; None: one for each process, of which torchrun starts several. A run
-    goes on with as many as it was begun with, whatever the number of processes is then."""
+    """Number of batches in one step; None: one for each process that torchrun starts. A resumed run
+    keeps the number that it began with, even if torchrun now starts more or fewer processes."""
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "adam"
-    """The optimiser of weights and embeddings."""
+    """The optimizer of weights and embeddings."""
     lr: float = 3e-3
     """Learning rate."""
     anneal: Literal["none", "linear"] = "none"
-    """How the learning rate falls over each task; linear: to zero, which short trainings need."""
+    """"linear" lets the learning rate fall to zero over each task, which short trainings need."""
     momentum: float = 0.0
     """Momentum of sgd and rmsprop."""
     weight_decay: float = 0.0
-    """Weight decay; embeddings are never decayed."""
+    """Weight decay of the weights; embeddings have none."""
     carry: bool = False
-    """Keep the optimiser's moments from one task to the next."""
+    """Keep the optimizer state from one task to the next."""
     schedule: Literal["linear", "exponential", "cosine", "constant"] = "linear"
-    """How the mask scale s goes from small to s_max."""
+    """The course of the mask scale s, which is at most s_max."""
     period: Literal["epoch", "task"] = "epoch"
-    """Over what the schedule runs once: each epoch (the first paper) or the whole task."""
+    """The schedule runs once in each epoch (as in the first paper), or once in each task."""
     s_max: float = 100.0
     """The largest mask scale."""
     init: Init = "normal"
-    """Initial task embeddings."""
+    """Initial values of task embeddings."""
     init_from: Literal["similar"] | None = None
     """"similar": a task's embeddings start from the learned task that does best on its first batch."""
     sparsity: float = 0.75
     """Weight of the penalty on units that no earlier task uses."""
     first_sparsity: float | None = None
-    """The same weight for the first task alone, whom every unit is free to; None: as the others'."""
+    """The same weight for the first task, for which every unit is free; None: as for other tasks."""
     sparsity_over: Literal["all", "groups"] = "all"
-    """Penalty over all groups together (first paper), or the mean of the groups' own (HAT-CL)."""
+    """One penalty over all groups together (first paper), or one per group, then averaged (HAT-CL)."""
     quota: float = 0.0
-    """Share of the units that every task may take without penalty; HAT-CL's is 1/tasks."""
+    """Share of the units that every task may use without penalty; HAT-CL uses 1/tasks."""
     compensation: float | Literal["s_max"] | None = "s_max"
-    """Factor on the embeddings' gradients: s_max (first paper), a number (HAT-CL: 100), None: off."""
+    """Factor on the gradients of embeddings: s_max (first paper), a number (HAT-CL: 100), None: off."""
     protection: LockName = "exact"
-    """What is held fixed: weights that one task uses at both ends, the papers' min(post, pre), all that
-    is in use a little ("adaptive"), or of it the largest weights ("magnitude")."""
+    """The rule that protects weights: "exact" protects weights between two units that one learned task
+    uses; "paper" uses min(post, pre), as in the papers; "adaptive" makes updates of all used weights
+    small; "magnitude" protects the largest of the used weights."""
     recalibrate: Literal["measured", "always", "never"] = "measured"
-    """Re-estimate batch-norm statistics under binary gates at the end of each task: if that lowers the
-    loss that is measured on training images under these gates, or always, or never."""
+    """Whether to re-estimate batch-norm statistics with binary gates at the end of each task.
+    "measured" does so if it lowers the loss on training images with these gates."""
     max_norm: float | None = 10_000.0
-    """Gradients are scaled down to this norm; None: not."""
+    """The largest norm of the gradient, which is scaled down to it; None: no limit."""
     evaluate_on: Literal["test", "validation"] = "test"
-    """"test" trains on all other images; "validation" leaves the test images out of everything."""
+    """"test" measures on the test images and trains on all others; "validation" measures on the
+    validation images and does not use the test images at all."""
     infer: Literal["always", "end"] = "always"
-    """After which tasks to measure accuracy with the task inferred: each, or the last alone. Images
-    pass through every learned task: after each of ten, that is four times the work."""
+    """When to measure accuracy with the task inferred: after each task, or only at the end. Each image
+    passes through every learned task, so after each of ten tasks this is four times the work."""
     seed: int = 0
-    """Of the weights, embeddings, permutations and the order of the batches."""
+    """Seed of the weights, embeddings, permutations and the order of the batches."""
     seeds: int = 1
-    """How many runs to train at once, of this seed and the following: mean and deviation are shown."""
+    """Number of seeds to train at once: this seed and the following ones. The report shows mean and
+    standard deviation."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, ..."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the module; bfloat16: under autocast, weights and moments stay float32."""
+    """Arithmetic of the module; bfloat16 uses autocast: weights and optimizer state stay float32."""
     accumulate: int = 1
-    """Parts that every batch is split into: a step holds the activations of one at a time."""
+    """Number of micro-batches that every batch is split into; a step keeps the activations of one."""
     grad_checkpointing: bool = False
     """Compute a timm model's blocks again in the backward pass instead of keeping their activations."""
     compile: Literal["none", "update", "step"] = "none"
-    """What of a step PyTorch compiles, with TorchOpt's optimisers: what follows the gradient, or all.
-    Takes seconds to minutes at the start, on a CPU a C++ compiler, and pays for long runs."""
+    """The part of a step that PyTorch compiles: "update" is all that follows the gradient, "step" is
+    all. Optimizers are then TorchOpt's. Compiling takes seconds to minutes at the start and on a CPU
+    needs a C++ compiler, so it pays for long runs."""
     out: Path | None = None
     """Folder for the results; None: runs/STREAM-MODEL-METHOD-SEED."""
 
     resume: Path | None = None
-    """Folder of a run that was cut off: go on with it, by its own settings."""
+    """Folder of an interrupted run; the run goes on with its own settings."""
     save_every: float = 30.0
-    """Seconds between saves of all that it takes to go on; a task's end is always saved."""
+    """Seconds between saves of all that --resume needs; the end of a task is always saved."""
 
     @property
     def folder(self) -> Path:
-        """Where the results go."""
+        """The folder for the results."""
         seeds = f"{self.seed}" if self.seeds == 1 else f"{self.seed}-to-{self.seed + self.seeds - 1}"
         return self.out or Path("runs") / f"{self.stream}-{self.model}-{self.method}-{seeds}"
 
 
 def check_run(config: RunConfig) -> None:
-    """Refuse numbers that no run can have, before anything is written or computed.
+    """Refuse impossible numbers before anything is written or computed.
+
+    Other wrong settings raise errors where they are used.
 
     Raises:
-        ValueError: a count below 1; NaN. What else is wrong is told by those who use it.
+        ValueError: a count below 1, or NaN.
     """
     for name, value in vars(config).items():
         if name in COUNTS and value is not None and value < 1:

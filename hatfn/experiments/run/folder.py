@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, its log, its states, and what it takes to go on after a kill."""
+"""The folder of a run: its settings, its log, its states, and the file that --resume reads."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class RunFolder:
     """The files of one run, written as it goes.
 
     config.json: the settings. metrics.jsonl: a line per step, and one per finished task with its
-    accuracies and drift. state.safetensors: the learner's state after the last finished task; of
-    several seeds one file each. progress.safetensors: all that it takes to go on after a kill, every
-    ``save_every`` seconds. result.json: what was measured in the end. Plots as PNG.
+    accuracies and drift. state.safetensors: the learner's state after the last finished task; with
+    several seeds, a file for each. progress.safetensors: all that --resume needs, saved every
+    ``save_every`` seconds. result.json: the measurements at the end. Plots as PNG.
 
-    Of processes that train together, the first one writes and all of them read.
+    If processes train together, the first one writes and all of them read.
     """
 
     def __init__(self, config: RunConfig, ranks: Ranks = ALONE) -> None:
@@ -57,26 +57,26 @@ class RunFolder:
         self.saved = time.monotonic()
         if config.resume is None and ranks.rank == 0:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in (CONFIG, PROGRESS, "result.json"):  # of a run that was here before
+            for name in (CONFIG, PROGRESS, "result.json"):  # of an earlier run in this folder
                 (self.path / name).unlink(missing_ok=True)
             (self.path / LOG).write_text("")
             text = json.dumps(asdict(config), default=str, indent=2)
             write_atomically(self.path / CONFIG, text.encode())
 
     def restore(self, run: Run) -> None:
-        """Put a run that has just been started to where it was when it was last saved.
+        """Set a run that has just been started back to its last save.
 
         Raises:
-            CheckpointError: what was saved is damaged or does not fit.
+            CheckpointError: the saved file is damaged or does not fit.
 
         Warns:
-            HATWarning: another machine or other versions: numbers will agree to rounding only.
+            HATWarning: the machine or versions are others, so numbers will agree only up to rounding.
         """
         if (self.path / PROGRESS).exists():
             self._restore(run)
         elif self.ranks.rank == 0:  # killed before anything was saved
             (self.path / LOG).write_text("")
-        self.ranks.gather(None)  # none writes before all have read
+        self.ranks.gather(None)  # no process writes before all have read
         if self.ranks.rank == 0:
             remove_leftovers(self.path)
 
@@ -94,21 +94,21 @@ class RunFolder:
             ) from error
 
     def _take(self, path: Path, header: dict[str, Any], leaves: dict[str, Tensor], run: Run) -> None:
-        """Into the run what a file says, all of it looked at first; it may be of a stranger."""
+        """Put the content of a file into the run, after checking all of it; the file may be foreign."""
         if header["config"] != _settings(self.config):
             raise CheckpointError(f"run: {path} belongs to a run with other settings than {CONFIG}.")
         log, length = self.path / LOG, operator.index(header["log"])
         if not log.exists() or not 0 <= length <= log.stat().st_size:
             raise CheckpointError(
-                f"run: {log} has lost lines that the run had written. Expected {length} bytes "
-                f"or more: put it back, or delete {path.name} to begin anew."
+                f"run: {log} has lost lines that the run had written. Expected at least {length} "
+                f"bytes: put it back, or delete {path.name} to begin anew."
             )
         machine = _machine(self.config, self.ranks)
         if others := [name for name in machine if header["machine"].get(name) != machine[name]]:
             was = printable(", ".join(f"{name} {header['machine'].get(name)}" for name in others))
             warnings.warn(
                 f"run: begun with {was}, and this is {', '.join(machine[name] for name in others)}. It "
-                f"goes on, but ends like a run in one go to rounding only.",
+                f"goes on, but its numbers equal those of an uninterrupted run only up to rounding.",
                 HATWarning,
                 stacklevel=3,
             )
@@ -136,7 +136,7 @@ class RunFolder:
             os.truncate(log, length)
 
     def log(self, run: Run, event: Step | Learned) -> None:
-        """Keep a step, and now and then all that there is; at the end of a task the state as well."""
+        """Log a step, and save the run from time to time; at the end of a task also save its state."""
         if self.ranks.rank:
             return
         self.lines.append(json.dumps(event._asdict()) + "\n")
@@ -150,7 +150,7 @@ class RunFolder:
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Write what it takes to go on from here, to one file that is replaced in one step."""
+        """Write all that --resume needs to one file, which is replaced as a whole."""
         with (self.path / LOG).open("a") as file:
             file.writelines(self.lines)
             file.flush()
@@ -186,7 +186,7 @@ class RunFolder:
         plots.training(read_steps(log, log.read_bytes()), self.path / "training.png")
 
     def conclude(self, seeds: Sequence[int], results: Sequence[Result]) -> None:
-        """Write the result; of several seeds the mean, and the result of each."""
+        """Write the result; for several seeds, the mean and the result of each."""
         whole = result_dict(mean(results))
         if len(seeds) > 1:
             each = zip(seeds, results, strict=True)
@@ -198,7 +198,7 @@ def check_log(log: Path, text: bytes) -> None:
     """Refuse a log with a line that no run writes.
 
     Raises:
-        CheckpointError: it has one.
+        CheckpointError: the log has such a line.
     """
     read_steps(log, text)
 
@@ -207,7 +207,7 @@ def read_steps(log: Path, text: bytes) -> list[Step]:
     """The steps among the lines of a log.
 
     Raises:
-        CheckpointError: a line that no run writes.
+        CheckpointError: the log has a line that no run writes.
     """
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -217,18 +217,20 @@ def read_steps(log: Path, text: bytes) -> list[Step]:
                 kinds = get_type_hints(Step)
                 found.append(Step(**{name: kinds[name](value) for name, value in event.items()}))
         except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:
-            raise CheckpointError(f"run: {log}, line {number}, is not of a run ({error}).") from error
+            raise CheckpointError(
+                f"run: {log}, line {number}, was not written by a run ({error})."
+            ) from error
     return found
 
 
 def resumed(given: RunConfig) -> RunConfig:
-    """The settings of the run that is to go on.
+    """The settings of the run to resume; without ``resume``, the given settings.
 
     Args:
-        given: with ``resume``, and nothing else but ``save_every`` set.
+        given: settings. If ``resume`` is set, only ``save_every`` may be set as well.
 
     Raises:
-        ValueError: other settings beside it; a folder in which no run was begun, or whose settings
+        ValueError: other settings are set as well; no run was begun in the folder, or its settings
             cannot be read.
     """
     check_run(given)
@@ -261,30 +263,31 @@ def resumed(given: RunConfig) -> RunConfig:
 
 
 def check_files(folder: Path) -> None:
-    """Refuse what would be written through, or read without an end, in a folder from elsewhere.
+    """Refuse a foreign folder with files that are unsafe to write to or to read.
 
     Raises:
-        ValueError: a link to a file, something that is neither file nor folder, too many settings.
+        ValueError: there is a link to a file, something that is neither file nor folder, or a file of
+            settings that is too large.
     """
     for entry in folder.iterdir():
         if not entry.is_dir() and (entry.is_symlink() or not entry.is_file()):
             kind = "a link" if entry.is_symlink() else "no plain file"
             raise ValueError(
-                f"run: in {folder} {entry.name!r} is {kind}. Expected files of the folder's own: put a "
-                f"copy in its place."
+                f"run: in {folder} {entry.name!r} is {kind}. Expected plain files: put a copy in its "
+                f"place."
             )
     if (folder / CONFIG).stat().st_size > 2**20:
-        raise ValueError(f"run: {folder / CONFIG} is larger than a MiB. Expected settings alone.")
+        raise ValueError(f"run: {folder / CONFIG} is larger than a MiB. Expected only settings.")
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """What decides a run's numbers, as JSON holds it: not where it is kept, nor how often."""
+    """The settings that decide a run's numbers, as JSON; not those of its folder and its saves."""
     whole: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
     return {name: value for name, value in whole.items() if name not in ("out", "resume", "save_every")}
 
 
 def _machine(config: RunConfig, ranks: Ranks) -> dict[str, str]:
-    """What decides the last bits of numbers, beside the settings."""
+    """The versions and hardware that, beside the settings, decide the last bits of numbers."""
     device = torch.device(config.device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
@@ -297,7 +300,7 @@ def _machine(config: RunConfig, ranks: Ranks) -> dict[str, str]:
 
 
 def _config(folder: Path, given: Any) -> RunConfig:
-    """Settings out of a file: each a known one, and of its type."""
+    """The settings in a file, after a check of their names and types."""
     hints = get_type_hints(RunConfig)
     if not isinstance(given, dict) or given.keys() != hints.keys():
         odd = sorted(given.keys() ^ hints.keys()) if isinstance(given, dict) else [type(given).__name__]

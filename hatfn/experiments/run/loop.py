@@ -1,4 +1,4 @@
-"""The main job: learn a stream of tasks, measure what is kept after each."""
+"""The main job: learn a stream of tasks, and measure all learned tasks after each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NonFiniteStepError(RuntimeError):
 
 
 def start(config: RunConfig, ranks: Ranks = ALONE) -> Run:
-    """Everything before the first step: data, module, wiring, learner, state."""
+    """Prepare a run: data, module, wiring, learner, state."""
     check_run(config)
     device = _device(config.device)
     seeds = list(range(config.seed, config.seed + config.seeds))
@@ -51,10 +51,10 @@ def start(config: RunConfig, ranks: Ranks = ALONE) -> Run:
 
 
 def _device(name: str) -> torch.device:
-    """One that numbers can be computed on and read from."""
+    """The device, after a check that numbers can be computed on it and read from it."""
     try:
         torch.zeros(1, device=name).tolist()
-    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without it
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without it
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"run: device={name!r} cannot be used: {reason} Expected cpu or cuda."
@@ -63,14 +63,17 @@ def _device(name: str) -> torch.device:
 
 
 def opened(run: Run, progress: Progress) -> HATState:
-    """A state of the structure that the run's has then: with the optimizer state of the last tasks."""
+    """A state with the structure that the run's state has at ``progress``.
+
+    Its optimizer state is for the tasks that were opened last.
+    """
     phase = progress.phase if progress.epoch or progress.batch else progress.phase - 1
     rows = run.phases[max(phase, 0)]
     return run.learner.begin(run.state, rows[0] if len(rows) == 1 else rows, locked=[])
 
 
 def learn(run: Run) -> Iterator[Step | Learned]:
-    """Learn every task in turn, from where the run is; it keeps up with what is yielded.
+    """Learn the remaining tasks one after another; ``run`` is up to date at every yield.
 
     Raises:
         NonFiniteStepError: a step was refused; ``run.state`` is the state before it.
@@ -82,17 +85,17 @@ def learn(run: Run) -> Iterator[Step | Learned]:
             run.seconds = time.perf_counter() - began
             yield step
         run.ranks.check_same(run.state, f"run: after task {rows[-1]}")
-        seen = [_measure(run, i, state, rows[-1]) for i, state in enumerate(run.states)]
+        learned = [_measure(run, i, state, rows[-1]) for i, state in enumerate(run.states)]
         run.progress, run.seconds = Progress(phase + 1, 0, 0), time.perf_counter() - began
         for result in run.results:
             result.seconds = run.seconds
-        yield _mean_of(seen)
+        yield _mean_of(learned)
 
 
 def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
     """Train one task, or several in the same steps, to the end."""
     config, learner = run.config, run.learner
-    # One task is not a list of one, and one seed has no axis: these are what users write.
+    # As in a user's code, a single task is an int, and the state of a single seed has no axis for it.
     task: int | list[int] = rows[0] if len(rows) == 1 else rows
     schedule = make_schedule(config)
     data = [[training_part(config, stream[row]) for row in rows] for stream in run.streams]
@@ -100,19 +103,19 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
     per_epoch = -(-count // run.batch_size)
     if count // per_epoch < run.ranks.size:
         raise ValueError(
-            f"run: batches of {count // per_epoch} images for {run.ranks.size} processes. Expected one "
-            f"for each at least: raise --batch-size ({config.batch_size})."
+            f"run: batches of {count // per_epoch} images for {run.ranks.size} processes. Expected at "
+            f"least one image for each process: raise --batch-size ({config.batch_size})."
         )
     steps = per_epoch * config.epochs
-    phase, begun, done = run.progress
-    if not begun and not done:
+    phase, first_epoch, first_batch = run.progress
+    if not first_epoch and not first_batch:
         locked: list[int] | None = None if config.method in ("hat", "frozen") else []
         first = next(_epoch(run, data, rows, 0)) if config.init_from and len(rows) == 1 else None
         source = None if first is None else config.init_from
         run.state = learner.begin(run.state, task, locked, config.carry, source, first)
-    step = begun * per_epoch + done
-    for epoch in range(begun, config.epochs):
-        skipped = done if epoch == begun else 0
+    step = first_epoch * per_epoch + first_batch
+    for epoch in range(first_epoch, config.epochs):
+        skipped = first_batch if epoch == first_epoch else 0
         rest = islice(enumerate(_epoch(run, data, rows, epoch)), skipped, None)
         for position, (x, y) in rest:
             progress = position / per_epoch if config.period == "epoch" else step / steps
@@ -145,13 +148,17 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
 def _epoch(
     run: Run, data: list[list[Part]], rows: list[int], epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of one epoch; in front an axis over seeds, then over tasks, where there are several.
+    """The batches of one epoch.
+
+    If there are several seeds, the first axis of a batch counts them; if there are several tasks, the
+    next axis counts these.
 
     Args:
-        run: in progress.
-        data: of each seed the training images of each task; an epoch is as long as the largest.
+        run: the run in progress.
+        data: for each seed, the training images of each task; the largest task sets the length of an
+            epoch.
         rows: the tasks.
-        epoch: which.
+        epoch: the index of the epoch.
     """
     count = max(len(part.y) for part in data[0])
 
@@ -161,16 +168,16 @@ def _epoch(
             x, y = map(run.ranks.share, batch)
             yield Part(run.prepare(x), y.to(run.config.device))
 
-    every = [
+    all_batches = [
         [of_task(seed, row, part) for row, part in zip(rows, parts, strict=True)]
         for seed, parts in zip(run.seeds, data, strict=True)
     ]
-    for step in zip(*(zip(*tasks, strict=True) for tasks in every), strict=True):
+    for step in zip(*(zip(*tasks, strict=True) for tasks in all_batches), strict=True):
         seeds = [Part(*map(_together, zip(*tasks, strict=True))) for tasks in step]
         x, y = map(_together, zip(*seeds, strict=True))
         yield x, y
 
 
 def _together(tensors: Sequence[Tensor]) -> Tensor:
-    """Stacked, or one alone as it is."""
+    """The tensors, stacked; a single tensor stays as it is."""
     return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))

@@ -1,4 +1,4 @@
-"""What is measured when a task is closed."""
+"""The measurements when a task is closed."""
 
 from __future__ import annotations
 
@@ -21,79 +21,80 @@ from hatfn.numerics.seeds import mixed
 from hatfn.state import HATState
 
 CALIBRATION_IMAGES = 512
-"""Training images by which a task's end is judged, at most. Each passes up to five times, which is more
-work than a step of training on it."""
+"""The most training images that measure a task at its end. Each passes through the network up to five
+times, which is more work than a training step on it."""
 
 EVALUATION_BATCH = 256
-"""Images per forward pass when measuring. Fixed: another batch size changes the bits of logits."""
+"""Images per forward pass in measurements. It is fixed, because it changes the bits of logits."""
 
 
 def _closing(run: Run, index: int, state: HATState, task: int, data: Part) -> HATState:
-    """One seed's state with the batch-norm statistics that serve the task better; results keep why.
+    """The state of one seed with the batch-norm statistics to serve; adds a Closing to its result.
 
     Args:
-        run: in progress.
-        index: of the seed.
-        state: of that seed.
-        task: which.
-        data: its training images, of which as many are used as tell enough.
+        run: the run in progress.
+        index: the index of the seed.
+        state: the state of that seed.
+        task: the task that is closed.
+        data: its training images; some of them are used.
     """
     hat = run.hat
     whole = representative(data, run.config.batch_size, mixed(run.seeds[index], task))
     batches = [(run.prepare(x), y.to(run.config.device)) for x, y in run.ranks.share(whole)]
     if run.config.recalibrate == "measured":
         pairs = [check_batch("run", batch, hat.wiring) for batch in batches]
-        kept, seen, taken = settle(hat, state, pairs, task)
+        settled, ready, changed = settle(hat, state, pairs, task)
     else:
-        taken = bool(state.task_buffers) and run.config.recalibrate == "always"
-        kept = hat.recalibrate(state, batches, task) if taken else state
-        seen = readiness(hat, kept, batches, task)
-    undecided = sum(int(units.sum()) for units in seen.undecided.values())
-    run.results[index].closings.append(Closing(undecided, seen.gap.item(), taken))
-    return kept
+        changed = bool(state.task_buffers) and run.config.recalibrate == "always"
+        settled = hat.recalibrate(state, batches, task) if changed else state
+        ready = readiness(hat, settled, batches, task)
+    undecided = sum(int(units.sum()) for units in ready.undecided.values())
+    run.results[index].closings.append(Closing(undecided, ready.gap.item(), changed))
+    return settled
 
 
 def representative(data: Part, size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Batches by which a task's end is judged.
+    """Batches that measure a task at its end, in random order.
 
-    In random order: files and generators give class after class, and in a batch of one class a batch
-    norm sees less variance than among all.
+    Files and generators often give one class after another, and a batch norm sees less variance in a
+    batch of one class than in all classes.
 
     Args:
-        data: of the task.
-        size: images per batch, at most, and at least two.
-        seed: of the choice.
+        data: the images of the task.
+        size: the most images per batch; each has at least two.
+        seed: the seed of the choice.
     """
     order = torch.randperm(len(data.y), generator=torch.Generator().manual_seed(seed))
-    rows = order[:CALIBRATION_IMAGES].split(size)
-    return [(data.x[some], data.y[some]) for some in rows if len(some) > 1]
+    parts = order[:CALIBRATION_IMAGES].split(size)
+    return [(data.x[rows], data.y[rows]) for rows in parts if len(rows) > 1]
 
 
 def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
-    """Accuracy and drift of one seed on every task so far, and what is left.
+    """Measure accuracy and drift of one seed on every task so far, and the free capacity.
 
-    Two passes: drift needs the bits of ``forward``, and ``predict``, which shows every image to every
-    task at once, agrees with it to rounding only. The second adds a few percent to training.
+    It takes two passes over the images. Drift needs the exact bits of ``forward``; ``predict``, which
+    computes every task for every image, agrees with ``forward`` only up to rounding. The second pass
+    adds a few percent to the time of training.
 
     Args:
-        run: in progress.
-        index: of the seed.
-        state: of that seed.
+        run: the run in progress.
+        index: the index of the seed.
+        state: the state of that seed.
         after: the last task that was learned.
     """
     result, hat, learned = run.results[index], run.hat, run.logits[index]
-    moved = 0.0
+    largest = 0.0
     for task in range(after + 1):
-        own = [hat.forward(state, x, task).cpu() for x, _ in _loader(run, index, task)]
-        logits = torch.cat(run.ranks.collect(own))
+        share = [hat.forward(state, x, task).cpu() for x, _ in _loader(run, index, task)]
+        logits = torch.cat(run.ranks.collect(share))
         result.accuracy_matrix[after, task] = accuracy(logits, _data(run, index, task).y)
-        moved = max(moved, drift(learned.setdefault(task, logits), logits))
-    result.drift.append(moved)
+        largest = max(largest, drift(learned.setdefault(task, logits), logits))
+    result.drift.append(largest)
     classes: list[float] = []
     tasks: list[float] = []
     if run.config.infer == "always" or after == len(run.stream) - 1:
         loaders = [_loader(run, index, task) for task in range(len(run.stream))]
-        row = evaluate(hat, state, loaders, chunk_size=1)  # no more memory than one task takes
+        row = evaluate(hat, state, loaders, chunk_size=1)  # takes the memory of one task
         result.class_incremental[after] = row.class_incremental
         result.task_inference = row.task_inference
         classes = row.class_incremental[: after + 1].tolist()
@@ -109,7 +110,7 @@ def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
         accuracies=result.accuracy_matrix[after, : after + 1].tolist(),
         class_incremental=classes,
         task_inference=tasks,
-        drift=moved,
+        drift=largest,
         free_capacity=result.free_units[-1],
         free_weights=result.free_weights[-1],
         undecided=closing.undecided,
@@ -118,22 +119,22 @@ def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
     )
 
 
-def _mean_of(seen: list[Learned]) -> Learned:
-    """What was measured, over seeds: means, and the largest drift."""
-    first = seen[0]
+def _mean_of(learned: list[Learned]) -> Learned:
+    """The mean of the measurements of all seeds; drift is the largest."""
+    first = learned[0]
 
     def over(name: str) -> Any:
-        return np.mean([getattr(one, name) for one in seen], axis=0).tolist()
+        return np.mean([getattr(one, name) for one in learned], axis=0).tolist()
 
     free = {
-        group: float(np.mean([one.free_capacity[group] for one in seen]))
+        group: float(np.mean([one.free_capacity[group] for one in learned]))
         for group in first.free_capacity
     }
     return first._replace(
         accuracies=over("accuracies"),
         class_incremental=over("class_incremental"),
         task_inference=over("task_inference"),
-        drift=max(one.drift for one in seen),
+        drift=max(one.drift for one in learned),
         free_capacity=free,
         free_weights=over("free_weights"),
         undecided=over("undecided"),
@@ -143,7 +144,7 @@ def _mean_of(seen: list[Learned]) -> Learned:
 
 
 def _data(run: Run, index: int, task: int) -> Part:
-    """What a task of a seed is judged by."""
+    """The images that measure a task of a seed."""
     part: Part = getattr(run.streams[index][task], run.config.evaluate_on)
     return part
 

@@ -1,4 +1,4 @@
-"""Plots of a run, each a PNG file; figures are objects of their own, pyplot's state is not used."""
+"""Plots of a run as PNG files; they do not use the global state of pyplot."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def mask_use(result: Result, path: Path) -> None:
 
 
 def capacity(result: Result, path: Path) -> None:
-    """What is still free after each task: units per group, and shared weights."""
+    """Free capacity after each task: the share of units per group, and of shared weights."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     tasks = range(len(result.free_units))
@@ -57,7 +57,7 @@ def capacity(result: Result, path: Path) -> None:
 
 
 def training(steps: Sequence[Step], path: Path) -> None:
-    """Loss and mask scale over all steps; a line where a task begins."""
+    """Loss and mask scale over all steps, with a line at the first step of each task."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     x = range(len(steps))

@@ -1,4 +1,4 @@
-"""Several processes under torchrun: who they are, and what each of them does."""
+"""Several processes under torchrun, and the share of a run that each of them does."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from hatfn.experiments.run.config import RunConfig
 
 @contextmanager
 def processes(device: str) -> Iterator[Ranks]:
-    """The processes that torchrun has started, or this one alone.
+    """The processes that torchrun has started, or this process alone.
 
     Args:
-        device: where to compute; "cuda": a GPU for each process, talking by nccl, else by gloo.
+        device: where to compute. With "cuda" each process has a GPU, and messages go by nccl, else by
+            gloo.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -36,9 +37,10 @@ def processes(device: str) -> Iterator[Ranks]:
 
 
 def shares(config: RunConfig) -> list[RunConfig]:
-    """The runs that a run of several seeds in several processes consists of, each with some seeds.
+    """Split a run of several seeds into runs with some of the seeds, one for each process.
 
-    There are as many as processes that the run was begun with; of one process or one seed itself alone.
+    The number of processes is the one that the run began with. A run of one process or one seed is not
+    split.
 
     Raises:
         ValueError: more processes than seeds.
@@ -48,8 +50,8 @@ def shares(config: RunConfig) -> list[RunConfig]:
         return [config]
     if config.seeds < count:
         raise ValueError(
-            f"run: {config.seeds} seeds for {count} processes. Expected a seed for each at least, or "
-            f"--seeds 1, whose batches all of them share."
+            f"run: {config.seeds} seeds for {count} processes. Expected at least one seed for each "
+            f"process, or --seeds 1, so that all processes share the batches of one seed."
         )
     runs = []
     for part in np.array_split(np.arange(config.seed, config.seed + config.seeds), count):

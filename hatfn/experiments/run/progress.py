@@ -18,7 +18,7 @@ from hatfn.state import HATState
 
 
 class Step(NamedTuple):
-    """One training step, as it is shown and logged; of several seeds and tasks the mean."""
+    """One training step, as it is shown and logged; numbers are means over seeds and tasks."""
 
     task: int
     epoch: int
@@ -31,12 +31,12 @@ class Step(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a run is: it goes on with this batch of this epoch of this phase.
+    """How far a run is: the batch with which it goes on.
 
     Attributes:
-        phase: which of its phases, each the training of one task or of several together.
-        epoch: in the phase.
-        batch: in the epoch; at the first one of the first epoch, the phase has not begun.
+        phase: index of the phase; each phase trains one task, or several together.
+        epoch: index of the epoch in the phase.
+        batch: index of the batch in the epoch. At batch 0 of epoch 0 the phase has not begun.
     """
 
     phase: int
@@ -50,16 +50,16 @@ class Run:
 
     Attributes:
         config: its settings.
-        seeds: of its replicas.
+        seeds: the seeds of its replicas.
         streams: the tasks of each seed.
-        prepare: from images of a stream to inputs of the module, on its device.
+        prepare: the function from images of a stream to inputs of the module, on its device.
         hat: the learner.
-        state: after the last step; of several seeds stacked.
-        results: what was measured so far, of each seed.
-        logits: of each seed, {task: its logits when it was learned}, by which drift is measured.
+        state: the state after the last step; stacked if there are several seeds.
+        results: the measurements so far, for each seed.
+        logits: for each seed, {task: its logits when it was learned}; drift is measured against them.
         progress: how far it is.
         ranks: the processes that train it together, each on its share of every batch.
-        seconds: that it took until it was saved, if it was cut off since.
+        seconds: the time that it took so far, without interruptions.
     """
 
     config: RunConfig
@@ -76,12 +76,12 @@ class Run:
 
     @property
     def batch_size(self) -> int:
-        """Images per step, of all processes."""
+        """Images per step, over all processes."""
         return self.config.batch_size * (self.config.processes or 1)
 
     @property
     def phases(self) -> list[list[int]]:
-        """The tasks that are trained together, one phase after another."""
+        """The tasks of each phase, which are trained together."""
         tasks = list(range(len(self.stream)))
         return [tasks] if self.config.method == "joint" else [[task] for task in tasks]
 
@@ -92,12 +92,12 @@ class Run:
 
     @property
     def result(self) -> Result:
-        """What was measured, of several seeds the mean."""
+        """The measurements so far; for several seeds, their mean."""
         return mean(self.results)
 
     @property
     def learner(self) -> HAT | Replicas:
-        """What the state is given to."""
+        """The learner that takes ``state``: for one seed, or for stacked states."""
         return self.hat if len(self.seeds) == 1 else Replicas(self.hat)
 
     @property

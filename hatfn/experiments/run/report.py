@@ -1,4 +1,4 @@
-"""A result for readers: tables on the console, numbers as JSON."""
+"""Show a result as tables on the console, or as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hatfn.experiments.run.result import Result, mean
 
 
 def result_dict(result: Result) -> dict[str, Any]:
-    """A result as JSON holds it; null where a task was not yet learned."""
+    """A result as JSON; null for a task that was not yet learned."""
     return {
         "accuracy_matrix": _nullable(result.accuracy_matrix),
         "class_incremental_matrix": _nullable(result.class_incremental),
@@ -40,13 +40,13 @@ def _nullable(matrix: np.ndarray) -> list[list[float | None]]:
 def show(results: Sequence[Result], console: Console) -> None:
     """Print the accuracy matrix, the summary numbers, mask use and free capacity.
 
-    Of several seeds the means, and the standard deviation of each summary number.
+    For several seeds, it prints means, and the standard deviation of each summary number.
     """
     result = mean(results)
 
     def number(pick: Callable[[Result], float], form: str) -> str:
         values = [pick(one) for one in results]
-        if math.isnan(values[0]):  # trained together, no task came after another
+        if math.isnan(values[0]):  # tasks that are trained together have no backward transfer
             return "-"
         average = format(float(np.mean(values)), form)
         if len(values) == 1:
@@ -82,19 +82,19 @@ def show(results: Sequence[Result], console: Console) -> None:
     numbers = Table.grid(padding=(0, 2))
     rows = {
         "ACC": (lambda r: r.acc, ".4f", "mean accuracy on all tasks at the end"),
-        "class-inc.": (lambda r: r.class_acc, ".4f", "the same with the task inferred too"),
+        "class-inc.": (lambda r: r.class_acc, ".4f", "the same with the task inferred"),
         "BWT": (lambda r: r.bwt, "+.4f", "backward transfer"),
-        "forgetting": (lambda r: r.forgetting, ".4f", "mean loss since each task's best"),
-        "free": (lambda r: r.free_weights[-1], ".1%", "shared weights that no task needs"),
+        "forgetting": (lambda r: r.forgetting, ".4f", "mean loss of accuracy since each task's best"),
+        "free": (lambda r: r.free_weights[-1], ".1%", "shared weights that no task uses"),
         "gap": (
             lambda r: max(c.gap for c in r.closings),
             "+.4f",
-            "serving adds to a task's loss, at most",
+            "largest rise of a task's loss when its gates become binary",
         ),
         "undecided": (
             lambda r: sum(c.undecided for c in r.closings),
             ".0f",
-            "gates that were not binary",
+            "gates that were not binary at the end of training",
         ),
     }
     for name, (pick, form, meaning) in rows.items():

@@ -1,4 +1,4 @@
-"""What a run measures: after each task, and in the end, of one seed or on the average of several."""
+"""The measurements of a run, after each task and at the end, for one seed or as a mean of several."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hatfn.evaluation.metrics import average_accuracy, backward_transfer, forget
 
 
 class Closing(NamedTuple):
-    """How a task was at the end of its training; see :func:`hatfn.readiness`.
+    """The readiness of a task at the end of its training; see :func:`hatfn.readiness`.
 
     Attributes:
-        undecided: units whose gates are not yet binary.
-        gap: what binary gates add to the loss on training images.
-        recalibrated: whether its batch-norm statistics were re-estimated; of several seeds the share.
+        undecided: number of units whose gates are not yet binary.
+        gap: by how much binary gates raise the loss on training images.
+        recalibrated: whether its batch-norm statistics were re-estimated; for several seeds, the share.
     """
 
     undecided: float
@@ -27,9 +27,10 @@ class Closing(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What was measured once a task was learned, as it is shown and logged.
+    """The measurements after a task was learned, as they are shown and logged.
 
-    The last three are those of :class:`Closing`. What is not measured with the task inferred is empty.
+    The last three fields are those of :class:`Closing`. ``class_incremental`` and ``task_inference``
+    are empty if they were not measured.
     """
 
     task: int
@@ -47,21 +48,23 @@ class Learned(NamedTuple):
 
 @dataclass
 class Result:
-    """What a run has measured so far.
+    """All measurements of a run so far.
 
     Attributes:
-        names: of the tasks.
+        names: the names of the tasks.
         accuracy_matrix: row i: after task i; column j: accuracy on task j, NaN for j > i.
-        class_incremental: the same with the task inferred among those learned so far; NaN in rows where
-            that was not measured.
-        task_inference: after the last task, on each task the share whose task is inferred.
+        class_incremental: the same with the task inferred among those learned so far; rows that were
+            not measured are NaN.
+        task_inference: after the last task, for each task the share of images whose inferred task is
+            right.
         drift: after each task, the largest change of any logit of any earlier task since it was
             learned.
-        usage: after the last task: per group, the share of units that each task uses, and free.
+        usage: after the last task, for each group, the share of units that each task uses, and the
+            free share.
         memory: bytes of each part of the state after the last task.
         free_units: after each task, {group: share of units that no task uses}.
         free_weights: after each task, the share of shared weights that no task depends on.
-        closings: of each task, what was seen when it was closed.
+        closings: the :class:`Closing` of each task.
         seconds: wall time of training and measuring.
     """
 
@@ -104,13 +107,13 @@ class Result:
 
     @classmethod
     def of(cls, names: list[str]) -> Result:
-        """Nothing measured yet."""
-        nothing = np.full((len(names),) * 2, np.nan)
-        return cls(names, nothing, nothing.copy(), nothing[0].copy())
+        """A result without measurements."""
+        empty = np.full((len(names),) * 2, np.nan)
+        return cls(names, empty, empty.copy(), empty[0].copy())
 
 
 def to_json(result: Result) -> dict[str, Any]:
-    """What a run has measured so far, as JSON holds it, but for what its state tells again."""
+    """A result as JSON, without usage and memory, which follow from the state."""
     return {
         "accuracy_matrix": result.accuracy_matrix.tolist(),
         "class_incremental": result.class_incremental.tolist(),
@@ -124,10 +127,10 @@ def to_json(result: Result) -> dict[str, Any]:
 
 
 def from_json(names: list[str], data: dict[str, Any]) -> Result:
-    """The result that :func:`to_json` was given, without usage and memory.
+    """The result from the data of :func:`to_json`, without usage and memory.
 
     Raises:
-        KeyError, TypeError, ValueError: something else.
+        KeyError, TypeError, ValueError: the data is something else.
     """
     tasks, done = len(names), len(data["drift"])
 
@@ -152,7 +155,7 @@ def from_json(names: list[str], data: dict[str, Any]) -> Result:
 
 
 def mean(results: Sequence[Result]) -> Result:
-    """What several seeds measured on the average; the largest drift, the memory of one."""
+    """The mean of the results of several seeds; but the largest drift, and the memory of one seed."""
     if len(results) == 1:
         return results[0]
     first = results[0]

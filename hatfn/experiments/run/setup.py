@@ -1,4 +1,4 @@
-"""From settings to a learner and its data."""
+"""Make a learner and its data from the settings of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hatfn.tracing import trace
 
 
 def make_module(config: RunConfig, task: Task) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """The module, with weights from the seed, and what resizes the stream's images for it."""
+    """The module, with weights from the seed, and the function that resizes images for it."""
     with seeded(config.device, config.seed):
         if config.model == "mlp":
             features = task.train.x[0].numel()
@@ -40,10 +40,11 @@ def make_module(config: RunConfig, task: Task) -> tuple[nn.Module, Callable[[Ten
             )
         try:
             module = timm.create_model(config.model, num_classes=task.classes)
-        except RuntimeError as error:  # a tag of weights that there are not
+        except RuntimeError as error:  # the name has a tag of weights that do not exist
             bare = config.model.partition(".")[0]
             raise ValueError(
-                f"run: model={config.model!r}: {error} Expected {bare!r}: weights are drawn anew."
+                f"run: model={config.model!r}: {error} Expected {bare!r}: weights are drawn from the "
+                f"seed."
             ) from error
     channels, height, width = module.pretrained_cfg["input_size"]  # type: ignore[index]
     side = config.image_size
@@ -61,12 +62,12 @@ def _resize(x: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
 
 
 def make_optimizer(config: RunConfig) -> Optimizer:
-    """torch's optimiser of that name, by its fastest kernels; torchopt's where steps are compiled."""
+    """torch's optimizer of that name, with its fastest kernels; torchopt's if steps are compiled."""
     momentum = {"momentum": config.momentum}
     if config.compile != "none":
-        own = momentum if config.optimizer in ("sgd", "rmsprop") else {}
+        options = momentum if config.optimizer in ("sgd", "rmsprop") else {}
         make = getattr(torchopt, config.optimizer)
-        pure: Optimizer = make(config.lr, weight_decay=config.weight_decay, **own)
+        pure: Optimizer = make(config.lr, weight_decay=config.weight_decay, **options)
         return pure
     makers: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
         "sgd": (torch.optim.SGD, {**momentum, "fused": True}),
@@ -74,16 +75,16 @@ def make_optimizer(config: RunConfig) -> Optimizer:
         "adamw": (torch.optim.AdamW, {"fused": True}),
         "rmsprop": (torch.optim.RMSprop, momentum),
     }
-    kind, own = makers[config.optimizer]
-    return from_torch(kind, lr=config.lr, weight_decay=config.weight_decay, **own)
+    kind, options = makers[config.optimizer]
+    return from_torch(kind, lr=config.lr, weight_decay=config.weight_decay, **options)
 
 
 def make_learner(
     config: RunConfig, module: nn.Module, example: Tensor, stream: list[Task], ranks: Ranks = ALONE
 ) -> HAT:
-    """The learner. Without HAT it is the same one with every gate open and nothing protected."""
+    """The learner; for methods other than HAT, it has open gates and no penalty."""
     wiring = trace(module, example)
-    if config.method == "isolated":  # nothing is shared: every task has all parameters for itself
+    if config.method == "isolated":  # nothing is shared: every task has its own copy of all parameters
         wiring = replace(
             wiring,
             params={
@@ -119,7 +120,7 @@ def make_learner(
 
 
 def make_schedule(config: RunConfig) -> schedule.Schedule:
-    """From progress to mask scale; without HAT gates of exactly one."""
+    """The function from progress to the mask scale; for methods other than HAT it keeps gates at 1."""
     if config.method != "hat":
         return schedule.constant(config.s_max)
     makers = {
@@ -132,7 +133,7 @@ def make_schedule(config: RunConfig) -> schedule.Schedule:
 
 
 def training_part(config: RunConfig, task: Task) -> Part:
-    """What a task is trained on: with the validation images, unless these are what it is judged by."""
+    """The images that train a task; validation images are among them unless they measure it."""
     if config.evaluate_on == "validation":
         return task.train
     return Part(*(torch.cat(pair) for pair in zip(task.train, task.validation, strict=True)))
@@ -141,13 +142,14 @@ def training_part(config: RunConfig, task: Task) -> Part:
 def batches(
     data: Part, size: int, generator: torch.Generator, count: int | None = None
 ) -> Iterator[Part]:
-    """One epoch in random order, in batches of nearly equal size: none is left with one image.
+    """One epoch in random order, in batches of nearly equal size, so that none has a single image.
 
     Args:
-        data: of a task.
-        size: images per batch, at most.
-        generator: of the order.
-        count: images in the epoch, counted from the start again after the last one; default all.
+        data: the images of a task.
+        size: the most images per batch.
+        generator: draws the order.
+        count: number of images in the epoch; after the last image it begins again with the first.
+            None: all images once.
     """
     order = torch.randperm(len(data.y), generator=generator)
     order = order[torch.arange(len(order) if count is None else count) % len(order)]

@@ -21,14 +21,14 @@ from hatfn.experiments.streams.sequences import framed
 
 
 class FileSet(NamedTuple):
-    """A data set that comes in files.
+    """A data set that is read from files.
 
     Attributes:
         title: its usual name.
-        classes: how many, None: as many as folders.
-        files: what must be there, in the data folder; a name that ends in "/" is a folder.
-        origin: where the files are from, in words.
-        read: from the data folder to training and test images.
+        classes: the number of classes; None: the number of folders.
+        files: the files that must be in the data folder; a name that ends in "/" is a folder.
+        origin: the origin of the files, in words.
+        read: the function from the data folder to training and test images.
     """
 
     title: str
@@ -39,15 +39,15 @@ class FileSet(NamedTuple):
 
 
 def load(names: Iterable[str], folder: Path | None, stream: str) -> list[Source]:
-    """Data sets from a folder, a tenth of each one's training images for validation.
+    """Read data sets from a folder; a tenth of the training images of each is for validation.
 
     Args:
-        names: of ``FILE_SETS``.
+        names: names in ``FILE_SETS``.
         folder: the user's ``--data-dir``.
-        stream: for the error.
+        stream: the name of the stream, for messages.
 
     Raises:
-        ValueError: files are missing (all that are, are named), or damaged.
+        ValueError: files are damaged or missing; the message names all missing files.
     """
     wanted = [FILE_SETS[name] for name in names]
     missing = [line for one in wanted for line in _missing(one, folder)]
@@ -58,8 +58,8 @@ def load(names: Iterable[str], folder: Path | None, stream: str) -> list[Source]
                 [
                     f"stream: {stream} is read from files, and {where}. Missing:",
                     *missing,
-                    "Expected one folder with all of them in it, as torchvision lays them out. Nothing "
-                    "is downloaded.",
+                    "Expected one folder that has all of them, laid out as in torchvision. hatfn does "
+                    "not download files.",
                 ]
             )
         )
@@ -68,7 +68,7 @@ def load(names: Iterable[str], folder: Path | None, stream: str) -> list[Source]
 
 
 def _missing(data: FileSet, folder: Path | None) -> list[str]:
-    """Lines for the error, none if all is there."""
+    """The lines of the message that name missing files; none if all files exist."""
     lacking = [name for name in data.files if folder is None or not _there(folder, name)]
     return [f"{data.title} ({data.origin}):", *(f"  {name}" for name in lacking)] if lacking else []
 
@@ -108,9 +108,8 @@ def _idx(make: type[datasets.MNIST]) -> Callable[[Path], tuple[Part, Part]]:
         raw = Path(make.__name__, "raw")
         if all((folder / name).is_file() for name in _idx_files(make)):
             return _parts(make(folder, train) for train in (True, False))
-        with (
-            TemporaryDirectory() as unpacked
-        ):  # torchvision reads no gzip, and the folder is the user's
+        # torchvision does not read gzip, and nothing may be written to the user's folder.
+        with TemporaryDirectory() as unpacked:
             (unpacked / raw).mkdir(parents=True)
             for name in _idx_files(make):
                 plain = folder / name
@@ -151,7 +150,7 @@ def _svhn(folder: Path) -> tuple[Part, Part]:
 
 
 def _parts(read: Iterable[Any]) -> tuple[Part, Part]:
-    """From torchvision's arrays, (B, H, W), (B, H, W, 3) or (B, 3, H, W) of bytes."""
+    """The parts from torchvision's arrays, (B, H, W), (B, H, W, 3) or (B, 3, H, W) of bytes."""
     found = []
     for data in read:
         x = torch.as_tensor(data.data)
@@ -179,7 +178,7 @@ def _folders(name: str) -> Callable[[Path], tuple[Part, Part]]:
         )
         if train.classes != test.classes:
             odd = sorted(set(train.classes) ^ set(test.classes))
-            raise ValueError(f"train and test differ in their folders, one of which is {odd[0]}")
+            raise ValueError(f"train and test differ in their folders: only one has {odd[0]}")
         return _pictures(train), _pictures(test)
 
     return read
@@ -202,42 +201,42 @@ FILE_SETS = {
         "MNIST",
         10,
         _idx_files(datasets.MNIST),
-        "handwritten digits of LeCun, Cortes and Burges; plain or .gz",
+        "handwritten digits by LeCun, Cortes and Burges; plain or .gz",
         _idx(datasets.MNIST),
     ),
     "fashionmnist": FileSet(
         "FashionMNIST",
         10,
         _idx_files(datasets.FashionMNIST),
-        "of Zalando Research; plain or .gz",
+        "by Zalando Research; plain or .gz",
         _idx(datasets.FashionMNIST),
     ),
     "cifar10": FileSet(
         "CIFAR-10",
         10,
         _cifar_files(datasets.CIFAR10),
-        "of Krizhevsky; out of cifar-10-python.tar.gz",
+        "by Krizhevsky; from cifar-10-python.tar.gz",
         _cifar(datasets.CIFAR10),
     ),
     "cifar100": FileSet(
         "CIFAR-100",
         100,
         _cifar_files(datasets.CIFAR100),
-        "of Krizhevsky; out of cifar-100-python.tar.gz",
+        "by Krizhevsky; from cifar-100-python.tar.gz",
         _cifar(datasets.CIFAR100),
     ),
     "svhn": FileSet(
         "SVHN",
         10,
         ("train_32x32.mat", "test_32x32.mat"),
-        "Street View House Numbers of Netzer et al., format 2: cropped digits",
+        "Street View House Numbers by Netzer et al., format 2: cropped digits",
         _svhn,
     ),
     "trafficsigns": FileSet(
         "TrafficSigns",
         43,
         ("gtsrb/GTSRB/Training/", "gtsrb/GTSRB/Final_Test/Images/", "gtsrb/GT-final_test.csv"),
-        "German Traffic Sign Recognition Benchmark; out of GTSRB-Training_fixed.zip, "
+        "German Traffic Sign Recognition Benchmark; from GTSRB-Training_fixed.zip, "
         "GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip",
         _traffic_signs,
     ),
@@ -245,14 +244,14 @@ FILE_SETS = {
         "FaceScrub",
         None,
         ("facescrub/train/", "facescrub/test/"),
-        "faces of Ng and Winkler, the 100 people with most images; a folder of images per person",
+        "faces by Ng and Winkler, the 100 people with most images; a folder of images per person",
         _folders("facescrub"),
     ),
     "notmnist": FileSet(
         "NotMNIST",
         None,
         ("notmnist/train/", "notmnist/test/"),
-        "letters A to J of Bulatov; a folder of images per letter",
+        "letters A to J by Bulatov; a folder of images per letter",
         _folders("notmnist"),
     ),
 }

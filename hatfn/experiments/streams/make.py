@@ -1,4 +1,4 @@
-"""From the name of a stream to its tasks."""
+"""Make the tasks of a stream from its name."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ MIXTURE = (
     *("cifar10", "cifar100", "mnist", "svhn"),
     *("fashionmnist", "trafficsigns", "facescrub", "notmnist"),
 )
-"""In the order that the paper's code shuffles."""
+"""The data sets of the mixture, in the order that the paper's code shuffles."""
 
 SHAPES_PER_TASK = 5
 
 SENSELESS = {
-    "rotated-mnist1d": "MNIST-1D has signals, which cannot be turned",
-    "rotated-dsprites": "the shapes of dSprites are turned at random already: all tasks are one",
+    "rotated-mnist1d": "MNIST-1D has signals, which cannot be rotated",
+    "rotated-dsprites": "dSprites are rotated at random already, so all tasks would be the same",
 }
 
 
@@ -43,27 +43,29 @@ def make_stream(
 ) -> list[Task]:
     """A sequence of tasks: a data set, split, permuted or rotated, or a mixture of data sets.
 
-    "split-...": tasks of equally many classes each, in their usual order (default: 5 tasks of a data
-    set of ten classes, 10 of others). "permuted-...": all classes, in every task after the first under
-    another random permutation of the pixels (default 10). "rotated-...": all classes, turned by
-    180 / tasks degrees more in every task (default 5). "mixture": eight data sets, each a task of
-    colour images of 32x32 pixels, in an order that depends on the seed (Serrà et al. 2018).
+    "split-...": every task has the same number of classes, in their usual order (default: 5 tasks of
+    a data set with ten classes, 10 tasks of others). "permuted-...": every task has all classes, and
+    after the first task each has its own random permutation of the pixels (default 10). "rotated-...":
+    every task has all classes, rotated by 180 / tasks degrees more than the task before (default 5).
+    "mixture": eight data sets, each a task of colour images of 32x32 pixels, in an order that depends
+    on the seed (Serrà et al. 2018).
 
-    The data sets: digits (scikit-learn's 1,797 of 8x8 pixels; a fifth of the images is for testing, a
-    fifth of the rest for validation), mnist, fashionmnist, cifar10 and cifar100 (from files), mnist1d,
-    and dsprites (generated: 5 new shapes for every task when they are split, ten when permuted).
+    The data sets are digits (scikit-learn's 1,797 of 8x8 pixels; a fifth of the images is for testing,
+    a fifth of the rest for validation), mnist, fashionmnist, cifar10 and cifar100 (from files),
+    mnist1d, and dsprites (generated: 5 new shapes for every task if they are split, ten if permuted).
 
     Args:
-        name: which stream.
-        tasks: their number; None: the stream's default. Of a data set that is split, a divisor of its
-            classes; of a mixture at most 8.
-        seed: of permutations, of dsprites' shapes and images, and of the mixture's order.
-        data_dir: folder of the files, for streams that are read from files.
-        image_size: pixels that dsprites are wanted for: up to 32 they are made of 32, else of 64.
+        name: the name of the stream.
+        tasks: the number of tasks; None: the default. If a data set is split, it must divide the number
+            of classes; for a mixture it is at most 8.
+        seed: the seed of permutations, of dsprites' shapes and images, and of the mixture's order.
+        data_dir: the folder of the files, for streams that are read from files.
+        image_size: the side in pixels of the images that the model reads. dsprites have 32 pixels if it
+            is at most 32, and else 64.
 
     Raises:
-        ValueError: an unknown stream, a number of tasks that it cannot have, files that are missing.
-        ImportError: a data set whose package is not installed.
+        ValueError: an unknown stream, an impossible number of tasks, or missing files.
+        ImportError: the package of the data set is not installed.
 
     Example:
         >>> [task.name for task in make_stream("split-digits", tasks=2, seed=0)]
@@ -83,7 +85,7 @@ def make_stream(
 
 
 def _order(tasks: int | None, seed: int) -> list[str]:
-    """The first data sets of the mixture, in the order of the seed, the paper's own."""
+    """The first data sets of the mixture, in the order that the seed gives, as in the paper's code."""
     if tasks is not None and tasks > len(MIXTURE):
         raise ValueError(f"stream: mixture of {tasks} tasks. Expected at most {len(MIXTURE)}.")
     order: list[str] = shuffle(MIXTURE, random_state=seed)

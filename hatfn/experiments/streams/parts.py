@@ -1,4 +1,4 @@
-"""What streams are made of: data sets in three parts, and tasks that show them changed."""
+"""The building blocks of streams: data sets in three parts, and tasks that are made from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hatfn.numerics.seeds import mixed
 PartName = Literal["train", "validation", "test"]
 
 SPLIT_SEED = 0
-"""Which images are validation images never changes, so that runs can be compared."""
+"""The seed that chooses validation images; it never changes, so that runs can be compared."""
 
 
 class Part(NamedTuple):
@@ -30,8 +30,8 @@ class Source(NamedTuple):
     """A data set, before it becomes tasks.
 
     Attributes:
-        name: for the names of tasks.
-        classes: how many it has.
+        name: the name that its tasks are called by.
+        classes: the number of classes.
         parts: "train", "validation" and "test"; pixels as bytes, or floats in [0, 1].
     """
 
@@ -42,9 +42,10 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its name, the number of its classes, and its data, made when they are asked for.
+    """One task: its name, its number of classes, and its data.
 
-    Ten permutations of a large data set would fill the memory, and one at a time does not.
+    The data are made when they are read, because ten permutations of a large data set do not fit in
+    memory together.
     """
 
     name: str
@@ -53,22 +54,25 @@ class Task:
 
     @property
     def train(self) -> Part:
-        """What the task is learned from."""
+        """The images that the task is learned from."""
         return self.read("train")
 
     @property
     def validation(self) -> Part:
-        """What settings are chosen by; otherwise more to learn from."""
+        """The images to choose settings with; otherwise the task is learned from these, too."""
         return self.read("validation")
 
     @property
     def test(self) -> Part:
-        """What the task is judged by."""
+        """The images that measure the task."""
         return self.read("test")
 
 
 class Plan(NamedTuple):
-    """A task to be: a data set, and the change that makes it the task's (of pixels in [0, 1])."""
+    """The plan of a task: a data set, and the function from its parts to those of the task.
+
+    The function receives pixels in [0, 1].
+    """
 
     name: str
     classes: int
@@ -77,7 +81,7 @@ class Plan(NamedTuple):
 
 
 def as_tasks(plans: list[Plan]) -> list[Task]:
-    """The tasks of a stream; what was made last is kept, since it is what is asked for next."""
+    """The tasks of a stream; the two parts that were made last are cached."""
 
     @lru_cache(maxsize=2)
     def read(index: int, name: PartName) -> Part:
@@ -88,14 +92,14 @@ def as_tasks(plans: list[Plan]) -> list[Task]:
 
 
 def divided(train: Part, share: Fraction = Fraction(1, 10)) -> dict[PartName, Part]:
-    """Training images in two, with that share of each class (but never all of it) for validation."""
+    """Split training images in two; validation gets that share of each class, but never all of it."""
     generator = torch.Generator().manual_seed(mixed(SPLIT_SEED))
     order = torch.randperm(len(train.y), generator=generator)
-    held = torch.zeros(len(order), dtype=torch.bool)
+    chosen = torch.zeros(len(order), dtype=torch.bool)
     for label in train.y.unique():
         rows = order[train.y[order] == label]
-        held[rows[: min(-(-len(rows) * share.numerator // share.denominator), len(rows) - 1)]] = True
+        chosen[rows[: min(-(-len(rows) * share.numerator // share.denominator), len(rows) - 1)]] = True
     return {
-        "train": Part(train.x[~held], train.y[~held]),
-        "validation": Part(train.x[held], train.y[held]),
+        "train": Part(train.x[~chosen], train.y[~chosen]),
+        "validation": Part(train.x[chosen], train.y[chosen]),
     }

@@ -1,4 +1,4 @@
-"""From a data set to a sequence of tasks."""
+"""Make a sequence of tasks from a data set."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hatfn.experiments.streams.parts import Part, Plan, Source
 
 
 def split(source: Source, tasks: int | None, seed: int) -> list[Plan]:
-    """Tasks of classes / tasks classes each, in their usual order."""
+    """Tasks with classes / tasks classes each, in the usual order of the classes."""
     classes = source.classes
     count = (5 if classes == 10 else 10) if tasks is None else tasks
     possible = [n for n in range(1, classes // 2 + 1) if classes % n == 0]
     if count not in possible:
         raise ValueError(
-            f"stream: {count} tasks of the {classes} classes of {source.name}, of equally many and at "
-            f"least two. Expected one of {', '.join(map(str, possible))}."
+            f"stream: {count} tasks of the {classes} classes of {source.name}, but every task needs "
+            f"the same number, at least two. Expected one of {', '.join(map(str, possible))}."
         )
     width = classes // count
 
@@ -32,7 +32,7 @@ def split(source: Source, tasks: int | None, seed: int) -> list[Plan]:
 
 
 def permuted(source: Source, tasks: int | None, seed: int) -> list[Plan]:
-    """All classes, in every task after the first under another random permutation of the pixels."""
+    """Tasks with all classes; each after the first has its own random permutation of the pixels."""
     generator = torch.Generator().manual_seed(seed)
     pixels = source.parts["train"].x[0, 0].numel()
 
@@ -48,7 +48,7 @@ def permuted(source: Source, tasks: int | None, seed: int) -> list[Plan]:
 
 
 def rotated(source: Source, tasks: int | None, seed: int) -> list[Plan]:
-    """All classes, turned by 180 / tasks degrees more in every task."""
+    """Tasks with all classes, each rotated by 180 / tasks degrees more than the task before."""
     count = 5 if tasks is None else tasks
 
     def plan(angle: float) -> Plan:
@@ -62,7 +62,7 @@ def rotated(source: Source, tasks: int | None, seed: int) -> list[Plan]:
 
 
 def mixture(sources: list[Source]) -> list[Plan]:
-    """A data set per task, with its own number of classes, all as colour images of 32x32 pixels."""
+    """Tasks with a data set each, with its own number of classes, as colour images of 32x32 pixels."""
     return [Plan(one.name, one.classes, one, _coloured) for one in sources]
 
 
@@ -71,5 +71,5 @@ def _coloured(data: Part) -> Part:
 
 
 def framed(x: Tensor) -> Tensor:
-    """Images of 28x28 pixels in a black frame that makes them 32x32; others as they are."""
+    """Images of 28x28 pixels with a black frame, which makes them 32x32; others stay as they are."""
     return nn.functional.pad(x, [2, 2, 2, 2]) if x.shape[-2:] == (28, 28) else x

@@ -29,16 +29,16 @@ def digits() -> dict[PartName, Part]:
     return {name: Part(x[rows], y[rows]) for name, rows in parts.items()}
 
 
-@cache  # it has no argument, and takes a second
+@cache  # because it takes a second
 def mnist1d() -> Source:
-    """MNIST-1D with its own defaults, 4,000 and 1,000 signals, each (B, 1, 1, 40) in [0, 1].
+    """MNIST-1D with its own defaults: 4,000 and 1,000 signals, as (B, 1, 1, 40) in [0, 1].
 
     Source: Greydanus & Kobak 2024, arXiv 2011.14439.
     """
-    made = needed("mnist1d.data", "mnist1d")
-    settings = made.get_dataset_args()
-    with numpy_seeded(settings.seed):  # the seed that it then sets, for everybody, itself
-        data = made.make_dataset(settings)
+    package = needed("mnist1d.data", "mnist1d")
+    settings = package.get_dataset_args()
+    with numpy_seeded(settings.seed):  # make_dataset sets this seed globally; here it is restored
+        data = package.make_dataset(settings)
     low = min(data["x"].min(), data["x_test"].min())
     high = max(data["x"].max(), data["x_test"].max())
 
@@ -61,6 +61,6 @@ def needed(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"stream: this one needs the package {module.partition('.')[0]}, and {error.name} is not "
-            f"installed. Write pip install 'hatfn[{extra}]'."
+            f"stream: this stream needs the package {module.partition('.')[0]}, but {error.name} is "
+            f"not installed. Write pip install 'hatfn[{extra}]'."
         ) from error

@@ -14,23 +14,23 @@ from hatfn.numerics.seeds import mixed, numpy_seeded
 IMAGES: dict[PartName, int] = {"train": 160, "validation": 40, "test": 20}
 """Images per shape."""
 OVERSAMPLING = 4
-"""Shapes are drawn with corners on whole pixels, so they are drawn larger and averaged down."""
+"""How much larger shapes are drawn before pixels are averaged, because corners lie on whole pixels."""
 
 
 def sprites(
     shapes: int, seed: int, side: Literal[32, 64] = 32, images: dict[PartName, int] | None = None
 ) -> Source:
-    """Shapes as classes: shape k is the same however many there are.
+    """A data set with a class for each shape; shape k does not depend on the number of shapes.
 
-    The package idsprites draws the outlines, and the black half that tells a shape's orientation.
-    Factors are uniform over its ranges, those of the paper's benchmark: scale in [0.5, 1], any
-    orientation, a centre in the middle half; shapes are white.
+    The package idsprites draws the outlines, and half of each shape black, which shows its orientation.
+    Factors are uniform over the ranges of the paper's benchmark: scale in [0.5, 1], any orientation, a
+    centre in the middle half of the image. Shapes are white.
 
     Args:
-        shapes: how many.
-        seed: of the outlines and of the factors.
-        side: pixels; images are (B, 3, side, side).
-        images: per shape; None: IMAGES.
+        shapes: the number of shapes.
+        seed: the seed of the outlines and of the factors.
+        side: the side in pixels; images are (B, 3, side, side).
+        images: the number of images per shape in each part; None: IMAGES.
 
     Raises:
         ImportError: idsprites is not installed.
