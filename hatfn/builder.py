@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from hatfn.checks.capacity import check_groups
-from hatfn.checks.settings import check_choice, check_classes, check_each, check_number, check_wiring
+from hatfn.checks.capacity import check_groups, warn_one_class
+from hatfn.checks.settings import (
+    check_choice,
+    check_classes,
+    check_each,
+    check_losses,
+    check_number,
+    check_wiring,
+)
 from hatfn.checks.values import check_callable, check_count, check_kind
 from hatfn.engine.compiled import Part, check_compile
 from hatfn.engine.optimizer import Optimizer, check_optimizer
 from hatfn.engine.ranks import ALONE, Ranks
 from hatfn.learner import HAT
 from hatfn.method import sparsity as regularizers
-from hatfn.method.loss import cross_entropy
+from hatfn.method.loss import Loss, cross_entropy
 from hatfn.method.names import Init, LockName
 from hatfn.method.protection import LOCKS, Lock
 from hatfn.network.network import make_network
@@ -30,7 +37,7 @@ def build(
     optimizer: Optimizer,
     *,
     num_tasks: int | None = None,
-    loss: Callable[[Any, Tensor], Tensor] = cross_entropy,
+    loss: Callable[..., Tensor] | Sequence[Loss] = cross_entropy,
     s_max: float = 400.0,
     sparsity: float | Sequence[float] = 0.75,
     quota: float | Sequence[float] = 0.0,
@@ -62,7 +69,9 @@ def build(
         optimizer: an optax-style (init, update) pair, such as ``torchopt.adam(1e-3)``; it trains the
             shared weights, the task's own parameters and its embeddings together.
         num_tasks: T, where ``classes`` is None; default 1.
-        loss: (what the module returns, logits (B, C) as a rule, y) -> ().
+        loss: (output of the module, y) -> (); the default reads logits (B, C), or the ``logits`` of the
+            output. A list has one loss for each task. A function with an argument ``task`` receives
+            the task as a keyword argument.
         s_max: the largest mask scale, > 1.
         sparsity: weight of the penalty on using free units, >= 0; a list: of each task, as for a
             first task that would else take everything.
@@ -145,11 +154,12 @@ def build(
             f"of all numbers convert the module before it is traced: module.double()."
         )
     for name, function, right in (
-        ("loss", loss, "of (output, y), such as torch.nn.functional.mse_loss"),
         ("regularizer", regularizer, "of (gates, cumulative, quota), such as hatfn.sparsity"),
         ("gate", gate, "of s * e, such as torch.sigmoid"),
     ):
         check_callable("build", name, function, right)
+    losses = check_losses("build", loss, tasks)
+    warn_one_class("build", classes, losses)
     check_kind("build", "grad_checkpointing", grad_checkpointing, bool, "True or False")
     check_kind("build", "ranks", ranks, Ranks, "hatfn.ranks.joined()")
     pure = check_optimizer(optimizer)
@@ -169,7 +179,7 @@ def build(
         wiring=wiring.to(device),
         tasks=tasks,
         optimizer=pure,
-        loss=loss,
+        loss=losses,
         regularizer=regularizer,
         gate=gate,
         embedding_init=init,

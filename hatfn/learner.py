@@ -161,7 +161,7 @@ class HAT(Spec):
         check_active("update", state, rows, together=True)
         if scale is not None:
             check_scale("update", scale, state.hyper["s_max"])
-        batches = check_batches(batch, task, rows, self.classes, self.wiring)
+        batches = check_batches(batch, task, rows, [self.labels(row) for row in rows], self.wiring)
         if nested := is_nested(state, batches, scale):
             check_checkpointing("update", self.network.recomputes)
         new, applied = step(self, state, batches, rows, scale, nested=nested)
@@ -225,8 +225,7 @@ class HAT(Spec):
             check_statistics("consolidate", t, state)
         else:
             check_list("consolidate", "batches", batches, "a list of pairs [(x, y)], or a loader")
-            classes = self.classes[t] if self.classes else None
-            pairs = [check_batch("consolidate", batch, self.wiring, classes) for batch in batches]
+            pairs = [check_batch("consolidate", b, self.wiring, self.labels(t)) for b in batches]
             if pairs and state.task_buffers:
                 state, _, _ = settle(self, state, pairs, t)
         closed = consolidate(self, state, t)

@@ -204,7 +204,8 @@ class Replicas(NamedTuple):
         check_active("update", first, rows, together=True)
         x, _ = check_pair("update", batch)
         shared = self._is_shared("update", states, x, shared, axes=int(is_several(task)))
-        batches = check_batches(batch, task, rows, hat.classes, hat.wiring, lead=0 if shared else 1)
+        labels = [hat.labels(row) for row in rows]
+        batches = check_batches(batch, task, rows, labels, hat.wiring, lead=0 if shared else 1)
         check_scales("update", scale, states.hyper["s_max"])
         with batchable(states.learned.device):
             new, applied = step(hat, states, batches, rows, scale, lead=1, shared=shared)

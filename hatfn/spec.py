@@ -14,10 +14,11 @@ from hatfn.engine.compiled import Graphs, Part
 from hatfn.engine.optimizer import PureOptimizer
 from hatfn.engine.ranks import Ranks
 from hatfn.method.gates import flush, gate, hard_gate
+from hatfn.method.loss import Loss, Losses, of_task, reads_labels
 from hatfn.method.masks import binary_gates
 from hatfn.method.names import Init
 from hatfn.method.protection import Lock, Locked
-from hatfn.network.network import Network, Output
+from hatfn.network.network import Network
 from hatfn.numerics.trees import over_groups, take
 from hatfn.state import HATState
 from hatfn.wiring import Wiring
@@ -35,7 +36,7 @@ class Spec:
         wiring: the wiring of the module, as it was traced.
         tasks: T, the number of tasks.
         optimizer: a pair of pure functions.
-        loss: (output, y) -> ().
+        loss: the losses of the tasks; :meth:`loss_of` gives that of one task.
         regularizer: (gates, cumulative mask, quota) -> ().
         gate: the function from s * e to a gate.
         embedding_init: build's ``init``, the name of how task embeddings start.
@@ -55,7 +56,7 @@ class Spec:
     wiring: Wiring
     tasks: int
     optimizer: PureOptimizer
-    loss: Callable[[Output, Tensor], Tensor]
+    loss: Losses
     regularizer: Callable[[dict[str, Tensor], dict[str, Tensor], Tensor], Tensor]
     gate: Callable[[Tensor], Tensor]
     embedding_init: Init
@@ -86,6 +87,14 @@ class Spec:
     def classes(self) -> tuple[int, ...] | None:
         """The number of classes of each task; None: tasks use the module's own output as it is."""
         return self.network.classes
+
+    def loss_of(self, task: int) -> Loss:
+        """The loss of one task, (output, y) -> ()."""
+        return of_task(self.loss, task)
+
+    def labels(self, task: int) -> int | None:
+        """The number of class labels that a task's targets can have; None: they are no class labels."""
+        return self.classes[task] if self.classes and reads_labels(self.loss_of(task)) else None
 
     def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
         """Gates of task embeddings, {group: (..., U)} in [0, 1], at a scale; None: binary ones."""

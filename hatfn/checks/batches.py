@@ -14,6 +14,9 @@ from hatfn.numerics.arguments import ALONE, Inputs, Leaf, named_leaves
 from hatfn.numerics.concrete import read
 from hatfn.wiring import Wiring
 
+_IGNORED = -100
+"""The label of positions that PyTorch's cross entropy leaves out by default."""
+
 Batch = tuple[Inputs, Tensor]
 """Inputs, and a target for each sample."""
 
@@ -110,10 +113,11 @@ def check_batch(
 def check_class_batch(where: str, batch: Any, classes: Sequence[int] | None, wiring: Wiring) -> Batch:
     """A pair of inputs and targets; if tasks have classes, of at least two samples."""
     inputs, y = check_batch(where, batch, wiring)
-    if classes is not None and (y.dim() != 1 or y.dtype != torch.int64 or len(y) < 2):
+    labels = y.dim() == 1 and y.dtype == torch.int64
+    if classes is not None and (len(y) < 2 or not (labels or (y.dim() > 1 and y.is_floating_point()))):
         raise TypeError(
             f"{where}: y has shape {tuple(y.shape)} and type {y.dtype}. Expected the classes of at "
-            f"least two samples: shape (B,) and type torch.int64."
+            f"least two samples: shape (B,) and type torch.int64; or targets (B, ...) of real numbers."
         )
     return inputs, y
 
@@ -122,7 +126,7 @@ def check_batches(
     batch: Any,
     task: Any,
     rows: Sequence[int],
-    classes: Sequence[int] | None,
+    labels: Sequence[int | None],
     wiring: Wiring,
     lead: int = 0,
 ) -> tuple[Batch, ...]:
@@ -132,7 +136,7 @@ def check_batches(
         batch: the batch as the caller gave it.
         task: the task as the caller gave it; if it is a list, x and y have an axis over tasks.
         rows: the tasks as ints.
-        classes: the number of classes of each task of the learner.
+        labels: for each row, the number of its class labels; None: its targets are no class labels.
         wiring: the wiring of the module.
         lead: number of axes in front that count states.
     """
@@ -141,8 +145,8 @@ def check_batches(
         batches = [(check_input("update", x, wiring, lead), y)]
     else:
         batches = _of_tasks(x, y, rows, wiring, lead)
-    for row, (inputs, targets) in zip(rows, batches, strict=True):
-        check_samples("update", inputs, targets, None if classes is None else classes[row], lead)
+    for count, (inputs, targets) in zip(labels, batches, strict=True):
+        check_samples("update", inputs, targets, count, lead)
     return tuple(batches)
 
 
@@ -272,7 +276,9 @@ def check_labels(y: Tensor, classes: int | None, where: str, lead: int = 0) -> N
         if y.dtype != torch.int64:
             raise TypeError(f"{where}: labels are {y.dtype}. Expected torch.int64: write y.long().")
         ends = read(torch.stack([y.min(), y.max()])) if y.numel() else None
-        if ends is not None and not 0 <= ends[0] <= ends[1] < classes:
+        if ends is not None and ends[0] == _IGNORED and y.dim() > 1 + lead:
+            check_labels(y[y != _IGNORED], classes, where, lead)
+        elif ends is not None and not 0 <= ends[0] <= ends[1] < classes:
             raise ValueError(
                 f"{where}: labels from {ends[0]} to {ends[1]}, but the task has {classes} classes. "
                 f"Expected labels from 0 to {classes - 1}, counted within the task: "

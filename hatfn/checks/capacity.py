@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from hatfn.method.loss import Losses, of_task, reads_labels
 from hatfn.numerics.concrete import read
 from hatfn.state import HATState
 from hatfn.wiring import Wiring
@@ -132,3 +133,22 @@ def check_statistics(where: str, task: int, state: HATState) -> None:
             f"with batches of its training data: a list of (x, y) or a loader; batches=[] keeps the "
             f"statistics as they are."
         )
+
+
+def warn_one_class(where: str, classes: Sequence[int] | None, losses: Losses, first: int = 0) -> None:
+    """Warn of tasks whose cross entropy is 0 whatever the module returns, because they have one class.
+
+    Args:
+        where: the function that was called.
+        classes: the number of classes of each task from ``first`` on.
+        losses: the losses of all tasks.
+        first: the first task.
+    """
+    for task, count in enumerate(classes or (), first):
+        if count == 1 and reads_labels(of_task(losses, task)):
+            warn(
+                f"{where}: task {task} has one class, and the cross entropy of one class is 0 whatever "
+                f"the module returns: the task would learn nothing. Give it two classes, or a loss of "
+                f"one number, such as torch.nn.functional.binary_cross_entropy_with_logits: "
+                f"build(loss=[...])."
+            )

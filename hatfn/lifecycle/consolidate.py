@@ -12,6 +12,7 @@ from hatfn.checks.batches import Batch, check_batch
 from hatfn.checks.calls import check_owned, check_scale, check_task
 from hatfn.checks.values import check_list, check_real
 from hatfn.method import transforms
+from hatfn.method.loss import explained
 from hatfn.method.masks import binary_gates
 from hatfn.network.call import call
 from hatfn.network.outputs import forward
@@ -89,11 +90,10 @@ def readiness(
     check_list("readiness", "batches", batches, "a list of pairs [(x, y)], or a loader")
     top = state.hyper["s_max"] if scale is None else scale
     check_scale("readiness", top, state.hyper["s_max"])
-    classes = hat.classes[t] if hat.classes else None
 
     def checked() -> Iterator[Batch]:
         for batch in batches:
-            yield check_batch("readiness", batch, hat.wiring, classes)
+            yield check_batch("readiness", batch, hat.wiring, hat.labels(t))
 
     return measure(hat, state, checked(), t, top, tolerance)
 
@@ -113,7 +113,8 @@ def measure(
     for x, y in batches:
         for i, gates in enumerate(both):
             with torch.no_grad():
-                loss = spec.loss(forward(spec.network, state, x, task, gates), y)
+                output = forward(spec.network, state, x, task, gates)
+                loss = explained(spec.loss_of(task), task, output, y)
             totals[i] = totals[i] + loss.double().cpu() * x.samples
         count += x.samples
     sums = torch.stack([*totals, torch.tensor(float(count), dtype=torch.float64)])

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from hatfn.checks.calls import check_owned
-from hatfn.checks.capacity import check_groups
-from hatfn.checks.settings import check_more
+from hatfn.checks.capacity import check_groups, warn_one_class
+from hatfn.checks.settings import check_losses, check_more
+from hatfn.checks.values import check_list
 from hatfn.engine.optimizer import Optimizer, fresh_opt_state, possible_opt_states
 from hatfn.lifecycle.init import TaskValues, initial_values, padded
+from hatfn.method.loss import Loss, Losses
 from hatfn.numerics.trees import tree_map
 from hatfn.spec import Spec
 from hatfn.state import HATState
@@ -24,7 +26,12 @@ S = TypeVar("S", bound=Spec)
 
 
 def grow(
-    hat: S, state: HATState, classes: Sequence[int] | None = None, *, num_tasks: int | None = None
+    hat: S,
+    state: HATState,
+    classes: Sequence[int] | None = None,
+    *,
+    num_tasks: int | None = None,
+    loss: Sequence[Loss] | None = None,
 ) -> tuple[S, HATState]:
     """A learner and a state with more tasks; the outputs of the old tasks stay equal to the bit.
 
@@ -37,6 +44,8 @@ def grow(
         state: any state of it; a task may be in the middle of its training.
         classes: the number of classes of each new task; heads are padded to the widest task.
         num_tasks: the number of new tasks, if the learner has no classes.
+        loss: the loss of each new task, (output, y) -> (). None: the learner's own loss, or the loss of
+            its last task if each task has its own.
 
     Returns:
         The learner of all tasks, and its state. The old pair can still be used.
@@ -68,7 +77,9 @@ def grow(
         for name, value in hat.hyper.items()
     }
     network = hat.network._replace(classes=counts)
-    grown = replace(hat, network=network, tasks=tasks, hyper=hyper)
+    losses = _more_losses(hat, more, loss)
+    warn_one_class("grow", classes, losses, first=hat.tasks)
+    grown = replace(hat, network=network, tasks=tasks, hyper=hyper, loss=losses)
 
     seed, fresh = int(state.seed), bool(state.fresh)
     _, added = initial_values(grown, range(hat.tasks, tasks), seed, fresh)
@@ -88,6 +99,15 @@ def grow(
         hyper={name: _longer(value, more) for name, value in state.hyper.items()},
     )
     return grown, new._replace(opt_state=_wider_opt_state(hat.optimizer, state.opt_state, new))
+
+
+def _more_losses(hat: Spec, more: int, loss: Sequence[Loss] | None) -> Losses:
+    """The losses of a learner with ``more`` further tasks; see :func:`grow`."""
+    if loss is None:
+        return (*hat.loss, *hat.loss[-1:] * more) if isinstance(hat.loss, tuple) else hat.loss
+    check_list("grow", "loss", loss, "one function for each new task")
+    added = check_losses("grow", tuple(loss), more)
+    return (*(hat.loss_of(task) for task in range(hat.tasks)), *added)  # type: ignore[misc]
 
 
 def _wider(hat: Spec, task_params: dict[str, Tensor]) -> dict[str, Tensor]:

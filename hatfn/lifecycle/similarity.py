@@ -33,14 +33,15 @@ def similarity(
 
         K = F F^T + 1,  G = (K + ridge)^-1,  error = mean_i |(G Y)_i / G_ii|^2
 
-    This is the squared leave-one-out error in closed form; Y is the one-hot matrix of classes. Without
-    classes the error is the learner's loss for the output of the subnetwork.
+    This is the squared leave-one-out error in closed form; Y is the one-hot matrix of classes, or the
+    targets themselves if they are real numbers. Without classes the error is the learner's loss for the
+    output of the subnetwork.
 
     Args:
         hat: the learner.
         state: any state.
         batch: x (B, ...) and y of the new task. If tasks have classes, y is (B,) int64, counted within
-            the task.
+            the task, or (B, ...) real numbers.
         tasks: the learned tasks to compare; None: all of them, in order.
 
     Returns:
@@ -72,7 +73,8 @@ def errors(spec: Spec, state: HATState, batch: Batch, rows: Sequence[int]) -> Fl
     x, y = batch
     if spec.classes is None:
         outputs = (forward(spec.network, state, x, row, take(state.masks, row)) for row in rows)
-        return torch.stack([spec.loss(output, y) for output in outputs])
+        losses = map(spec.loss_of, rows)
+        return torch.stack([loss(output, y) for loss, output in zip(losses, outputs, strict=True)])
     return torch.stack([_left_out(_features(spec.network, state, x, row), y) for row in rows])
 
 
@@ -104,6 +106,6 @@ def _left_out(features: Tensor, y: Tensor) -> Tensor:
     kernel = f @ f.T
     kernel = kernel / kernel.diagonal().mean().clamp(min=torch.finfo(f.dtype).tiny)
     inverse = torch.linalg.inv(kernel + 1 + _RIDGE * torch.eye(len(f)).to(f))
-    targets = torch.nn.functional.one_hot(y).to(f)
+    targets = (y.flatten(1) if y.is_floating_point() else torch.nn.functional.one_hot(y)).to(f)
     residuals: Tensor = (inverse @ targets) / inverse.diagonal()[:, None]
     return residuals.square().sum(1).mean()

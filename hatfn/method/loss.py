@@ -1,22 +1,90 @@
-"""The default loss, and what it reads of what a module returns."""
+"""The losses of tasks: the default loss, one loss for each task, and what a loss reads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+Loss = Callable[[Any, Tensor], Tensor]
+"""(output of the module, target) -> ()."""
 
-def cross_entropy(output: Any, y: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class Told:
+    """A loss that receives the task as a keyword argument.
+
+    Attributes:
+        function: (output, target, task=int) -> ().
+        task: the task; None: of_task() fills it in.
+    """
+
+    function: Callable[..., Tensor]
+    task: int | None = None
+
+    def __call__(self, output: Any, y: Tensor) -> Tensor:
+        """The loss of the task."""
+        return self.function(output, y, task=self.task)
+
+
+Losses = Loss | tuple[Loss, ...]
+"""The losses of all tasks: one for all, which may be :class:`Told` the task, or one for each."""
+
+
+def of_task(losses: Losses, task: int) -> Loss:
+    """The loss of one task."""
+    if isinstance(losses, tuple):
+        return losses[task]
+    return replace(losses, task=task) if isinstance(losses, Told) else losses
+
+
+def reads_labels(loss: Loss) -> bool:
+    """Whether a loss is a cross entropy, so that its integer targets are class labels."""
+    while isinstance(loss, partial):
+        loss = loss.func
+    known = loss is cross_entropy or loss is nn.functional.cross_entropy
+    return known or isinstance(loss, nn.CrossEntropyLoss)
+
+
+def explained(loss: Loss, task: int, output: Any, y: Tensor) -> Tensor:
+    """The loss; if it fails, the error names the task, the output and the target.
+
+    Args:
+        loss: the loss of the task.
+        task: the task.
+        output: the output of the module.
+        y: the target.
+    """
+    try:
+        return loss(output, y)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        logits = logits_of(output)
+        got = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        mend = " Write y.float()." if "dtype" in str(error) or "type Long" in str(error) else ""
+        raise ValueError(
+            f"the loss of task {task} failed on an output of shape {got} and a target of shape "
+            f"{tuple(y.shape)} and {y.dtype}. Expected a target that the loss takes.{mend} It said: "
+            f"{error}"
+        ) from error
+
+
+def cross_entropy(output: Any, y: Tensor, **options: Any) -> Tensor:
     """The cross entropy of the logits, averaged over the outputs if there are several.
 
     Args:
         output: logits (B, C) or (B, C, positions); something with ``logits``, such as a ModelOutput, a
             named tuple or a dict, of which nothing else is read; or a tuple or dict of logits, such as
             distilled or auxiliary outputs.
-        y: labels, (B,) or (B, positions).
+        y: labels, (B,) or (B, positions); or probabilities of the shape of the logits.
+        options: ``weight``, ``label_smoothing``, ``ignore_index`` and the other keyword arguments of
+            ``torch.nn.functional.cross_entropy``.
 
     Raises:
         TypeError: another output; :func:`hatfn.build` takes a ``loss`` for it.
@@ -26,7 +94,7 @@ def cross_entropy(output: Any, y: Tensor) -> Tensor:
         >>> cross_entropy((logits, logits), y) == cross_entropy({"logits": logits}, y)
         tensor(True)
     """
-    losses = [nn.functional.cross_entropy(logits, y) for logits in _every_logits(output)]
+    losses = [nn.functional.cross_entropy(logits, y, **options) for logits in _every_logits(output)]
     return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
@@ -39,6 +107,8 @@ def logits_of(output: Any) -> Any:
 
 def _every_logits(output: Any) -> list[Tensor]:
     found = logits_of(output)
+    if type(found) in (dict, OrderedDict):
+        found = tuple(found.values())
     every = [*found] if type(found) in (tuple, list) else [found]
     if not every or not all(isinstance(logits, Tensor) for logits in every):
         what = f" with {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""

@@ -10,6 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
+from hatfn.method.loss import explained
 from hatfn.network.call import call
 from hatfn.network.network import Output
 from hatfn.network.outputs import cut_heads
@@ -68,7 +69,7 @@ def _of_state(
         params = {**own.params, **cut_heads(spec.network, take(own.task_params, k), rows[k])}
         logits, buffers = call(spec.network, spec.network.train, params, buffers, gates, x)
         penalty = spec.regularizer(gates, inputs.used, inputs.hyper["quota"][k])
-        return spec.loss(logits, y), penalty, logits, buffers
+        return explained(spec.loss_of(rows[k]), rows[k], logits, y), penalty, logits, buffers
 
     # A loop: every task's head is cut to its own classes, and the loss sees no padding.
     losses, penalties, logits, buffers = zip(*map(of_task, range(len(rows))), strict=True)

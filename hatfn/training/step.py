@@ -77,7 +77,8 @@ def step(
             scale = torch.as_tensor(scale, dtype=inputs.hyper["s_max"].dtype, device=inputs.open.device)
         if spec.compile == "step":
             classes = spec.classes and tuple(spec.classes[row] for row in rows)
-            name = ("step", lead, shared, classes)
+            losses = tuple(spec.loss_of(row) for row in rows)
+            name = ("step", lead, shared, classes, losses)
             applied = spec.graphs.run(whole, name, wide, batches, scale)
         else:
             raw, seen = gradient(wide, batches, scale)

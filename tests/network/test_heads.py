@@ -10,7 +10,7 @@ from nets import learn
 from torch import Tensor, nn
 
 import hatfn
-from hatfn.tracing.inspect import find_heads
+from hatfn.tracing.heads import named_heads
 
 KINDS = {
     "linear": ("test_vit", {}, ["head"]),
@@ -31,7 +31,7 @@ def test_timm_classifiers_are_found(kind: str) -> None:
     name, settings, expected = KINDS[kind]
     with torch.device("meta"):
         module = timm.create_model(name, **settings)
-    assert sorted(head.weight for head in find_heads(module, None)) == sorted(
+    assert sorted(head.weight for head in named_heads(module, None)) == sorted(
         f"{layer}.weight" for layer in expected
     )
 
