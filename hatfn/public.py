@@ -16,6 +16,7 @@ from hatfn.lifecycle.grow import grow
 from hatfn.lifecycle.similarity import similarity
 from hatfn.method import protection, schedule
 from hatfn.method.gates import gate, hard_gate
+from hatfn.method.loss import cross_entropy
 from hatfn.method.sparsity import sparsity
 from hatfn.method.transforms import clamp_embeddings, compensate, protect
 from hatfn.replicas import Replicas, replica, replicate, stack
@@ -73,6 +74,7 @@ __all__ = [
     # The method's own functions.
     "gate",
     "hard_gate",
+    "cross_entropy",
     "sparsity",
     "protect",
     "compensate",

@@ -155,6 +155,17 @@ def widen(network: Network, output: Output, task: int) -> Output:
     return unflatten(structure, [*padded])
 
 
+def narrow(network: Network, output: Output, task: int) -> Output:
+    """One task's output (B, ...) of a row of predict(), with the classes of the task alone."""
+    if network.classes is None:
+        return output
+    count = network.classes[task]
+    leaves, structure = flatten(output)
+    dims = _class_dims(network, leaves)
+    cut = (v if dim is None else v.narrow(dim, 0, count) for v, dim in zip(leaves, dims, strict=True))
+    return unflatten(structure, [*cut])
+
+
 def _class_dims(network: Network, leaves: Sequence[Tensor]) -> Sequence[int | None]:
     """For each tensor that the module returns, the dimension that counts classes."""
     if len(network.wiring.class_dims) == len(leaves):
