@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hatfn.network.checkpointing import keeping
-from hatfn.network.copies import copied
+from hatfn.network.copies import copied, untied
 from hatfn.network.hooks import BACK, COLUMNS, GATE
 from hatfn.network.network import Network, Output
 from hatfn.network.skipping import NOTHING, Skips
@@ -88,6 +88,8 @@ def run(
     given = {**buffers, **network.constants}
     values = {**params, **{name: buffer.clone() for name, buffer in given.items()}}
     values = {**{names.get(name, name): value for name, value in values.items()}, **hooked}
+    if network.tied:
+        values = untied(module, values)
     if network.recomputes and module is network.train:
         module = keeping(module, values)
     elif network.wiring.remembers:
@@ -96,7 +98,7 @@ def run(
     lower = torch.autocast(x.device.type, network.precision, network.precision is not None, False)
     with _explained(x, network.wiring), lower:
         args, kwargs = network.wiring.signature.arguments(x)
-        output = functional_call(module, values, args, kwargs, strict=True, tie_weights=network.tied)
+        output = functional_call(module, values, args, kwargs, tie_weights=False)
     if network.precision is not None:
         output = map_output(_full, output)
     return output, {name: values[names.get(name, name)] for name in buffers}

@@ -10,33 +10,42 @@ import optree
 import torch
 from torch import Tensor, nn
 
+from hatfn.network.closures import copy_functions
 from hatfn.network.hooks import OWN_BUFFERS, remove_hooks
 
 
 def copied(
-    module: nn.Module, training: bool | None, convert: Callable[[Tensor], Tensor] | None = None
+    module: nn.Module,
+    training: bool | None,
+    convert: Callable[[Tensor], Tensor] | None = None,
+    memo: dict[int, Any] | None = None,
 ) -> nn.Module:
     """A copy of the module's structure, in train or eval mode, that shares the module's tensors.
 
+    Closures, partials and hooks of the copy hold the parts of the copy.
+
     Args:
-        module: any.
+        module: any module.
         training: train or eval mode; None: every part in the mode it is in.
         convert: what to put in the place of each parameter and buffer; tied ones stay tied.
+        memo: receives what was copied, {id of the original: copy}.
     """
-    memo: dict[int, object] = {}
+    memo = {} if memo is None else memo
     for child in module.modules():
         for value in attributes(child):
             if isinstance(value, Tensor) and not value.is_leaf:  # computed: cannot be copied
                 memo[id(value)] = value.detach()
     for tensor in (*module.parameters(), *module.buffers()):
         memo[id(tensor)] = tensor if convert is None else convert(tensor)
+    fill_functions = copy_functions(module, memo)
     new = copy.deepcopy(module, memo)
-    for (
-        child
-    ) in new.modules():  # keys and values are of no use to the next call, which has other weights
+    fill_functions()
+    for child in new.modules():
         config: Any = getattr(child, "config", None)
         if getattr(config, "use_cache", False) is True:
-            config.use_cache = False
+            config.use_cache = False  # the next call has other weights, so it can use no old keys
+        if isinstance(child, nn.Embedding | nn.EmbeddingBag):
+            child.sparse = False  # protection and optimizers work on dense gradients
     # Into train mode first: there a module drops what it kept from calls in eval mode.
     return new if training is None else new.train().train(training)
 
@@ -46,12 +55,13 @@ def attributes(module: nn.Module) -> list[Any]:
     return optree.tree_leaves(list(vars(module).values()))  # type: ignore[arg-type]
 
 
-def meta_copy(module: nn.Module, training: bool) -> nn.Module:
+def meta_copy(module: nn.Module, training: bool, memo: dict[int, Any] | None = None) -> nn.Module:
     """A copy without numbers: ``functional_call`` must supply every parameter and buffer.
 
     Args:
-        module: any.
+        module: any module.
         training: train or eval mode.
+        memo: receives what was copied, {id of the original: copy}.
     """
 
     def empty(tensor: Tensor) -> Tensor:
@@ -60,7 +70,7 @@ def meta_copy(module: nn.Module, training: bool) -> nn.Module:
             nn.Parameter(hollow, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else hollow
         )
 
-    return copied(module, training, empty)
+    return copied(module, training, empty, memo)
 
 
 def filled(hollow: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
@@ -94,6 +104,26 @@ def measure_statistics(module: nn.Module) -> None:
         if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.track_running_stats and trains:
             child.train()
             child.momentum = 1.0
+
+
+def untied(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values for every place where a module registers a tensor; a tied tensor has several places.
+
+    A layer with two names is one place. If ``functional_call`` replaced its tensors under both names,
+    it would leave numbers in the module.
+
+    Args:
+        module: any module.
+        values: {name: tensor}, for the first name of every parameter and buffer.
+    """
+    first: dict[int, str] = {}
+    places = {}
+    for path, child in module.named_modules():
+        for name, tensor in (*child._parameters.items(), *child._buffers.items()):
+            if tensor is not None:
+                place = f"{path}.{name}".lstrip(".")
+                places[place] = values[first.setdefault(id(tensor), place)]
+    return places
 
 
 def first_names(module: nn.Module) -> dict[str, str]:

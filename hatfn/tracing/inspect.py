@@ -6,11 +6,10 @@ import warnings
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from hatfn.network.copies import attributes, copied
-from hatfn.numerics.seeds import seeded
 from hatfn.tracing.inputs import Call
+from hatfn.tracing.reach import watched_call
 
 
 def remembers(module: nn.Module, call: Call) -> bool:
@@ -31,13 +30,10 @@ def remembers(module: nn.Module, call: Call) -> bool:
 
 def changed_buffers(module: nn.Module, call: Call, names: dict[str, str]) -> tuple[str, ...]:
     """The buffers that training changes: norms' statistics, and whatever one step changes."""
-    before = dict(module.named_buffers())
+    values, before = watched_call(module, call, training=True), dict(module.named_buffers())
     if not before:
         return ()
     trained = copied(module, training=True)
-    values = {**dict(module.named_parameters()), **{n: b.clone() for n, b in before.items()}}
-    with seeded(call.device, 0), torch.no_grad():
-        functional_call(trained, values, call.args, call.kwargs, strict=True)
     changed = {name for name in before if not torch.equal(values[name], before[name])}
     for path, child in trained.named_modules(remove_duplicate=False):
         if isinstance(child, nn.modules.batchnorm._NormBase) and child.training:

@@ -17,6 +17,7 @@ from hatfn.tracing.inspect import changed_buffers, remembers
 from hatfn.tracing.interpret import interpret
 from hatfn.tracing.layers import find_layers
 from hatfn.tracing.nodes import UnreadableError
+from hatfn.tracing.reach import watched_call
 from hatfn.tracing.readout import read_wiring
 from hatfn.tracing.tracer import Tracer
 from hatfn.wiring import Head, Wiring, digest
@@ -77,11 +78,16 @@ def trace(
     names = first_names(module)
     try:
         changed = changed_buffers(module, call, names)
+    except TraceError:
+        raise
     except Exception as error:
         raise _failed(module, call, "train", error) from error
     program = _export(module, call)
     try:
+        watched_call(module, call, training=False)
         keeps = remembers(module, call)
+    except TraceError:
+        raise
     except Exception as error:  # what export does not compute, such as types that do not fit
         raise _failed(module, call, "eval", error) from error
     if not heads and head is None:
