@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hatfn.evaluation.usage import free_weights, memory, overlap, usage
@@ -27,7 +27,7 @@ Matrix = Float[np.ndarray, "T T"]
 """Row i: after task i; column j: accuracy on task j, in [0, 1]; NaN where j was not yet learned."""
 
 
-def accuracy(logits: Float[Tensor, "B C"], labels: Tensor) -> float:
+def accuracy(logits: Float[Tensor, "*batch C"], labels: Int64[Tensor, "*batch"]) -> float:
     """The share of samples whose largest logit is that of their label, in [0, 1]."""
     _check_shape("accuracy", "labels", labels, logits.shape[:-1])
     return (logits.argmax(-1) == labels).double().mean().item()

@@ -158,7 +158,7 @@ def test_lines_that_no_run_logs(line: bytes, folder: Path, capsys) -> None:
     whole = line + b"\n" + json.dumps(STEP).encode()
     (folder / LOG).write_bytes(whole)
     progress(folder, lambda header, _: header.update(log=len(line) + 1))
-    assert f"{LOG}, line 1, is not of a run" in refused(folder, capsys)
+    assert f"{LOG}, line 1, was not written by a run" in refused(folder, capsys)
     assert (folder / LOG).read_bytes() == whole
 
 

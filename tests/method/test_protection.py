@@ -173,7 +173,7 @@ def test_a_rule_of_ones_own() -> None:
 
     def rows(wiring: hatfn.Wiring, seen: Locked) -> dict[str, Tensor]:
         look = wiring.lookup(seen.used)
-        return {name: look(role.out).expand(role.shape) for name, role in wiring.shared.items()}
+        return {name: look(role.out_units).expand(role.shape) for name, role in wiring.shared.items()}
 
     hat = learner(MLP(5, 3, width=16), X, protection=Lock(rows))
     state = learn(hat, hat.init(0), X, 0)

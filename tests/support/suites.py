@@ -21,7 +21,7 @@ class Suite(NamedTuple):
 
 SUITES = {
     "tracing": Suite(150, ("tracing", "test_wiring.py", "test_spec.py", "test_reprs.py")),
-    "network, subnet": Suite(200, ("network", "subnet", "test_models.py")),
+    "network, subnet": Suite(200, ("network", "subnet", "models")),
     "method, engine": Suite(150, ("numerics", "checks", "method", "engine")),
     "learner, training": Suite(
         200, ("training", "test_learner.py", "test_learner_architectures.py", "test_learner_devices.py")
