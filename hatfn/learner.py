@@ -106,13 +106,10 @@ class HAT(Spec):
                 keeps the values that it has, which are the initial ones if it was never trained.
             batch: x (B, ...) and y of the task, for "similar"; a larger batch chooses more reliably.
 
-        Returns:
-            The state with the tasks open.
-
         Raises:
             TypeError, ValueError: a task does not exist, or is both in ``task`` and in ``locked``;
-                ``carry`` is given with another number of tasks; ``init_from`` is a task that is not
-                learned, or is given for several tasks; "similar" is given without a batch.
+                ``carry`` with another number of tasks; ``init_from`` is not a learned task, or is
+                given for several tasks; "similar" without a batch.
 
         Warns:
             HATWarning: a group has no free unit; another open task was not consolidated.
@@ -142,23 +139,19 @@ class HAT(Spec):
         The step computes the gradient, applies the protection to it, compensates the gradients of the
         embeddings, clips the norm, calls the optimizer, applies the protection to the update and clamps
         the embeddings. If a result is not finite, the step is refused: the values of the state stay the
-        same, and ``info.ok`` is False.
+        same, and ``info.ok`` is False. Of several tasks, each uses its own gates and head, and their
+        gradients are summed on the shared weights.
 
-        If several tasks are trained in one step, each uses its own gates and head. Their gradients are
-        summed on the shared weights.
-
-        Dropout draws its masks from PyTorch's global random state. All else depends on the arguments
-        alone. No value of a tensor decides which operators run, so ``vmap(hat.update, in_dims=(0, 0,
-        None, None), randomness="different")`` trains stacked states together.
+        Dropout draws its masks from PyTorch's global random state. No value of a tensor decides which
+        operators run, so ``vmap(hat.update, in_dims=(0, 0, None, None), randomness="different")``
+        trains stacked states together.
 
         Args:
             state: a state in which :meth:`begin` opened ``task``.
-            batch: x (B, ...) and the target y of the loss. Class labels are (B,) int64 and counted
-                within the task. Several tasks need an axis over tasks in front: x (K, B, ...), y
-                (K, B).
+            batch: x (B, ...) and the target y of the loss. Class labels are (B,) int64, counted within
+                the task. K tasks need an axis over tasks in front: x (K, B, ...), y (K, B).
             task: the task or the list of tasks that :meth:`begin` opened.
-            scale: the mask scale s in (0, s_max]. None: train the weights under binary gates and leave
-                the embeddings as they are.
+            scale: the mask scale s in (0, s_max]. None: binary gates; the embeddings do not change.
 
         Returns:
             The new state, and :class:`~hatfn.training.types.Info` with losses and logits of the step.
@@ -166,9 +159,6 @@ class HAT(Spec):
         Raises:
             TypeError, ValueError: a wrong task, batch or scale; a task that is not open.
 
-        Source:
-            Serrà et al. 2018, equation 2 (protection), equation 5 (sparsity) and section 2.5
-            (compensation, clamp).
         """
         check_state("update", state, self.wiring, self.tasks)
         rows = check_tasks("update", task, self.tasks)
@@ -190,18 +180,16 @@ class HAT(Spec):
 
         Args:
             state: a state in which :meth:`begin` opened ``task``.
-            batches: inputs x (B, ...), or pairs (x, y), enough of them to represent the task. Targets
-                are ignored.
-            task: an open task. The statistics of a learned task must not change, because its outputs
-                would change with them.
+            batches: inputs x (B, ...), or pairs (x, y) whose targets are ignored; enough of them to
+                represent the task.
+            task: an open task. A learned one is refused, because its outputs would change.
 
         Returns:
             The state with new statistics of the task. It is unchanged if the module has none, or if
             the new ones are not finite. Counts of batches start from 0.
 
         Raises:
-            TypeError, ValueError: a wrong task or input; no batch, or an empty one; a task that is not
-                open.
+            TypeError, ValueError: a wrong task or input; no batch, or an empty one.
         """
         check_state("recalibrate", state, self.wiring, self.tasks)
         t = check_task("recalibrate", task, self.tasks)
@@ -224,11 +212,8 @@ class HAT(Spec):
             state: any state.
             task: the task.
             batches: pairs of x (B, ...) and y from the training data of the task, enough of them to
-                represent it. Only a module with running statistics needs them. An empty list: keep the
-                statistics of training. None: the same, with a warning.
-
-        Returns:
-            The state with the task learned.
+                represent it. Only a module with running statistics needs them. An empty list keeps the
+                statistics of training; None does too, with a warning.
 
         Raises:
             TypeError, ValueError: a task that does not exist; a wrong batch.
@@ -271,11 +256,10 @@ class HAT(Spec):
                 tasks.
 
         Returns:
-            (B, classes of the task), or the module's own output if tasks have no classes. A module
-            that returns a tuple or dict of tensors gives a tuple or dict of such outputs. With a task
-            for each sample the output is (B, C), where C is the number of classes of the widest task;
-            classes that the sample's task lacks are -inf. It equals to the bit the output of one call
-            for each task, with all samples of this task.
+            (B, classes of the task), or the module's own output if tasks have no classes; a tuple or
+            dict of such outputs if the module returns one. With a task for each sample it is (B, C),
+            where C is the number of classes of the widest task and classes that a sample's task lacks
+            are -inf. It equals, to the bit, one call for each task with all of its samples.
 
         Raises:
             TypeError, ValueError: a wrong task, input or scale; binary gates of a task that is not
@@ -312,9 +296,8 @@ class HAT(Spec):
             chunk_size: the number of tasks to compute at a time, which bounds memory. None: all.
 
         Returns:
-            (N, B, C), where C is the number of classes of the widest task; classes that a task lacks
-            are -inf. A module that returns a tuple or dict of tensors gives a tuple or dict of such
-            outputs.
+            (N, B, C), where C is the number of classes of the widest task and classes that a task
+            lacks are -inf; a tuple or dict of such outputs if the module returns one.
 
         Raises:
             TypeError, ValueError: a wrong task or input; a task that is not learned.
@@ -342,13 +325,11 @@ class HAT(Spec):
         Args:
             state: any state.
             task: the task, or a list of tasks.
-            locked: the tasks to keep unchanged. None: all others that are learned or open. A learned
-                task that is not in the list loses its protection.
+            locked: as for :meth:`begin`, but None also includes open tasks.
             dry_run: change nothing, only report.
 
         Returns:
-            The new state, and a report of what was reset. If there is nothing to do, the state is the
-            given one.
+            The new state, or the given one if there is nothing to do, and a report.
 
         Raises:
             TypeError, ValueError: a task does not exist, or is both in ``task`` and in ``locked``.
@@ -370,21 +351,12 @@ class HAT(Spec):
     def prune(
         self, state: HATState, keep: int | Sequence[int], dry_run: bool = False
     ) -> tuple[HATState, Forgotten]:
-        """Forget all tasks except some: see :meth:`forget`.
+        """Forget all tasks except some; otherwise the same as :meth:`forget`.
 
         Args:
             state: any state.
             keep: the task to keep, or a list of tasks.
             dry_run: change nothing, only report.
-
-        Returns:
-            The new state and the report, as from :meth:`forget`.
-
-        Raises:
-            TypeError, ValueError: a task that does not exist.
-
-        Warns:
-            HATWarning: there is nothing to forget.
         """
         check_state("prune", state, self.wiring, self.tasks)
         kept = check_each_task("prune", keep, self.tasks)
@@ -404,8 +376,7 @@ class HAT(Spec):
                 reads integers needs a real input.
 
         Returns:
-            Smaller parameters and buffers, with which the same module computes the task's logits in
-            less time, and a report of what was sliced.
+            Smaller tensors, with which the module computes the task's logits faster, and a report.
 
         Raises:
             TypeError, ValueError: a wrong task or input; a task that is not learned; ``x`` is None and
@@ -418,17 +389,6 @@ class HAT(Spec):
         return compact(self.network, state, t, inputs)
 
     def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
-        """Gates of task embeddings: soft ones, or binary ones where the embedding is above 0.
-
-        Args:
-            embeddings: {group: (..., U)}.
-            scale: the mask scale s >= 0; None: binary gates.
-
-        Returns:
-            {group: (..., U)}, in [0, 1].
-
-        Raises:
-            TypeError, ValueError: wrong embeddings or scale.
-        """
+        """Gates of embeddings, {group: (..., U)} in [0, 1]: soft at scale s >= 0; for None binary."""
         check_kind("gates", "embeddings", embeddings, dict, "{group: tensor}: state.embeddings")
         return super().gates(embeddings, scale)
