@@ -119,7 +119,7 @@ def last_heads(program: torch.export.ExportedProgram, module: nn.Module) -> list
             return []
         if closed is not None:
             raise ValueError(
-                f"trace: the module ends in the layer {path!r} and {closed}. Expected logits, as for the "
+                f"trace: the module ends in the layer {path!r} and {closed}. Expected logits for the "
                 f"default loss: leave {closed} out. Or write head={path!r} if the layer is the "
                 f"classifier, head=False if its outputs are features."
             )
