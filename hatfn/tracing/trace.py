@@ -65,6 +65,7 @@ def trace(
             whose weight is also used elsewhere.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> trace(net, torch.zeros(1, 4), head="2").groups
         mappingproxy({'0': 8})
