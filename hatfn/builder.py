@@ -1,4 +1,4 @@
-"""build(): from a module and its wiring to a learner."""
+"""build(): make a learner from a module and its wiring."""
 
 from __future__ import annotations
 
@@ -57,70 +57,82 @@ def build(
     grad_checkpointing: bool = False,
     compile: Part | None = None,
 ) -> HAT:
-    """A continual learner for a module and its wiring.
+    """Build a continual learner from a module and its wiring.
 
     Args:
-        module: the one that was traced; it is copied, neither changed nor called. Parameters with
-            ``requires_grad=False`` are gated and never trained.
-        wiring: from :func:`hatfn.trace`.
-        classes: number of classes of each task; every task has a head of its own, in the place of the
-            module's classifier or, where the wiring has no heads, behind the module. None: the
-            module's output as it is, for regression or feature masks.
-        optimizer: an optax-style (init, update) pair, such as ``torchopt.adam(1e-3)``; it trains the
-            shared weights, the task's own parameters and its embeddings together.
-        num_tasks: T, where ``classes`` is None; default 1.
+        module: the traced module. It is copied, and neither changed nor called. Parameters with
+            ``requires_grad=False`` are gated, but never trained.
+        wiring: the wiring of the module, from :func:`hatfn.trace`.
+        classes: the number of classes of each task. Each task has its own head, which replaces the
+            module's classifier, or stands behind the module if the wiring has no heads. None: the
+            module's output stays as it is, for regression or feature masks.
+        optimizer: an optax-style pair (init, update) of pure functions, such as
+            ``torchopt.adam(1e-3)``. It trains the shared weights, and the parameters and embeddings
+            of each task.
+        num_tasks: T, the number of tasks, if ``classes`` is None; default 1.
         loss: (output of the module, y) -> (); the default reads logits (B, C), or the ``logits`` of the
             output. A list has one loss for each task. A function with an argument ``task`` receives
             the task as a keyword argument.
         s_max: the largest mask scale, > 1.
-        sparsity: weight of the penalty on using free units, >= 0; a list: of each task, as for a
-            first task that would else take everything.
-        quota: budget: the share of units, in [0, 1], that a task may take without penalty; a list: of
-            each task. HAT-CL's is 1/T.
-        regularizer: (gates, cumulative mask, the task's quota), the first two {group: (U,)} -> (); see
-            :func:`hatfn.sparsity`, and ``functools.partial(hatfn.sparsity, over="groups")``.
-        init: "normal", "dense" or "sparse" task embeddings.
-        gate: the function that takes s * e to a gate.
-        protection: the lock rule, by name or one of :mod:`hatfn.protection`. "exact": a weight is
-            held if a locked task uses both its ends; "paper": by min(post, pre) of the soft cumulative
-            masks, as published. Under the first no old task's output moves; under the second it does as
-            far as gates were not binary when a task was closed. "adaptive" lets weights in use move a
-            little, "magnitude" holds only the largest of them.
-        compensation: the factor of the embeddings' gradients: "s_max" (first paper), a number
-            (HAT-CL: 100), or None to leave the gradients as they are.
-        max_norm: gradients are scaled down to this 2-norm, all together; None: not.
-        clamp: embeddings stay in [-clamp, clamp].
-        decay_embeddings: let the optimiser's weight decay act on embeddings as well; it draws them to
-            0, where training and serving differ.
-        precision: torch.bfloat16: the module computes under ``torch.autocast``, in training and
-            when served; weights, moments and outputs stay as they are. Where ``vmap`` has no batch
-            norm of two precisions, predict() goes task by task. None: no autocast.
-        ranks: the processes that train together, :func:`hatfn.ranks.joined` under torchrun; each
-            calls the same functions in the same order, with its own share of every batch.
-        accumulate: number of parts, >= 1, that every batch is split into (at most one for each
-            sample): a step takes the mean of their gradients, by their numbers of samples, and holds
-            the activations of one. With a loss that is a mean over samples that is the step of the
-            whole batch, but for batch norms, for which each part is a batch, and for random numbers.
-        grad_checkpointing: switch on the module's own checkpointing of activations, as timm's and
-            transformers' modules offer it, in training: its blocks are computed again in the backward
-            pass instead of kept, for the same step to the bit. False: as the module has it. One that
-            calls ``torch.utils.checkpoint`` by itself says so: ``module.grad_checkpointing = True``.
-        compile: what of a step PyTorch's Inductor compiles, at its first call and for every shape
-            anew. "update": all that follows the gradient, protection, clip, optimiser, as one pass
-            over memory; whatever the batch, whichever the task. "step": the gradient as well, for every
-            shape of batch and number of classes; for a small module, whose Python it leaves out, the
-            fastest. Losses and weights are the same to rounding, old tasks' outputs to the bit. Needs
-            functions made of operators alone, such as TorchOpt's, and on a CPU a C++ compiler.
+        sparsity: the weight of the sparsity penalty, >= 0, which a task pays for the free units that
+            it uses. A list has one weight for each task; a larger one for the first task keeps it
+            from taking all units.
+        quota: the share of units, in [0, 1], that a task may use without penalty. A list has one share
+            for each task. HAT-CL uses 1/T.
+        regularizer: the sparsity penalty, a function (gates, cumulative mask, quota) -> (), where the
+            first two are {group: (U,)} and the quota is the task's own. Default:
+            :func:`hatfn.sparsity`. For HAT-CL's version write
+            ``functools.partial(hatfn.sparsity, over="groups")``.
+        init: how task embeddings start: "normal" from N(0, 1), so that half of the units start on;
+            "dense" at 1, so that all start on; "sparse" from N(Phi^-1(1/T), 1), so that each starts on
+            with probability 1/T.
+        gate: the function from s * e, the mask scale times the embedding, to the gate.
+        protection: the rule that decides which weights stay unchanged, by its name or from
+            :mod:`hatfn.protection`. "exact": a weight is protected if a locked task uses its out unit
+            and its in unit; outputs of locked tasks do not change at all. "paper": the published rule,
+            gradients times 1 - min(out, in) of the soft cumulative masks; outputs change a little if
+            gates were not yet binary when their task was closed. "adaptive": weights in use change a
+            little. "magnitude": only the largest weights in use are protected.
+        compensation: the constant factor in the compensation of the embeddings' gradients: "s_max"
+            (first paper), or a number (HAT-CL: 100). None: no compensation.
+        max_norm: > 0, the largest 2-norm of the gradient of all that a step trains, taken together. A
+            gradient with a larger norm is scaled down to it. None: no limit.
+        clamp: > 0; embeddings stay in [-clamp, clamp].
+        decay_embeddings: let the optimizer's weight decay act on embeddings as well. It pulls them
+            towards 0, where soft and binary gates differ most.
+        precision: torch.bfloat16: the module computes under ``torch.autocast``, in training and in
+            serving, while weights, optimizer state and outputs keep their type. If ``vmap`` cannot
+            mix both types in a batch norm, ``predict`` computes one task after another. None: no
+            autocast.
+        ranks: the processes that train together, from :func:`hatfn.ranks.joined` under torchrun. Each
+            process calls the same functions in the same order, with its own share of every batch.
+        accumulate: the number of micro-batches, >= 1, that a batch is split into, but at most one for
+            each sample. Only the activations of one are in memory; the step uses the mean of their
+            gradients, weighted by their numbers of samples. If the loss is a mean over samples, the
+            step equals the full-batch step up to rounding, except that batch norm sees micro-batches
+            and that dropout draws other masks.
+        grad_checkpointing: switch on the activation checkpointing that the module offers, as modules
+            of timm and transformers do. In training its blocks are then computed a second time in the
+            backward pass instead of stored; the step is the same to the bit. False: the module's own
+            setting. If your module calls ``torch.utils.checkpoint`` directly, set
+            ``module.grad_checkpointing = True``.
+        compile: the part of a step that PyTorch's Inductor compiles, at the first call and again for
+            each new shape. "update": everything after the gradient (protection, clip, optimizer); one
+            graph serves all batches and tasks. "step": the gradient as well, with a graph for each
+            shape of the batch and number of classes; the fastest for a small module. Losses and
+            weights are the same up to rounding, outputs of locked tasks to the bit. It needs an
+            optimizer made of operators alone, such as TorchOpt's, and on a CPU a C++ compiler. None:
+            nothing is compiled.
 
     Returns:
         The learner.
 
     Raises:
-        TypeError, ValueError: a wiring of another module, wrong classes or settings, an optimiser
-            that is not pure, checkpointing that the module does not offer.
+        TypeError, ValueError: a wiring of another module; wrong classes or settings; an optimizer
+            that is not pure; checkpointing that the module does not offer.
 
     Warns:
-        HATWarning: a group with fewer units than there are tasks.
+        HATWarning: a group has fewer units than there are tasks.
 
     Example:
         >>> import hatfn, torchopt
@@ -139,7 +151,7 @@ def build(
     """
     check_wiring(module, wiring)
     tasks = check_classes(classes, num_tasks, wiring)
-    if classes is not None and not wiring.heads:  # a head is put behind: its features have gates
+    if classes is not None and not wiring.heads:  # the features that a head behind reads have gates
         wiring = wiring.gated or wiring
     check_groups(wiring, tasks)
     check_number("build", "clamp", clamp)

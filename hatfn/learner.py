@@ -1,4 +1,4 @@
-"""The learner: signatures, their descriptions, every check, and one call each."""
+"""The learner: each method checks its arguments and calls the function that does the work."""
 
 from __future__ import annotations
 
@@ -57,25 +57,25 @@ X = Any
 
 
 class HAT(Spec):
-    """A continual learner: pure functions over a :class:`~hatfn.state.HATState`.
+    """A continual learner: functions from a :class:`~hatfn.state.HATState` to a new one.
 
-    Made by :func:`build`. No method changes anything it is given: each returns a new state.
+    :func:`hatfn.build` makes one. No method changes its arguments.
     """
 
     def init(self, seed: int, fresh: bool = False) -> HATState:
         """The state before the first task.
 
         Args:
-            seed: >= 0, what embeddings, heads and, if fresh, weights are drawn from; the global
-                random state is left alone.
-            fresh: draw the module's weights anew instead of taking them as they are.
+            seed: an integer >= 0 from which embeddings, heads and, with ``fresh``, weights are drawn.
+                PyTorch's global random state is not used.
+            fresh: draw new weights instead of copying those of the module.
 
         Returns:
-            A state with nothing learned. A head as wide as the module's own starts as its copy,
-            unless ``fresh``.
+            A state in which no task is learned. Without ``fresh``, a head that has as many classes as
+            the module's own head starts as a copy of it.
 
         Raises:
-            TypeError, ValueError: a seed that is no integer, or negative.
+            TypeError, ValueError: the seed is not an integer, or is negative.
         """
         return init(self, check_seed("init", seed), fresh)
 
@@ -88,30 +88,31 @@ class HAT(Spec):
         init_from: int | Literal["similar"] | None = None,
         batch: tuple[X, Tensor] | None = None,
     ) -> HATState:
-        """Open a task for training, or several to be trained together, and protect what others use.
+        """Open one or several tasks for training, and protect the weights that other tasks use.
 
-        A learned task that is opened again counts as not learned until it is consolidated.
+        A learned task that is opened again is not learned until it is consolidated again.
 
         Args:
             state: any state.
-            task: the task to train; a list in ascending order: tasks to train in the same steps.
-            locked: the tasks to keep unchanged; None: every learned task but the open ones. One that
-                is not learned counts with its current binary gates. A learned task left out is no
-                longer guaranteed: ``state.locked`` says so.
-            carry: keep the optimizer state instead of starting anew; as many tasks as before.
-            init_from: warm start: a learned task whose embeddings, norms and statistics (not the head)
-                the task starts from; "similar": the one whose subnetwork does best on ``batch``, by
-                :func:`hatfn.similarity`, if any is learned yet. None: initial values, or those the
-                task has.
-            batch: x (B, ...) and y of the task, for "similar"; more samples choose more surely.
+            task: the task to train, or a list in ascending order of tasks to train in the same steps.
+            locked: the tasks to keep unchanged. None: every learned task except those in ``task``. A
+                task that is not learned is protected with its current binary gates. A learned task
+                that is not in the list loses its protection, and ``state.locked`` is False for it.
+            carry: keep the optimizer state instead of starting a new one. It needs as many tasks as
+                the last ``begin`` had.
+            init_from: the learned task whose embeddings, norms and running statistics, but not whose
+                head, the task starts from. "similar": the learned task with the lowest
+                :func:`hatfn.similarity` on ``batch``; without a learned task, as None. None: the task
+                keeps the values that it has, which are the initial ones if it was never trained.
+            batch: x (B, ...) and y of the task, for "similar"; a larger batch chooses more reliably.
 
         Raises:
-            TypeError, ValueError: a task that does not exist, or that is both open and locked;
-                ``carry`` with another number of tasks; ``init_from`` a task that is not learned, or
-                for several tasks; "similar" without a batch.
+            TypeError, ValueError: a task does not exist, or is both in ``task`` and in ``locked``;
+                ``carry`` with another number of tasks; ``init_from`` is not a learned task, or is
+                given for several tasks; "similar" without a batch.
 
         Warns:
-            HATWarning: a group without a free unit; an open task that was not consolidated.
+            HATWarning: a group has no free unit; another open task was not consolidated.
         """
         check_state("begin", state, self.wiring, self.tasks)
         rows = check_tasks("begin", task, self.tasks)
@@ -133,28 +134,31 @@ class HAT(Spec):
         task: int | Sequence[int],
         scale: float | Tensor | None,
     ) -> tuple[HATState, Info]:
-        """One step of training.
+        """Train the open tasks for one step.
 
-        In this order: gradient, protection, compensation of the embeddings' gradients, clip, the
-        optimiser, protection of the update, clamp of the embeddings. A step with a result that is not
-        finite is refused: the state stays as it was and ``info.ok`` is False.
+        The step computes the gradient, applies the protection to it, compensates the gradients of the
+        embeddings, clips the norm, calls the optimizer, applies the protection to the update and clamps
+        the embeddings. If a result is not finite, the step is refused: the values of the state stay the
+        same, and ``info.ok`` is False. Of several tasks, each uses its own gates and head, and their
+        gradients are summed on the shared weights.
 
-        Several tasks in one step go each through its own gates, with its own head; their gradients
-        are summed on the shared weights.
-
-        No value of a tensor decides what is computed, so that ``vmap(hat.update, in_dims=(0, 0, None,
-        None), randomness="different")`` trains as many seeds as the states have a leading axis of.
+        Dropout draws its masks from PyTorch's global random state. No value of a tensor decides which
+        operators run, so ``vmap(hat.update, in_dims=(0, 0, None, None), randomness="different")``
+        trains stacked states together.
 
         Args:
-            state: with ``task`` opened by :meth:`begin`.
-            batch: x (B, ...) and the loss's target; for class labels (B,) int64, counted within the
-                task. For several tasks both lead with an axis over them: x (K, B, ...), y (K, B).
-            task: which; the very tasks that were opened together.
-            scale: mask scale s in (0, s_max]; None trains the weights under binary gates and leaves
-                the embeddings alone.
+            state: a state in which :meth:`begin` opened ``task``.
+            batch: x (B, ...) and the target y of the loss. Class labels are (B,) int64, counted within
+                the task. K tasks need an axis over tasks in front: x (K, B, ...), y (K, B).
+            task: the task or the list of tasks that :meth:`begin` opened.
+            scale: the mask scale s in (0, s_max]. None: binary gates; the embeddings do not change.
+
+        Returns:
+            The new state, and :class:`~hatfn.training.types.Info` with losses and logits of the step.
 
         Raises:
-            TypeError, ValueError: a wrong task, batch or scale, or a task that is not open.
+            TypeError, ValueError: a wrong task, batch or scale; a task that is not open.
+
         """
         check_state("update", state, self.wiring, self.tasks)
         rows = check_tasks("update", task, self.tasks)
@@ -168,25 +172,24 @@ class HAT(Spec):
         return new, report(applied, is_several(task))
 
     def recalibrate(self, state: HATState, batches: Iterable[tuple[X, Any] | X], task: int) -> HATState:
-        """Re-estimate the open task's batch-norm statistics under binary gates.
+        """Estimate the batch-norm statistics of an open task again, under its binary gates.
 
-        While a task is trained its running statistics mix the activations of every scale of the
-        schedule; it is served under one. This replaces them by the mean over the given batches, with
-        dropout off. :meth:`consolidate` does it where it is given batches and measures that it helps.
+        In training, running statistics mix activations under all scales of the schedule. Serving uses
+        binary gates only. This method replaces the statistics by their mean over the given batches,
+        with dropout off. :meth:`consolidate` does the same if it gets batches and the loss decreases.
 
         Args:
-            state: with ``task`` opened by :meth:`begin`.
-            batches: inputs x (B, ...), or pairs (x, y), as many as represent the task; targets are not
-                looked at.
-            task: which.
+            state: a state in which :meth:`begin` opened ``task``.
+            batches: inputs x (B, ...), or pairs (x, y) whose targets are ignored; enough of them to
+                represent the task.
+            task: an open task. A learned one is refused, because its outputs would change.
 
         Returns:
-            The state with new statistics of this task, unchanged if the module has none or if they
-            are not finite. Counts of batches start anew.
+            The state with new statistics of the task. It is unchanged if the module has none, or if
+            the new ones are not finite. Counts of batches start from 0.
 
         Raises:
-            TypeError, ValueError: a wrong task or input; no batch, or an empty one; a task that is not
-                open: a learned task's outputs must not move.
+            TypeError, ValueError: a wrong task or input; no batch, or an empty one.
         """
         check_state("recalibrate", state, self.wiring, self.tasks)
         t = check_task("recalibrate", task, self.tasks)
@@ -199,25 +202,25 @@ class HAT(Spec):
         task: int,
         batches: Iterable[tuple[X, Tensor]] | None = None,
     ) -> HATState:
-        """Close a task: its binary gates become its mask, and it counts as learned.
+        """Close a task: its binary gates become its mask, and the task is learned.
 
-        With batches, running statistics are re-estimated under binary gates if that lowers the loss on
-        these batches: see :meth:`recalibrate`. Of processes that train together, the statistics are
-        averaged.
+        With batches, running statistics are estimated again under binary gates, and kept if that
+        lowers the loss on these batches: see :meth:`recalibrate`. Processes that train together
+        average their statistics.
 
         Args:
             state: any state.
-            task: which.
-            batches: x (B, ...) and y of the task's training data, as many as represent it; an empty
-                list: keep the statistics as they are. Only a module with running statistics reads them.
+            task: the task.
+            batches: pairs of x (B, ...) and y from the training data of the task, enough of them to
+                represent it. Only a module with running statistics needs them. An empty list keeps the
+                statistics of training; None does too, with a warning.
 
         Raises:
-            TypeError, ValueError: a task that does not exist, a wrong batch.
+            TypeError, ValueError: a task that does not exist; a wrong batch.
 
         Warns:
-            HATWarning: a group in which the task uses no unit, or in which it leaves fewer units free
-                than there are tasks to come; running statistics as training left them, where no
-                batches are given.
+            HATWarning: the task uses no unit of a group, or leaves fewer free units in it than there
+                are tasks to come; the module has running statistics and ``batches`` is None.
         """
         check_state("consolidate", state, self.wiring, self.tasks)
         t = check_task("consolidate", task, self.tasks)
@@ -245,18 +248,20 @@ class HAT(Spec):
         Args:
             state: any state.
             x: (B, ...).
-            task: which; a tensor (B,) int64: one for each sample; None: the module itself, ungated,
-                with the shared weights of the state and its own norms and classifier.
-            scale: None: the binary gates of a learned task; a number s in (0, s_max]: soft gates.
+            task: the task, or a tensor (B,) int64 with the task of each sample. None: the module
+                without gates, with the shared weights of the state and the module's own norms and
+                classifier.
+            scale: the mask scale s in (0, s_max] of soft gates. None: the binary gates of learned
+                tasks.
 
         Returns:
-            (B, classes of the task), or what the module gives if there are no classes; a tuple or
-            dict of such where the module returns one. With a task for each sample (B, C), C the
-            classes of the widest task, -inf where the sample's own has fewer; each sample's is, to
-            the bit, what its task's samples alone would get.
+            (B, classes of the task), or the module's own output if tasks have no classes; a tuple or
+            dict of such outputs if the module returns one. With a task for each sample it is (B, C),
+            where C is the number of classes of the widest task and classes that a sample's task lacks
+            are -inf. It equals, to the bit, one call for each task with all of its samples.
 
         Raises:
-            TypeError, ValueError: a wrong task, input or scale; binary gates of a task that was never
+            TypeError, ValueError: a wrong task, input or scale; binary gates of a task that is not
                 learned.
         """
         check_state("forward", state, self.wiring, self.tasks)
@@ -281,20 +286,20 @@ class HAT(Spec):
         tasks: Sequence[int] | None = None,
         chunk_size: int | None = None,
     ) -> Output:
-        """The outputs of many learned tasks on the same inputs, in one ``vmap``.
+        """The outputs of several learned tasks on the same inputs, in one ``vmap``.
 
         Args:
             state: any state.
             x: (B, ...).
-            tasks: which, in this order; None: all learned ones, in order.
-            chunk_size: how many tasks at a time; bounds memory.
+            tasks: the N tasks, in the order of the output. None: all learned tasks, in order.
+            chunk_size: the number of tasks to compute at a time, which bounds memory. None: all.
 
         Returns:
-            (T, B, C), C the classes of the widest task; -inf where a task has fewer. A tuple or dict of
-            such where the module returns one.
+            (N, B, C), where C is the number of classes of the widest task and classes that a task
+            lacks are -inf; a tuple or dict of such outputs if the module returns one.
 
         Raises:
-            TypeError, ValueError: a wrong task or input; a task that was never learned.
+            TypeError, ValueError: a wrong task or input; a task that is not learned.
         """
         check_state("predict", state, self.wiring, self.tasks)
         inputs = check_input("predict", x, self.wiring)
@@ -310,27 +315,26 @@ class HAT(Spec):
         locked: Sequence[int] | None = None,
         dry_run: bool = False,
     ) -> tuple[HATState, Forgotten]:
-        """Forget tasks: what only they used goes back to its initial value, and is free again.
+        """Forget tasks: the units that only they use become free again.
 
         This resets the shared weights that only these tasks use, and their embeddings, norms, heads
-        and statistics, to the values that the state's seed gave. Their masks are cleared. The
-        optimizer state starts anew.
+        and running statistics, to the values that the state's seed gives. It clears their masks and
+        starts a new optimizer state.
 
         Args:
             state: any state.
-            task: which; a list: several.
-            locked: the tasks to keep unchanged; None: every other one that is learned or open. A
-                learned task left out is no longer guaranteed.
-            dry_run: change nothing, report only.
+            task: the task, or a list of tasks.
+            locked: as for :meth:`begin`, but None also includes open tasks.
+            dry_run: change nothing, only report.
 
         Returns:
-            The new state, the same one if nothing is to be done, and the report.
+            The new state, or the given one if there is nothing to do, and a report.
 
         Raises:
-            TypeError, ValueError: a task that does not exist, or that is both forgotten and locked.
+            TypeError, ValueError: a task does not exist, or is both in ``task`` and in ``locked``.
 
         Warns:
-            HATWarning: a task with nothing to forget, or no task at all.
+            HATWarning: a task has nothing to forget, or no task is given.
         """
         check_state("forget", state, self.wiring, self.tasks)
         rows = check_each_task("forget", task, self.tasks)
@@ -346,37 +350,36 @@ class HAT(Spec):
     def prune(
         self, state: HATState, keep: int | Sequence[int], dry_run: bool = False
     ) -> tuple[HATState, Forgotten]:
-        """Forget every task but some, which stay as they are: see :meth:`forget`.
+        """Forget all tasks except some; otherwise the same as :meth:`forget`.
 
         Args:
             state: any state.
-            keep: the task to keep; a list: several.
-            dry_run: change nothing, report only.
+            keep: the task to keep, or a list of tasks.
+            dry_run: change nothing, only report.
         """
         check_state("prune", state, self.wiring, self.tasks)
         kept = check_each_task("prune", keep, self.tasks)
         rest = [task for task in range(self.tasks) if task not in kept]
         new, found = forget(self, state, rest, kept, dry_run)
-        if not found.tasks:  # of "every other task" it is no surprise that some were never trained
+        if not found.tasks:  # the caller named none of these tasks, so single ones give no warning
             warn_untouched("prune", "no other task was ever trained, or all were forgotten already")
         return new, found
 
     def compact(self, state: HATState, task: int, x: X | None = None) -> Subnet:
-        """A learned task's subnetwork, its dead units sliced out of parameters and statistics.
+        """The subnetwork of a learned task: parameters and statistics without the task's dead units.
 
         Args:
-            state: with ``task`` learned.
-            task: which.
-            x: (B, ...), an input to try slices on, for a module that random numbers will not do for
-                (one that reads integers).
+            state: a state in which ``task`` is learned.
+            task: the task.
+            x: (B, ...), an input to test the smaller tensors on. None: random numbers. A module that
+                reads integers needs a real input.
 
         Returns:
-            The numbers with which the same module gives the task's logits with less work, and a
-            report of what was sliced.
+            Smaller tensors, with which the module computes the task's logits faster, and a report.
 
         Raises:
-            TypeError, ValueError: a wrong task or input; a task that was never learned; a module that
-                fails on random numbers where no ``x`` is given.
+            TypeError, ValueError: a wrong task or input; a task that is not learned; ``x`` is None and
+                the module fails on random numbers.
         """
         check_state("compact", state, self.wiring, self.tasks)
         t = check_task("compact", task, self.tasks)
@@ -385,6 +388,6 @@ class HAT(Spec):
         return compact(self.network, state, t, inputs)
 
     def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
-        """Gates of task embeddings, {group: (..., U)} in [0, 1], at a scale; None: binary ones."""
+        """Gates of embeddings, {group: (..., U)} in [0, 1]: soft at scale s >= 0; for None binary."""
         check_kind("gates", "embeddings", embeddings, dict, "{group: tensor}: state.embeddings")
         return super().gates(embeddings, scale)

@@ -1,4 +1,4 @@
-"""Many seeds and many settings at once: a learner's functions over a leading axis S of states."""
+"""Train S replicas at once: a learner's functions for states with a leading axis S."""
 
 from __future__ import annotations
 
@@ -66,17 +66,18 @@ def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) 
 
     Args:
         hat: the learner.
-        seeds: one per replica.
-        hyper: settings of ``state.hyper`` ("lr", a factor on the learning rate, "sparsity", "quota",
-            "s_max", "compensation"): a number for all replicas or one for each, in all of a replica's
-            tasks. A compensation that was built as "s_max" follows it.
+        seeds: one for each replica.
+        hyper: settings of ``state.hyper``: "lr" (a factor on the learning rate), "sparsity", "quota",
+            "s_max" or "compensation". A value is one number for all replicas, or a list of one for
+            each; it holds for all tasks. If build() got ``compensation="s_max"``, the compensation
+            follows a new "s_max".
 
     Returns:
         The stacked states. ``replica(states, i)`` is one of them.
 
     Raises:
-        TypeError, ValueError: no seeds, an unknown setting, another number of values than of seeds, or
-            a value out of its range.
+        TypeError, ValueError: there are no seeds; a setting is unknown or out of its range; there are
+            more or fewer values than seeds.
 
     Example:
         >>> import hatfn, torchopt
@@ -86,7 +87,7 @@ def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) 
         >>> hat = hatfn.build(net, wiring, classes=[2, 2], optimizer=torchopt.adam(1e-3))
         >>> many, states = Replicas(hat), replicate(hat, seeds=range(3), sparsity=[0.1, 0.5, 1.0])
         >>> states = many.begin(states, task=0)
-        >>> x, y = torch.randn(3, 16, 4), torch.randint(0, 2, (3, 16))  # a batch for each
+        >>> x, y = torch.randn(3, 16, 4), torch.randint(0, 2, (3, 16))  # a batch for each replica
         >>> states, info = many.update(states, (x, y), task=0, scale=100.0)
         >>> info.loss.shape
         torch.Size([3])
@@ -102,18 +103,21 @@ def replicate(hat: HAT, seeds: Iterable[int], **hyper: float | Sequence[float]) 
         one = torch.tensor(value, dtype=old.dtype, device=old.device)
         return one.reshape(-1, *(1,) * (old.dim() - 1)).expand_as(old).clone()
 
-    own = {name: spread(value, stacked.hyper[name]) for name, value in values.items()}
-    return stacked._replace(hyper={**stacked.hyper, **own})
+    changed = {name: spread(value, stacked.hyper[name]) for name, value in values.items()}
+    return stacked._replace(hyper={**stacked.hyper, **changed})
 
 
 def stack(states: Sequence[HATState]) -> HATState:
-    """States of one structure as replicas, in order.
+    """Stack states into replicas, in the given order.
 
     Args:
-        states: of one learner, at least one.
+        states: at least one state; all are of one learner.
+
+    Returns:
+        The stacked states: every leaf has a leading axis S.
 
     Raises:
-        TypeError, ValueError: no list of states, none of them, or states of other shapes.
+        TypeError, ValueError: ``states`` is not a list of states, or is empty; shapes differ.
     """
     check_alike_states(states)
     stacked: HATState = tree_map(lambda *leaves: torch.stack(leaves), *states)
@@ -121,14 +125,14 @@ def stack(states: Sequence[HATState]) -> HATState:
 
 
 def replica(states: HATState, index: int) -> HATState:
-    """One state out of stacked ones, for every function that takes a state.
+    """One of S stacked states, for functions that take a single state.
 
     Args:
-        states: stacked, of S learners.
-        index: which, from 0 to S - 1.
+        states: S stacked states.
+        index: the number of the replica, from 0 to S - 1.
 
     Raises:
-        TypeError, ValueError: states that are not stacked, or an index out of range.
+        TypeError, ValueError: the states are not stacked, or the index is out of range.
     """
     check_stacked("replica", states)
     check_replica(index, len(states.learned))
@@ -139,11 +143,11 @@ def replica(states: HATState, index: int) -> HATState:
 class Replicas(NamedTuple):
     """A learner's functions for S states at once.
 
-    What they take and give is described at the method of that name, with an axis S in front of states
-    and of what is reported. Batches are the same for all replicas, x (B, ...) and y (B,), or one for
-    each, x (S, B, ...) and y (S, B): the number of axes of x tells. ``shared`` True or False says which
-    is meant, and refuses the other. Each replica draws its own dropout masks. A scale may be (S,), one
-    for each.
+    Each method does what the method of :class:`hatfn.HAT` with the same name does. States and results
+    have an axis S in front. A batch is one for all replicas, x (B, ...) and y (B,), or has one slice
+    for each replica, x (S, B, ...) and y (S, B). The number of axes of x tells which of the two it is.
+    ``shared=True`` demands the first form, ``shared=False`` the second. A scale is one number for all
+    replicas, or (S,). Each replica draws its own dropout masks.
 
     Attributes:
         hat: the learner.
@@ -160,9 +164,9 @@ class Replicas(NamedTuple):
         init_from: int | Literal["similar"] | None = None,
         batch: tuple[X, Tensor] | None = None,
     ) -> HATState:
-        """:meth:`hatfn.HAT.begin` of every replica; a batch for each, x (S, B, ...) and y (S, B)."""
+        """:meth:`hatfn.HAT.begin` for every replica; the batch is x (S, B, ...) and y (S, B)."""
         first = self._checked("begin", states)
-        if init_from is not None:  # a choice among tasks, which vmap cannot make
+        if init_from is not None:  # replicas may choose different tasks, and vmap cannot choose
             pairs: Iterable[Any] = [[None]] * len(states.learned)
             if batch is not None:
                 pairs = self._pairs("begin", states, [batch])
@@ -189,9 +193,9 @@ class Replicas(NamedTuple):
         scale: float | Tensor | None,
         shared: bool | None = None,
     ) -> tuple[HATState, Info]:
-        """:meth:`hatfn.HAT.update` of every replica, on its own batch (S, B, ...) or the same (B, ...).
+        """:meth:`hatfn.HAT.update` for every replica, on its own batch (S, B, ...) or one (B, ...).
 
-        ``info.ok`` is (S,): a replica whose step is refused stays as it was, the others go on.
+        ``info.ok`` is (S,): a replica whose step is refused keeps its values, and the others go on.
         """
         hat, first = self.hat, self._checked("update", states)
         rows = check_tasks("update", task, hat.tasks)
@@ -218,7 +222,7 @@ class Replicas(NamedTuple):
         task: int,
         shared: bool | None = None,
     ) -> HATState:
-        """:meth:`hatfn.HAT.recalibrate` of every replica; on batches (S, B, ...) or (B, ...)."""
+        """:meth:`hatfn.HAT.recalibrate` for every replica, on batches (S, B, ...) or (B, ...)."""
         hat, first = self.hat, self._checked("recalibrate", states)
         row = check_task("recalibrate", task, hat.tasks)
         check_active("recalibrate", first, [row])
@@ -236,16 +240,16 @@ class Replicas(NamedTuple):
     def consolidate(
         self, states: HATState, task: int, batches: Sequence[tuple[X, Tensor]] | None = None
     ) -> HATState:
-        """:meth:`hatfn.HAT.consolidate` of every replica; each batch x (S, B, ...) and y (S, B)."""
+        """:meth:`hatfn.HAT.consolidate` for every replica; a batch is x (S, B, ...) and y (S, B)."""
         self._checked("consolidate", states)
         row = check_task("consolidate", task, self.hat.tasks)
         if batches is None:
             check_statistics("consolidate", row, states)
         else:
             check_list("consolidate", "batches", batches, "a list of pairs [(x, y)]")
-        if batches:  # each replica decides for itself
+        if batches:  # replicas may decide differently, and vmap cannot decide
             every = enumerate(self._pairs("consolidate", states, batches))
-            return stack([self.hat.consolidate(replica(states, i), row, own) for i, own in every])
+            return stack([self.hat.consolidate(replica(states, i), row, pairs) for i, pairs in every])
         closed: HATState = _each(lambda state: consolidate(self.hat, state, row), states)
         check_alive("consolidate", row, {group: m[:, row] for group, m in closed.masks.items()})
         check_left("consolidate", row, states, closed)
@@ -259,7 +263,7 @@ class Replicas(NamedTuple):
         scale: float | Tensor | None = None,
         shared: bool | None = None,
     ) -> Output:
-        """:meth:`hatfn.HAT.forward` of every replica, (S, B, classes)."""
+        """:meth:`hatfn.HAT.forward` for every replica, (S, B, classes)."""
         hat, first = self.hat, self._checked("forward", states)
         row = check_task("forward", task, hat.tasks)
         if scale is None:
@@ -283,7 +287,7 @@ class Replicas(NamedTuple):
         chunk_size: int | None = None,
         shared: bool | None = None,
     ) -> Output:
-        """:meth:`hatfn.HAT.predict` of every replica, (S, T, B, C)."""
+        """:meth:`hatfn.HAT.predict` for every replica, (S, N, B, C)."""
         network = self.hat.network
         rows = check_chosen("predict", self._checked("predict", states), tasks, self.hat.tasks)
         shared = self._is_shared("predict", states, x, shared)
@@ -298,7 +302,7 @@ class Replicas(NamedTuple):
         )
 
     def _checked(self, where: str, states: HATState) -> HATState:
-        """The flags that all replicas have in common, as of one state."""
+        """The states, after checks, with (T,) flags: a flag is True if it is for all replicas."""
         check_learner(where, self.hat)
         check_stacked(where, states)
         first = states._replace(learned=states.learned.all(0), active=states.active.all(0))
@@ -308,14 +312,14 @@ class Replicas(NamedTuple):
     def _is_shared(
         self, where: str, states: HATState, x: Any, shared: bool | None, axes: int = 0
     ) -> bool:
-        """Whether all replicas see the same samples; None: as the number of x's axes says.
+        """Whether all replicas get the same batch.
 
         Args:
             where: the method that was called.
-            states: stacked.
-            x: anything.
-            shared: as the caller said it.
-            axes: number of axes of x between those of replicas and samples.
+            states: S stacked states.
+            x: the inputs as the caller gave them.
+            shared: the argument of the caller; None: the number of axes of x decides.
+            axes: the number of axes of x between that of replicas and that of samples.
         """
         if shared is None:
             shared = axes_of(x, self.hat.wiring) == len(self.hat.wiring.input_shape) + 1 + axes
@@ -326,7 +330,7 @@ class Replicas(NamedTuple):
     def _pairs(
         self, where: str, states: HATState, batches: Sequence[Any]
     ) -> Iterator[list[tuple[Any, Tensor]]]:
-        """For each replica its slices of batches with an axis over replicas."""
+        """For each replica, its slices of all batches; batches lead with an axis over replicas."""
         wiring, pairs = self.hat.wiring, [check_pair(where, batch) for batch in batches]
         fixed = {leaf.path for leaf in wiring.signature.leaves if not leaf.batched}
         for x, _ in pairs:
@@ -340,12 +344,12 @@ class Replicas(NamedTuple):
 
 
 _EACH = Inputs(0, None)  # type: ignore[arg-type]
-"""The axes of inputs that lead with replicas; what all samples share, all replicas share too."""
+"""The axis over replicas in inputs; inputs that all samples share are shared by replicas too."""
 
 
-def _each(function: Callable[..., Any], states: HATState, given: Any = (), axes: Any = None) -> Any:
-    """``function`` of every replica, and of what is given by its axes."""
+def _each(function: Callable[..., Any], states: HATState, inputs: Any = (), axes: Any = None) -> Any:
+    """Call ``function`` for every replica; ``axes`` are those over replicas in ``inputs``."""
     with batchable(states.learned.device):
-        if isinstance(given, tuple) and not given:
+        if isinstance(inputs, tuple) and not inputs:
             return batched(function, (0,))(states)
-        return batched(function, (0, axes))(states, given)
+        return batched(function, (0, axes))(states, inputs)

@@ -28,8 +28,8 @@ from hatfn.wiring import Wiring
 class Spec:
     """Everything about a learner that no step changes.
 
-    :func:`hatfn.build` describes the settings; its arguments have the same names. A spec is equal only
-    to itself. ``dataclasses.replace`` makes a new spec with a cache of compiled graphs of its own.
+    :func:`hatfn.build` describes the settings that have the names of its arguments. A spec is equal
+    only to itself. ``dataclasses.replace`` makes a new spec with an empty cache of compiled graphs.
 
     Attributes:
         network: the module, its wiring and its heads, without the numbers that tasks change.
@@ -75,12 +75,13 @@ class Spec:
         """One line: the module, tasks, classes, units, shared weights."""
         wiring = self.wiring
         shared = sum(math.prod(role.shape) for role in wiring.shared.values())
+        count = f"{shared}" if shared < 1_000_000 else f"{shared / 1e6:.3g} M"
         classes = "no classes" if self.classes is None else f"classes {shortened(self.classes)}"
         name, module = type(self).__name__, type(self.network.plain).__name__
         return (
             f"{name}({module}, {self.tasks} tasks, {classes}, "
             f"{len(wiring.groups)} groups of {sum(wiring.groups.values())} units, "
-            f"{shared / 1e6:.3g} M shared weights)"
+            f"{count} shared weights)"
         )
 
     @property
@@ -97,7 +98,7 @@ class Spec:
         return self.classes[task] if self.classes and reads_labels(self.loss_of(task)) else None
 
     def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
-        """Gates of task embeddings, {group: (..., U)} in [0, 1], at a scale; None: binary ones."""
+        """Gates of embeddings, {group: (..., U)} in [0, 1]: soft at scale s >= 0; for None binary."""
         if scale is None:
             return over_groups(lambda e: hard_gate(e).to(e.dtype), embeddings)
 
@@ -108,7 +109,7 @@ class Spec:
         return over_groups(soft, embeddings)
 
     def gates_of(self, state: HATState, task: int, scale: float | Tensor | None) -> dict[str, Tensor]:
-        """A task's gates, {group: (U,)}: soft ones at a scale; None: the mask of a learned task."""
+        """The gates of a task, {group: (U,)}: soft at scale s; for None the mask, bool."""
         if scale is None:
             return take(state.masks, task)
         return self.gates(take(state.embeddings, task), scale)
@@ -125,16 +126,16 @@ class Spec:
         return over_groups(lambda a: (a * locked).amax(-2), soft)
 
     def protect(self, state: HATState, before: HATState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The protection of each shared weight for the tasks in ``state.locked``.
+        """The protection of each shared weight for the tasks that ``state.locked`` names.
 
-        Weights that no output depends on are never protected.
+        Weights on which no output depends keep the protection of ``before``: none.
 
         Args:
-            state: the state with new tasks in ``locked``.
-            before: the state until now.
+            state: the state with the new ``locked``.
+            before: the state with the old one.
 
         Returns:
-            the protection, {name: tensor}, and the cumulative mask, as :meth:`used` gives it.
+            The protection {name: tensor}, and the cumulative mask as from :meth:`used`.
         """
         gates = binary_gates(state)
         binary = self.protection.units == "binary"

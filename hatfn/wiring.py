@@ -1,7 +1,7 @@
-"""The wiring: which unit produces, and which unit feeds, every entry of every parameter.
+"""The wiring: the unit that each entry of each parameter helps to produce, and the unit it reads.
 
-A :class:`Wiring` is static data. :func:`hatfn.trace` makes one from a module; everything that
-gates, protects or counts units reads it.
+A :class:`Wiring` never changes. :func:`hatfn.trace` finds it from a module. All code that gates,
+protects or counts units reads it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from torch import Tensor
 from hatfn.numerics.arguments import Signature
 
 OPEN = -1
-"""The entry of an index that no gate governs."""
+"""The index of an entry that has no unit."""
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """The unit behind each entry of a tensor.
+    """The unit of each entry of a tensor.
 
     Attributes:
-        index: integers that broadcast with the tensor (one number that is added to all channels is
-            gated once per channel); units are numbered through all groups laid end
-            to end, in the order of ``Wiring.groups``; ``OPEN`` (-1) where no gate governs an entry.
-        group: the group whose units are ``index``, in order and all of them, if there is one; its
-            values are then used by a view, without an index.
+        index: int64, broadcasts with the tensor: the number of the unit, or ``OPEN`` (-1) for an entry
+            without one. Units are numbered through all groups, in the order of ``Wiring.groups``. The
+            index is larger than the tensor if one number is added to all channels: it has one gate
+            for each channel.
+        group: the group whose units, all of them and in order, are ``index``; None if there is no such
+            group. Values of a group are read by a view, without an index.
     """
 
     index: Tensor
@@ -43,28 +44,31 @@ class Units:
         return f"Units({tuple(self.index.shape)} of {where})"
 
     def to(self, device: torch.device | str) -> Units:
-        """The same units with their index on ``device``."""
+        """A copy with the index on ``device``."""
         return replace(self, index=self.index.to(device))
 
 
 Kind = Literal["shared", "task", "head", "unread", "untrained"]
-"""How tasks have a parameter."""
+"""Whether tasks share a parameter: see :class:`ParamWiring`."""
 
 
 class ParamWiring(NamedTuple):
-    """How one parameter of the module takes part.
+    """The units of one parameter of the module, and whether tasks share it.
 
     Attributes:
-        shape: the parameter's shape in the module.
-        kind: "shared" (one copy for all tasks, protected), "task" (a copy per task), "head" (a copy per
-            task, as wide as the task has classes), "unread" (one copy: no output depends on it) or
-            "untrained" (one copy that never changes; in a learner's network alone).
-        out_units: the unit whose gate multiplies each entry.
-        in_units: the unit whose activation each entry is multiplied with, and nothing else.
-        gated: False where a later norm's affine holds the gate of ``out_units`` instead, because the
-            norm would normalise a gate on this parameter away.
-        folded: True where the module mixes the columns before it uses them (weight standardisation):
-            the gate of ``in_units`` then multiplies the parameter as well.
+        shape: the shape of the parameter in the module.
+        kind: "shared": one copy for all tasks, which is gated and protected. "task": a copy for each
+            task. "head": a copy for each task, with a row for each class of the task. "unread": one
+            copy, on which no output depends. "untrained": one copy that never changes; only the
+            network of a learner has this kind.
+        out_units: the unit that each entry helps to produce; its gate multiplies the entry. None: no
+            entry has one.
+        in_units: the unit that each entry reads: the entry is multiplied by this unit's activation and
+            by nothing else. None: no entry has one.
+        gated: False if the scale and shift of a later norm carry the gate of ``out_units`` instead. A
+            gate on this parameter would have no effect, because the norm divides it out.
+        folded: True if the module mixes the columns before it uses them, as weight standardisation
+            does. The gate of ``in_units`` then multiplies the parameter as well.
     """
 
     shape: tuple[int, ...]
@@ -76,11 +80,11 @@ class ParamWiring(NamedTuple):
 
 
 class Head(NamedTuple):
-    """A classifier that every task has for itself.
+    """A classifier of which each task has its own copy.
 
     Attributes:
-        weight: name of its weight, (classes, features, ...).
-        bias: name of its bias, or None.
+        weight: the name of the weight, (classes, features, ...).
+        bias: the name of the bias, or None.
     """
 
     weight: str
@@ -88,13 +92,15 @@ class Head(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A layer that only multiplies by a weight and adds a bias, which nobody else reads.
+    """A layer that multiplies by its weight, adds its bias and does nothing else.
+
+    Nothing else reads the weight or the bias.
 
     Attributes:
-        params: names of its weight and, if it has one, its bias.
-        size: numbers that it returned for a sample of the traced input.
-        readers: paths of the layers that alone read what it returns, unit by unit, behind functions of
-            single numbers that keep zero; empty if anything else does.
+        params: the names of the weight and, if there is one, the bias.
+        size: how many numbers the layer returned for one sample of the traced input.
+        readers: the paths of the layers that read the output, if nothing else reads it. Between the
+            two, only elementwise functions that map 0 to 0 may stand. Empty if anything else reads it.
     """
 
     params: tuple[str, ...]
@@ -103,11 +109,14 @@ class Layer(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """What a module computes, whatever its numbers: modules of equal wirings may differ in it.
+    """Which function a module computes, apart from its parameters.
+
+    Modules with equal wirings may compute different functions.
 
     Attributes:
-        digest: of its operators and their constants.
-        under: what changes the digest of one and the same module: PyTorch's version, the traced input.
+        digest: SHA-256 of the operators and their constants.
+        under: the conditions of the trace, which change the digest of the same module: PyTorch's
+            version, and types and shapes of the traced input.
     """
 
     digest: str
@@ -115,15 +124,15 @@ class Computed(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What makes a trace a good one; every field but the last is a share in [0, 1].
+    """How much of a module a trace can gate and protect; all but the last are shares in [0, 1].
 
     Attributes:
-        shared: parameters that all tasks share, of all parameters outside the heads.
-        pair_gated: shared weight entries (of parameters with two or more dimensions) that have both
-            an out unit and an in unit.
-        protected: shared entries that one task protects when each unit is on with probability 1/2
-            (the expectation); 1/4 is ideal, 1 leaves no capacity after the first task.
-        smallest_group: units of the smallest group; 0 without groups.
+        shared: the share of parameters, outside the heads, that all tasks share.
+        pair_gated: the share of shared weights, in parameters with two or more dimensions, that have
+            both an out unit and an in unit.
+        protected: the expected share of shared entries that one task protects if each unit is on with
+            probability 1/2. 1/4 is ideal; at 1 no capacity is left after the first task.
+        smallest_group: the number of units in the smallest group; 0 without groups.
     """
 
     shared: float
@@ -134,28 +143,30 @@ class Measures(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Wiring:
-    """The static description of a module that trace() returns: immutable and hashable.
+    """The units of a module's parameters, as :func:`hatfn.trace` finds them; immutable and hashable.
+
+    Two wirings are equal if their fingerprints are.
 
     Attributes:
-        groups: number of units per group, named after the module that first produces them.
-        params: every parameter by its first name in the module.
-        buffers: names of the buffers that a training step changes; each task has its own.
-        heads: the classifiers that each task has for itself.
-        input: the gate on the input's features, if asked for.
-        signature: what the module takes.
-        output_shape: shape of the module's (first) output without its batch dimension.
+        groups: {group: number of units}; a group has the name of the module that first produces it.
+        params: {name: wiring of the parameter}; a tied parameter has its first name in the module.
+        buffers: the names of the buffers that a training step changes; each task has its own copy.
+        heads: the classifiers; each task has its own copy.
+        input: the units of the input's features, if they are gated; else None.
+        signature: the inputs of the module.
+        output_shape: the shape of the module's first output, without the batch dimension.
         class_dims: for each tensor that the module returns in eval mode, the dimension that counts
-            classes, the batch dimension included; None where there is none.
-        output: the units of that output, for what is put behind the module.
-        layers: the layers that only multiply and add, by their path.
-        remembers: whether the module keeps in its attributes what it computed in eval mode.
-        constants: buffers that never change and a digest of each; the trace relied on their numbers.
-        computed: what the module computes with its parameters; None: not known.
-        gated: the same with gates on the units that the module returns, for what puts a head behind
-            them; None: this is what is meant.
-        ungated: of such a wiring, the fingerprint of the one without these gates.
-        fallbacks: operators that no rule covers and the place where each stands: their results are
+            classes, where dimension 0 is the batch; None for a tensor without classes.
+        layers: {path: layer}, the layers that only multiply and add.
+        remembers: whether a call in eval mode changes attributes of the module.
+        constants: (name, digest) of each buffer that never changes; the trace relied on its values.
+        fallbacks: operators without a rule, each with the module that it stands in. Their results are
             taken as ungated, and the parameters that feed them are per task.
+        output: the units of the first output, for a head behind the module; None: it has none.
+        computed: which function the module computes; None: not known.
+        gated: the wiring with gates on the units that the module returns. :func:`hatfn.build` uses it
+            if it puts a head behind the module. None: there is no second wiring.
+        ungated: in a wiring that is another's ``gated``, the fingerprint of that other; else empty.
     """
 
     groups: Mapping[str, int]
@@ -201,14 +212,14 @@ class Wiring:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that gates and protects: equal wirings, equal fingerprints.
+        """SHA-256 of everything that gates and protects: equal wirings have equal fingerprints.
 
-        What does not decide what a state means is not looked at: layers, what feeds parameters that
-        are not shared, the output's units, and whether the module remembers. Nor is ``computed``, which
-        depends on PyTorch's version.
+        It leaves out fields that do not change the meaning of a state: ``layers``, the in units of
+        parameters that are not shared, ``output``, ``remembers``. It also leaves out ``computed``,
+        which depends on PyTorch's version.
         """
 
-        def seen(units: Units | None) -> str:
+        def of_units(units: Units | None) -> str:
             return "none" if units is None else digest(units.index)
 
         shared = self.shared
@@ -219,8 +230,8 @@ class Wiring:
                 p.kind,
                 p.gated,
                 p.folded,
-                seen(p.out_units),
-                seen(p.in_units if n in shared else None),
+                of_units(p.out_units),
+                of_units(p.in_units if n in shared else None),
             )
             for n, p in self.params.items()
         ]
@@ -229,19 +240,19 @@ class Wiring:
             params,
             self.buffers,
             self.heads,
-            seen(self.input),
+            of_units(self.input),
             self.constants,
         )
         return hashlib.sha256(repr(whole).encode()).hexdigest()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of the (first) traced input without its batch dimension."""
+        """The shape of the first batched input of the trace, without its batch dimension."""
         return self.signature.batched[0].shape if self.signature.leaves else ()
 
     @property
     def shared(self) -> dict[str, ParamWiring]:
-        """The parameters that all tasks share, and that are protected."""
+        """The parameters that all tasks share and that protection covers."""
         return {name: param for name, param in self.params.items() if param.kind == "shared"}
 
     @property
@@ -251,10 +262,12 @@ class Wiring:
 
     @cached_property
     def outputs(self) -> dict[str, Units]:
-        """The layers whose output can be gated in the place of their rows: a (W x + b) = (a W) x + a b.
+        """{path: out units} of the layers for which one can gate the output instead of the parameters.
 
-        Those whose weight and bias are gated by the same units, row by row; the units are shaped to
-        broadcast with the output.
+            a (W x + b) = (a W) x + a b
+
+        This holds if the same unit gates a row of the weight and the entry of the bias. The index
+        broadcasts with the output of the layer.
         """
         return {
             path: Units(rows.index.reshape(-1, *(1,) * (len(role.shape) - 2)), rows.group)
@@ -265,7 +278,7 @@ class Wiring:
 
     @cached_property
     def measures(self) -> Measures:
-        """Shares that tell a good trace from one that is merely sound."""
+        """How much of the module is shared, gated at both ends and protected."""
         total = shared = weights = 0
         pairs = protected = 0.0
         for param in self.params.values():
@@ -291,11 +304,12 @@ class Wiring:
         )
 
     def summary(self) -> str:
-        """The groups, the per-task parameters, the measures and what fell back, as text."""
+        """A text with the groups, the measures, the per-task parameters and the fallbacks."""
         measures = self.measures
-        own = {name: param.shape for name, param in self.params.items() if param.kind == "task"}
-        numbers = sum(torch.Size(shape).numel() for shape in own.values())
-        tables = [n for n, shape in own.items() if sum(size > 1 for size in shape) > 1]
+        per_task = {name: param.shape for name, param in self.params.items() if param.kind == "task"}
+        numbers = sum(torch.Size(shape).numel() for shape in per_task.values())
+        # Vectors are left out: most are the scales and shifts of norms.
+        tables = [n for n, shape in per_task.items() if sum(size > 1 for size in shape) > 1]
         heads = ", ".join(head.weight for head in self.heads) or "none"
         width = max([len("group"), *map(len, self.groups)])
         lines = [f"{'group':<{width}}  units"]
@@ -307,14 +321,14 @@ class Wiring:
             f"protected   {measures.protected:7.1%} of the shared entries by one half-open task",
             f"smallest    {measures.smallest_group} units",
             f"heads       {heads}",
-            f"per task    {len(own)} parameters of {numbers} numbers, {len(self.buffers)} buffers",
-            *(f"  {name} {own[name]}" for name in tables),  # vectors, as of norms, go without saying
+            f"per task    {len(per_task)} parameters of {numbers} numbers, {len(self.buffers)} buffers",
+            *(f"  {name} {per_task[name]}" for name in tables),
             f"fell back   {len(self.fallbacks)} operators",
         ]
         return "\n".join(lines + [f"  {place}" for place in self.fallbacks])
 
     def to(self, device: torch.device | str) -> Wiring:
-        """The same wiring with its indices on ``device``."""
+        """A copy with all indices on ``device``."""
 
         def move(units: Units | None) -> Units | None:
             return None if units is None else units.to(device)
@@ -329,15 +343,16 @@ class Wiring:
         )
 
     def lookup(self, values: Mapping[str, Tensor]) -> Callable[[Units], Tensor]:
-        """A function from units to their values; ungated entries read 1 (True).
+        """A function that reads the values of units.
 
         Args:
-            values: {group: (U,)}, gates, masks or anything else that there is one of per unit.
+            values: {group: (U,)}, one value for each unit, such as gates or masks.
 
         Returns:
-            A function that takes :class:`Units` to a tensor shaped like ``units.index``.
+            A function from :class:`Units` to a tensor shaped like ``units.index``. An entry without a
+            unit gets 1 (True).
         """
-        flat: list[Tensor] = []  # laid end to end only when some parameter needs it
+        flat: list[Tensor] = []  # filled only if a parameter has no single group
 
         def look(units: Units) -> Tensor:
             if units.group is not None:
@@ -359,12 +374,12 @@ def digest(tensor: Tensor) -> str:
 
 
 def _index(units: Units | None, shape: tuple[int, ...]) -> Tensor:
-    """The index of ``units``, small but with as many dimensions as ``shape``."""
+    """The index of ``units``; for None, one ``OPEN`` entry with as many dimensions as ``shape``."""
     return units.index if units is not None else torch.full((1,) * len(shape), OPEN)
 
 
 def _rows(roles: Sequence[ParamWiring]) -> Units | None:
-    """The unit of each row, if the parameters of a layer agree on it."""
+    """The unit of each row, if it is the same in all parameters of a layer; else None."""
     found = [
         role.out_units
         for role in roles

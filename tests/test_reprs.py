@@ -31,7 +31,8 @@ def test_a_state() -> None:
 
 
 def test_a_learner_and_its_wiring() -> None:
-    shown(HAT, "HAT(MLP, 3 tasks, classes [3, 2, 3], 2 groups of 32 units")
+    shown(HAT, "HAT(MLP, 3 tasks, classes [3, 2, 3], 2 groups of 32 units, 368 shared weights)")
+    shown(learner(MLP(5, 3, width=1000), X), "1.01 M shared weights)")
     shown(HAT.wiring, "Wiring(2 groups of 32 units", "100.0% of the parameters shared", "head.weight")
     shown(HAT.wiring.params["hidden.1.weight"].in_units, "Units(", "hidden.0")
     many = learner(MLP(5, 3, width=100), X, classes=[2] * 100)

@@ -18,7 +18,7 @@ _IGNORED = -100
 """The label of positions that PyTorch's cross entropy leaves out by default."""
 
 Batch = tuple[Inputs, Tensor]
-"""Inputs, and a target for each sample."""
+"""Inputs, and targets that lead with the same samples."""
 
 
 def check_input(where: str, x: Any, wiring: Wiring, lead: int = 0) -> Inputs:
@@ -62,7 +62,7 @@ def _leaves(where: str, x: Any, wiring: Wiring) -> dict[str, Tensor]:
     leaves = named_leaves(x)
     for path in [*known, *leaves]:
         if path not in leaves or path not in known:
-            what = "is missing" if path not in leaves else "was not there when the module was traced"
+            what = "is missing" if path not in leaves else "is not an input of the traced module"
             raise ValueError(
                 f"{where}: the input {path!r} {what}. Expected the inputs that were traced: "
                 f"{', '.join(known)}."
@@ -153,8 +153,8 @@ def check_batches(
 def _of_tasks(x: Any, y: Tensor, rows: Sequence[int], wiring: Wiring, lead: int) -> list[Batch]:
     """The slices of a batch with an axis over tasks."""
     leaves = _leaves("update", x, wiring)
-    ours = [leaf.path for leaf in wiring.signature.batched]
-    for path, value in [*((path, leaves[path]) for path in ours), ("y", y)]:
+    batched = [leaf.path for leaf in wiring.signature.batched]
+    for path, value in [*((path, leaves[path]) for path in batched), ("y", y)]:
         if value.dim() <= lead or value.shape[lead] != len(rows):
             raise ValueError(
                 f"update: {path} has shape {tuple(value.shape)} for {len(rows)} tasks. Expected a "
@@ -163,10 +163,10 @@ def _of_tasks(x: Any, y: Tensor, rows: Sequence[int], wiring: Wiring, lead: int)
             )
     batches = []
     for k, target in enumerate(y.unbind(lead)):
-        own = {path: v.select(lead, k) if path in ours else v for path, v in leaves.items()}
+        of_task = {path: v.select(lead, k) if path in batched else v for path, v in leaves.items()}
         for leaf in wiring.signature.leaves:
-            _check_leaf("update", leaf, own[leaf.path], lead)
-        batches.append((wiring.signature.inputs(own), target))
+            _check_leaf("update", leaf, of_task[leaf.path], lead)
+        batches.append((wiring.signature.inputs(of_task), target))
     return batches
 
 
@@ -240,7 +240,8 @@ def check_axis(where: str, x: Any, wiring: Wiring, replicas: int, shared: bool |
         x: a batch of its own for every replica.
         wiring: the wiring of the module.
         replicas: the number of replicas.
-        shared: None if the function cannot take one batch for all replicas.
+        shared: None if the function cannot take one batch for all replicas, which the message then
+            does not suggest.
     """
     leaves = _leaves(where, x, wiring)
     for leaf in wiring.signature.batched:

@@ -17,6 +17,7 @@ from hatfn.checks.calls import check_state
 from hatfn.checks.values import check_count, check_kind, check_learner, check_list
 from hatfn.evaluation.task_inference import Method, check_logits, classify, infer_task
 from hatfn.method.loss import logits_of
+from hatfn.network.network import Output
 from hatfn.network.outputs import narrow, predict
 from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.trees import map_output, unstack
@@ -129,23 +130,17 @@ def evaluate(
             y = y.to(device)
             for i, one in enumerate(states):
                 outputs = predict(hat.network, one, x, learned, chunk_size)
-                if _are_labels(y):
-                    hits[:, i] += _hits(logits_of(outputs), y, row, method)
-                if copies[i]:
-                    output = narrow(hat.network, map_output(itemgetter(row), outputs), task)
-                    for metric in copies[i].values():
-                        metric.update(logits_of(output), y)
+                hits[:, i] += _hits(logits_of(outputs), y, row, method) if _are_labels(y) else 0
+                _measure(copies[i], hat, outputs, row, task, y)
             count += len(y)
         labelled = count if count and _are_labels(y) else 0
-        counts = torch.tensor([count, labelled], device=hits.device)
-        hits, counts = hat.ranks.total((hits, counts))
+        hits, counts = hat.ranks.total((hits, torch.tensor([count, labelled], device=device)))
         if not counts[0]:
             raise ValueError(
                 f"evaluate: loader {task} gave no batch. Expected at least one: a list of batches, or "
                 f"a DataLoader; a generator can be read only once."
             )
-        if counts[1]:
-            shares[..., task] = hits.cpu().numpy() / int(counts[1])
+        shares[..., task] = hits.cpu().numpy() / int(counts[1]) if counts[1] else np.nan
         for i, own in enumerate(copies):
             for name, metric in own.items():
                 measured[name][i, task] = _number(name, metric.compute())
@@ -230,6 +225,14 @@ def _copies(metrics: Metrics, device: torch.device) -> dict[str, Metric]:
         if hasattr(metric, "to"):
             metric.to(device)
     return copies
+
+
+def _measure(metrics: Metrics, hat: Spec, outputs: Output, row: int, task: int, y: Tensor) -> None:
+    """Give metrics a batch: a task's own output, which is one row of the outputs, and its targets."""
+    if metrics:
+        output = narrow(hat.network, map_output(itemgetter(row), outputs), task)
+        for metric in metrics.values():
+            metric.update(logits_of(output), y)
 
 
 def _number(name: str, value: Any) -> float:

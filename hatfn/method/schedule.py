@@ -20,6 +20,7 @@ from hatfn.checks.values import check_real
 __all__ = ["Schedule", "constant", "cosine", "exponential", "linear"]
 
 Schedule = Callable[[float], float]
+"""A function from progress, the share of training that is done in [0, 1], to the mask scale s > 0."""
 
 
 def linear(s_max: float) -> Schedule:

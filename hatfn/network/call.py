@@ -1,4 +1,4 @@
-"""Calling the module with gated parameters."""
+"""Call the module with gated parameters."""
 
 from __future__ import annotations
 
@@ -31,25 +31,32 @@ def call(
     one_weight: bool = False,
     skips: Skips = NOTHING,
 ) -> tuple[Output, dict[str, Tensor]]:
-    """The module's output under gates, and the running statistics that it leaves.
+    """Call the module under gates.
 
-    A unit is gated by multiplying what a layer returns, or the weights and the bias that produce it,
-    or the affine of the norm behind them: a (W x + b) = (a W) x + a b. Of the first two, the one with
-    fewer numbers.
+    A gate a multiplies either the output of a layer, or the weight and the bias that produce it:
+
+        a (W x + b) = (a W) x + a b
+
+    The call chooses the one with fewer numbers. If a norm follows that would divide the gate out, the
+    gate multiplies the scale and shift of the norm instead.
 
     Args:
-        network: the static half.
-        module: its structure in the mode that is wanted: ``train``, ``evaluate`` or ``calibrate``.
-        params: {name: tensor}, the trained parameters, those of the heads included.
+        network: the static half of the learner.
+        module: the network's ``train``, ``evaluate`` or ``calibrate``.
+        params: {name: tensor}, the trained parameters, including heads.
         buffers: {name: tensor}, the running statistics.
         gates: {group: (U,)}, soft or bool; None: no gates.
         x: (B, ...).
-        one_weight: gate what layers return however large: under ``vmap`` many gates share one weight.
-        skips: for the network's ``evaluate`` under the same gates: what
-            :func:`~hatfn.network.skipping.skipped` gives for this task.
+        one_weight: gate outputs even if they are larger than the weight: under ``vmap`` over gates,
+            all tasks then share one weight.
+        skips: for ``evaluate`` under binary gates, the result of
+            :func:`~hatfn.network.skipping.skipped` for these gates.
 
     Returns:
-        output (B, ...), and the new running statistics.
+        The output (B, ...), and the new running statistics.
+
+    Raises:
+        ValueError: the module fails on the input.
     """
     outputs: dict[str, Tensor] = {}
     params = {**network.untrained, **params}
@@ -72,21 +79,27 @@ def run(
     x: Inputs,
     hooked: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[Output, dict[str, Tensor]]:
-    """The module's output with these very numbers, and the running statistics that it leaves.
+    """Call the module with the given tensors as they are, without gates.
 
     Args:
-        network: the static half.
-        module: one of its four.
+        network: the static half of the learner.
+        module: the network's ``train``, ``evaluate``, ``calibrate`` or ``plain``.
         params: {name: tensor}, all parameters.
         buffers: {name: tensor}, the running statistics.
         x: (B, ...).
-        hooked: {name in the module: tensor}, the buffers of hooks on layers.
+        hooked: {name in the module: tensor}, the buffers that hooks on layers read.
+
+    Returns:
+        The output (B, ...), and the new running statistics.
+
+    Raises:
+        ValueError: the module fails on the input.
     """
     names = {} if module is network.plain else network.names
-    # A module may write into the very tensors it is given: running statistics, an in-place ReLU.
+    # A module may write into its arguments, as an in-place ReLU does, and into its buffers.
     x = Inputs(*(tuple(value.clone() for value in part) for part in x))
-    given = {**buffers, **network.constants}
-    values = {**params, **{name: buffer.clone() for name, buffer in given.items()}}
+    every = {**buffers, **network.constants}
+    values = {**params, **{name: buffer.clone() for name, buffer in every.items()}}
     values = {**{names.get(name, name): value for name, value in values.items()}, **hooked}
     if network.tied:
         values = untied(module, values)
@@ -94,7 +107,7 @@ def run(
         module = keeping(module, values)
     elif network.wiring.remembers:
         module = copied(module, None)
-    # Casts are not kept from one call to the next: the weights are other tensors every time.
+    # No cache of casts: every call has other tensors as weights.
     lower = torch.autocast(x.device.type, network.precision, network.precision is not None, False)
     with _explained(x, network.wiring), lower:
         args, kwargs = network.wiring.signature.arguments(x)
@@ -111,14 +124,14 @@ def _gated_params(
     elsewhere: set[str],
     skips: Skips,
 ) -> dict[str, Tensor]:
-    """The parameters times their gates.
+    """The parameters, multiplied by their gates.
 
     Args:
-        wiring: of the module.
+        wiring: the wiring of the module.
         params: {name: tensor}.
-        look: from units to their gates.
-        elsewhere: paths of the layers whose output is gated instead.
-        skips: whose parameters need no gate.
+        look: a function from units to their gates.
+        elsewhere: the paths of the layers whose output is gated instead.
+        skips: the smaller parameters of skipping; they need no gate.
     """
     done = {*skips.params, *(name for path in elsewhere for name in wiring.layers[path].params)}
     values = dict(params)
@@ -138,9 +151,9 @@ def _gated_outputs(
     one_weight: bool,
     skips: Skips,
 ) -> dict[str, Tensor]:
-    """{path: gate} of the layers that are gated by what they return.
+    """{path: gate} of the layers whose output is gated.
 
-    Arguments as in :func:`call`; ``look`` goes from units to their gates.
+    See :func:`call` for the arguments; ``look`` is a function from units to their gates.
     """
     chosen = {}
     for path, rows in network.outputs.items():
@@ -155,7 +168,7 @@ def _gated_outputs(
 def _hooked(
     network: Network, module: nn.Module, outputs: Mapping[str, Tensor], x: Inputs
 ) -> dict[str, Tensor]:
-    """The buffers of the hooks on layers; an empty one switches its hook off."""
+    """The buffers that hooks on layers read; an empty buffer switches its hook off."""
     none = x.batched[0].new_empty(0)
     hooked = {f"{path}.{GATE}": outputs.get(path, none) for path in network.outputs}
     if module is network.evaluate:
@@ -166,20 +179,20 @@ def _hooked(
 
 
 def _full(output: Any) -> Any:
-    """What autocast made small as a float32: losses and drift are measured in full."""
+    """An output of autocast as float32, because losses and drift are measured in full precision."""
     small = isinstance(output, Tensor) and output.is_floating_point() and output.itemsize < 4
     return output.float() if small else output
 
 
 @contextmanager
 def _explained(x: Inputs, wiring: Wiring) -> Iterator[None]:
-    """Say what the module was given when it fails."""
+    """If the module fails, raise an error that describes its inputs."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        alone = x.samples == 1 and isinstance(error, ValueError)  # which batch norms say
+        alone = x.samples == 1 and isinstance(error, ValueError)  # batch norms raise it in training
         wide = any(value.dtype == torch.float64 for value in x.batched) and "dtype" in str(error)
         leaves = wiring.signature.leaves
         batched, fixed = iter(x.batched), iter(x.fixed)

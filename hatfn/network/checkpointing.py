@@ -1,4 +1,4 @@
-"""Modules that compute activations again in the backward pass."""
+"""Activation checkpointing: modules that recompute activations in the backward pass."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from hatfn.network.copies import copied
 
 RECOMPUTES = ("grad_checkpointing", "gradient_checkpointing")
-"""Flags by which timm's and transformers' modules know that they checkpoint activations."""
+"""The attributes of timm's and transformers' modules that switch checkpointing on."""
 
 
 def recomputes(module: nn.Module) -> bool:
-    """Whether parts of a module are computed a second time in the backward pass."""
+    """Whether a module, or a module inside it, checkpoints activations."""
     return any(getattr(child, flag, False) is True for child in module.modules() for flag in RECOMPUTES)
 
 
 def stop_checkpointing(module: nn.Module) -> None:
-    """Switch a module's checkpointing off."""
+    """Switch the checkpointing of a module off; the module is changed."""
     for child in module.modules():
         for flag in RECOMPUTES:
             if getattr(child, flag, False) is True:
@@ -26,10 +26,10 @@ def stop_checkpointing(module: nn.Module) -> None:
 
 
 def start_checkpointing(module: nn.Module) -> None:
-    """Switch a module's checkpointing on, by its own switch or by those of the modules inside.
+    """Switch the checkpointing of a module, or of the modules inside it, on; the module is changed.
 
     Raises:
-        ValueError: it offers none.
+        ValueError: the module does not offer checkpointing.
     """
     if not _switch_on(module) and not recomputes(module):
         raise ValueError(
@@ -43,7 +43,7 @@ def _switch_on(module: nn.Module) -> bool:
     if hasattr(module, "set_grad_checkpointing"):
         try:
             module.set_grad_checkpointing(True)  # type: ignore[operator]
-        except AssertionError:  # timm's way to say no
+        except AssertionError:  # timm raises it in modules without checkpointing
             return False
         return True
     if hasattr(module, "gradient_checkpointing_enable"):
@@ -54,14 +54,15 @@ def _switch_on(module: nn.Module) -> bool:
 
 
 def keeping(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
-    """A copy that holds numbers of its own, for what it computes again in the backward pass.
+    """A copy of the module that holds the given tensors itself.
 
-    By then ``functional_call`` has taken out the numbers that it put in. Buffers are copies: the second
-    pass must neither read nor write what the first pass writes.
+    The backward pass recomputes activations after ``functional_call`` has removed its tensors from the
+    module, so the module needs them. Buffers are cloned: the recomputation must not read or change
+    buffers that the forward pass wrote.
 
     Args:
         module: from :func:`~hatfn.network.copies.meta_copy`.
-        values: {name: tensor}, all its parameters and buffers, before the first pass.
+        values: {name: tensor}, all parameters and buffers, as they are before the forward pass.
     """
     names = {id(p): name for name, p in module.named_parameters()}
     copies = {id(b): values[name].clone() for name, b in module.named_buffers()}

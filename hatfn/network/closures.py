@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,28 +19,27 @@ def held(value: Any) -> Iterator[tuple[str, Any]]:
         value: a function, a method, a partial, a container, a module or another object.
     """
     if isinstance(value, types.FunctionType):
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            try:
-                yield f" (closure over {name})", cell.cell_contents
-            except ValueError:  # a variable that is not set yet
-                continue
-        for default in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
-            yield " (default argument)", default
+        yield from _held_by_function(value)
     elif isinstance(value, types.MethodType):
-        yield "", value.__func__
-        yield "", value.__self__
+        yield from (("", part) for part in (value.__func__, value.__self__))
     elif isinstance(value, partial):
-        for part in (value.func, *value.args, *value.keywords.values()):
-            yield " (partial)", part
+        parts = (value.func, *value.args, *value.keywords.values())
+        yield from ((" (partial)", part) for part in parts)
     elif isinstance(value, dict):
-        for key, part in value.items():
-            yield f"[{key!r}]", part
+        yield from ((f"[{key!r}]", part) for key, part in value.items())
     elif isinstance(value, list | tuple | set | frozenset):
-        for i, part in enumerate(value):
-            yield f"[{i}]", part
+        yield from ((f"[{i}]", part) for i, part in enumerate(value))
     elif hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType | Tensor):
-        for name, part in vars(value).items():
-            yield f".{name}", part
+        yield from ((f".{name}", part) for name, part in vars(value).items())
+
+
+def _held_by_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """What closure and default arguments of a function hold."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # a variable that is not set yet
+            yield f" (closure over {name})", cell.cell_contents
+    for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        yield " (default argument)", default
 
 
 def reached(value: Any) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Private copies of modules, with and without numbers, and the names of what they hold."""
+"""Private copies of modules, with and without tensors, and the names of parameters and buffers."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ def copied(
     convert: Callable[[Tensor], Tensor] | None = None,
     memo: dict[int, Any] | None = None,
 ) -> nn.Module:
-    """A copy of the module's structure, in train or eval mode, that shares the module's tensors.
+    """A copy of the module's structure that shares the module's parameters and buffers.
 
     Closures, partials and hooks of the copy hold the parts of the copy.
 
     Args:
         module: any module.
-        training: train or eval mode; None: every part in the mode it is in.
-        convert: what to put in the place of each parameter and buffer; tied ones stay tied.
+        training: True: train mode; False: eval mode; None: each part keeps its mode.
+        convert: a function from each parameter and buffer to its replacement in the copy; tied ones
+            stay tied. None: the same tensors.
         memo: receives what was copied, {id of the original: copy}.
     """
     memo = {} if memo is None else memo
     for child in module.modules():
         for value in attributes(child):
-            if isinstance(value, Tensor) and not value.is_leaf:  # computed: cannot be copied
+            if isinstance(value, Tensor) and not value.is_leaf:  # deepcopy refuses these
                 memo[id(value)] = value.detach()
     for tensor in (*module.parameters(), *module.buffers()):
         memo[id(tensor)] = tensor if convert is None else convert(tensor)
@@ -43,24 +44,24 @@ def copied(
     for child in new.modules():
         config: Any = getattr(child, "config", None)
         if getattr(config, "use_cache", False) is True:
-            config.use_cache = False  # the next call has other weights, so it can use no old keys
+            config.use_cache = False  # a cache of keys and values would be wrong for other weights
         if isinstance(child, nn.Embedding | nn.EmbeddingBag):
             child.sparse = False  # protection and optimizers work on dense gradients
-    # Into train mode first: there a module drops what it kept from calls in eval mode.
+    # Train mode first: on the switch to it, a module drops results stored in eval mode.
     return new if training is None else new.train().train(training)
 
 
 def attributes(module: nn.Module) -> list[Any]:
-    """What a module's attributes hold, containers opened."""
+    """The values of a module's attributes, and the items of containers among them."""
     return optree.tree_leaves(list(vars(module).values()))  # type: ignore[arg-type]
 
 
 def meta_copy(module: nn.Module, training: bool, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A copy without numbers: ``functional_call`` must supply every parameter and buffer.
+    """A copy on the meta device: ``functional_call`` must supply every parameter and buffer.
 
     Args:
         module: any module.
-        training: train or eval mode.
+        training: True: train mode; False: eval mode.
         memo: receives what was copied, {id of the original: copy}.
     """
 
@@ -74,11 +75,11 @@ def meta_copy(module: nn.Module, training: bool, memo: dict[int, Any] | None = N
 
 
 def filled(hollow: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
-    """A meta copy with numbers, in eval mode: a module like any other, without hatfn's hooks.
+    """An ordinary module in eval mode, from a meta copy and values; hatfn's hooks are removed.
 
     Args:
         hollow: from :func:`meta_copy`.
-        values: {name: tensor}, all its parameters and buffers, of any shape; they are copied.
+        values: {name: tensor}, all parameters and buffers, of any shape; they are copied.
     """
     names = {id(t): name for name, t in (*hollow.named_parameters(), *hollow.named_buffers())}
 
@@ -95,9 +96,9 @@ def filled(hollow: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
 
 
 def measure_statistics(module: nn.Module) -> None:
-    """Change a module in eval mode so that batch norms keep the statistics of each batch.
+    """Change a module in eval mode so that batch norms store the statistics of the last batch.
 
-    Only the norms that ``train()`` puts in train mode: a module may keep some of them frozen.
+    A module may keep some norms in eval mode even after ``train()``; these do not change.
     """
     training = [child.training for child in copied(module, training=True).modules()]
     for child, trains in zip(module.modules(), training, strict=True):
@@ -127,7 +128,7 @@ def untied(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def first_names(module: nn.Module) -> dict[str, str]:
-    """{every name of every parameter and buffer: its first name}: tied ones have several."""
+    """{name of a parameter or buffer: its first name}; a tied one has several names."""
     names: dict[str, str] = {}
     for walk in (module.named_parameters, module.named_buffers):
         first = {id(tensor): name for name, tensor in walk()}

@@ -1,4 +1,4 @@
-"""A classifier behind a module that has none: the two as one module, with one wiring."""
+"""Put a classifier behind a module that has none: one module with one wiring."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from torch import Tensor, nn
 from hatfn.wiring import Head, ParamWiring, Wiring
 
 BODY = "body."
-"""What stands before the names of a module that has a head behind it."""
+"""The prefix of the names of a module inside :class:`Headed`."""
 
 
 class Headed(nn.Module):
-    """A module, and a linear layer on the features that it returns."""
+    """A module, and a linear head on the features that it returns."""
 
     def __init__(self, body: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.body, self.head = body, head
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The logits (B, C)."""
+        """The logits (B, C), for features (B, D).
+
+        Raises:
+            ValueError: the module does not return a tensor.
+        """
         features = self.body(*args, **kwargs)
         if not isinstance(features, Tensor):
             raise ValueError(
@@ -34,18 +38,18 @@ class Headed(nn.Module):
 
 
 def with_head(module: nn.Module, wiring: Wiring) -> tuple[Headed, Wiring]:
-    """A module with a head behind it, and their wiring.
+    """A module with a head behind it, and the wiring of both.
 
-    The head has no rows: every task brings its own. Parameters keep the names that they have in the
-    module; those of the head are "head.weight" and "head.bias".
+    The head has no rows, because each task has its own head. In the wiring, parameters of the module
+    keep their names, and those of the head are "head.weight" and "head.bias".
     """
-    some = next(module.parameters(), torch.empty(0))
+    example = next(module.parameters(), torch.empty(0))
     shape = (0, *wiring.output_shape)
     head = nn.Linear(shape[-1], 1, device="meta")
     head.out_features = 0
-    head.weight = nn.Parameter(torch.empty(shape, dtype=some.dtype, device=some.device))
-    head.bias = nn.Parameter(torch.empty(0, dtype=some.dtype, device=some.device))
-    own = {
+    head.weight = nn.Parameter(torch.empty(shape, dtype=example.dtype, device=example.device))
+    head.bias = nn.Parameter(torch.empty(0, dtype=example.dtype, device=example.device))
+    added = {
         "head.weight": ParamWiring(shape, "head", in_units=wiring.output),
         "head.bias": ParamWiring((0,), "head"),
     }
@@ -55,7 +59,7 @@ def with_head(module: nn.Module, wiring: Wiring) -> tuple[Headed, Wiring]:
     }
     whole = replace(
         wiring,
-        params={**wiring.params, **own},
+        params={**wiring.params, **added},
         heads=(Head("head.weight", "head.bias"),),
         layers=layers,
     )
@@ -63,7 +67,7 @@ def with_head(module: nn.Module, wiring: Wiring) -> tuple[Headed, Wiring]:
 
 
 def inner_names(module: nn.Module) -> Mapping[str, str]:
-    """{name in a state: name in the module}, where the two differ: behind a head."""
+    """{name in a state: name in the module} if the two differ, as they do in :class:`Headed`."""
     if not isinstance(module, Headed):
         return {}
     tensors = (*module.body.named_parameters(), *module.body.named_buffers())

@@ -1,4 +1,4 @@
-"""Hooks on the layers of a private module: gating what a layer returns, leaving out what is off."""
+"""Hooks on the layers of a private module: they gate outputs and skip units that are off."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch.utils import _pytree as pytree
 from hatfn.numerics.zeros import drop
 
 GATE = "hatfn_gate"
-"""The buffer by which a layer's output is gated; an empty one gates nothing."""
+"""The buffer with the gate of a layer's output; if it is empty, the output is not gated."""
 
 COLUMNS = "hatfn_columns"
-"""The buffer with the places of its input that a layer reads; an empty one reads all."""
+"""The buffer with the indices of the input that a layer reads; if it is empty, it reads all."""
 
 BACK = "hatfn_back"
-"""The buffer with the place of each output among those that a layer makes; an empty one makes all."""
+"""The buffer with the index of each output among the computed ones; if empty, all are computed."""
 
 OWN_BUFFERS = (GATE, COLUMNS, BACK)
 """The names of the buffers that hatfn adds to layers."""
 
 
 def hook_gates(module: nn.Module, paths: Iterable[str]) -> None:
-    """Give layers a buffer, ``GATE``, by which they gate what they return.
+    """Add the buffer ``GATE`` to layers, and a hook that multiplies their output by it.
 
     Args:
         module: from :func:`~hatfn.network.copies.meta_copy`; it is changed.
-        paths: of the layers.
+        paths: the paths of the layers.
     """
     for path in paths:
         layer = module.get_submodule(path)
@@ -38,11 +38,11 @@ def hook_gates(module: nn.Module, paths: Iterable[str]) -> None:
 
 
 def hook_skips(module: nn.Module, paths: Iterable[str]) -> None:
-    """Give layers two buffers, ``COLUMNS`` and ``BACK``, so that they can work with a smaller weight.
+    """Add the buffers ``COLUMNS`` and ``BACK`` to layers, and hooks that let them use smaller weights.
 
     Args:
         module: from :func:`~hatfn.network.copies.meta_copy`; it is changed.
-        paths: of the layers.
+        paths: the paths of the layers.
     """
     for path in paths:
         layer = module.get_submodule(path)
@@ -53,9 +53,9 @@ def hook_skips(module: nn.Module, paths: Iterable[str]) -> None:
 
 
 def hook_outputs(module: nn.Module) -> None:
-    """Have a module return only tensors and plain values, in its own containers.
+    """Make a module return only tensors, numbers and strings, in the same containers.
 
-    A cache of keys and values, as language models return it, is left out.
+    Other values are left out, such as the cache of keys and values that language models return.
 
     Args:
         module: from :func:`~hatfn.network.copies.copied`; it is changed.
@@ -81,9 +81,9 @@ def _plain(_: nn.Module, __: object, output: Any) -> Any:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        odd = [name for name, value in output.items() if not _is_plain(value)]
-        kept = {name: value for name, value in output.items() if name not in odd}
-        return type(output)(**kept) if odd else output
+        other = [name for name, value in output.items() if not _is_plain(value)]
+        kept = {name: value for name, value in output.items() if name not in other}
+        return type(output)(**kept) if other else output
     return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, _PLAIN) else None, output)
 
 
@@ -95,7 +95,7 @@ def _gated(layer: nn.Module, _: object, output: Tensor) -> Tensor:
     gate = layer.get_buffer(GATE)
     if not gate.numel():
         return output
-    if gate.dtype == torch.bool:  # a product would make an overflow in a row that is off a nan
+    if gate.dtype == torch.bool:  # a product with 0 would turn an overflow into a nan
         return drop(~gate, output)
     return output * gate.to(output.dtype)
 
@@ -111,9 +111,9 @@ def _widened(layer: nn.Module, _: object, output: Tensor) -> Tensor:
 
 
 def _picked(layer: nn.Module, value: Tensor, index: Tensor) -> Tensor:
-    """Some entries along the axis that the layer's weight mixes: the last, or the one before space."""
+    """Select features: the last axis of a linear layer, the channel axis of a convolution."""
     weight: Tensor = layer._parameters["weight"]  # type: ignore[assignment]
     if weight.dim() > 2:
         return value.index_select(1 - weight.dim(), index)
-    # Along the last of two axes a CPU picks ten times as fast as along the last of three.
+    # On a CPU, index_select on the last of two axes is ten times as fast as on the last of three.
     return value.flatten(0, -2).index_select(-1, index).reshape(*value.shape[:-1], len(index))

@@ -1,4 +1,4 @@
-"""The static half of a learner: the module's structure and its wiring, without what tasks change."""
+"""The static half of a learner: the module's structure, its wiring and tensors that never change."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ Output = Any
 
 
 class Network(NamedTuple):
-    """The static half of a learner: what no task changes.
+    """The static half of a learner: no step changes it.
 
     Attributes:
-        train: the module's structure in train mode, without numbers.
-        evaluate: the same in eval mode.
-        calibrate: the same in eval mode, but batch norms take the statistics of each batch.
-        plain: the module as it was given, in eval mode, without hatfn's hooks and without a head that
-            was put behind it.
-        wiring: which units gate which parameters.
-        outputs: {path of a layer: units that can gate what it returns in the place of its parameters}.
-        skippable: where units lie along the weights of layers, in eval mode.
-        initial: {name: tensor}, the module's own parameters and buffers.
+        train: a meta copy of the module in train mode.
+        evaluate: a meta copy in eval mode.
+        calibrate: a meta copy in eval mode, in which batch norms store the statistics of each batch.
+        plain: a meta copy in eval mode that has neither hooks for gates nor an added head.
+        wiring: the wiring of the module, including an added head.
+        outputs: {path of a layer: units}, the layers whose output can be gated instead of parameters.
+        skippable: the layers that can skip dead units, in eval mode.
+        initial: {name: tensor}, the values of parameters and buffers at build().
         constants: {name: tensor}, the buffers that training does not change.
-        classes: classes of each task; None: the module's output as it is.
-        heads: names of the heads' parameters, which lead with the classes.
-        names: {name of a parameter or buffer: its name in the module}, where the two differ.
-        untrained: {name: tensor}, the parameters with ``requires_grad=False``: no state holds them.
-        precision: of the module's arithmetic under ``torch.autocast``; None: that of its numbers.
+        classes: the number of classes of each task; None: tasks use the module's own output.
+        heads: the names of the heads' parameters, whose first axis counts classes.
+        names: {name of a parameter or buffer: its name in the module}, if the two differ.
+        untrained: {name: tensor}, the parameters with ``requires_grad=False``; no state holds them.
+        precision: the type of number of ``torch.autocast``; None: no autocast.
         recomputes: whether the module checkpoints activations in train mode.
-        tied: whether a parameter or buffer has several names; looking for them costs each call.
+        tied: whether a parameter or buffer has several names. If not, calls need not look for ties.
     """
 
     train: nn.Module
@@ -68,9 +67,17 @@ def make_network(
     precision: torch.dtype | None = None,
     grad_checkpointing: bool = False,
 ) -> Network:
-    """Take from a module what calling it needs; the module itself is neither changed nor kept.
+    """The network of a module; the module itself is neither changed nor kept.
 
-    Where there are classes and no head, a head is put behind the module.
+    Args:
+        module: the traced module.
+        wiring: its wiring. If it has no heads and there are classes, a head is put behind the module.
+        classes: the number of classes of each task, or None.
+        precision: the type of number of ``torch.autocast``, or None.
+        grad_checkpointing: switch on the checkpointing that the module offers.
+
+    Raises:
+        ValueError: ``grad_checkpointing`` is set, and the module does not offer it.
     """
     plain = meta_copy(module, False)
     if classes is not None and not wiring.heads:
@@ -92,7 +99,7 @@ def make_network(
 
     train, evaluate, calibrate = (meta_copy(module, training) for training in (True, False, False))
     skippable = find_skippable(module, wiring, device)
-    for each in (evaluate, calibrate, plain):  # no backward pass needs what they could save there
+    for each in (evaluate, calibrate, plain):  # checkpointing saves memory only in training
         stop_checkpointing(each)
     for each in (train, evaluate, calibrate, plain):
         hook_outputs(each)

@@ -1,4 +1,4 @@
-"""What a module gives for a task, for each sample's own task, for many tasks, for a mixture of them."""
+"""The outputs of a module for one task, for a task of each sample, or for several or mixed tasks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from hatfn.state import HATState
 
 
 def cut_heads(network: Network, own: Mapping[str, Tensor], task: int) -> dict[str, Tensor]:
-    """A task's own parameters, its heads cut to its classes.
+    """The parameters of a task, with heads cut to the classes of the task.
 
-    Before the product, not after: a wider head changes the shape of the matrix product, and with it
-    the bits of the logits.
+    Cutting logits instead would change their bits, because the bits of a matrix product depend on its
+    shape.
     """
     if network.classes is None:
         return dict(own)
@@ -35,7 +35,7 @@ def cut_heads(network: Network, own: Mapping[str, Tensor], task: int) -> dict[st
 def forward(
     network: Network, state: HATState, x: Inputs, task: int, gates: Mapping[str, Tensor]
 ) -> Output:
-    """One task's output in eval mode."""
+    """The output of one task in eval mode."""
     own = cut_heads(network, take(state.task_params, task), task)
     buffers, params = take(state.task_buffers, task), {**state.params, **own}
     skips = NOTHING
@@ -50,14 +50,14 @@ def forward(
 def _skipped(
     network: Network, params: Mapping[str, Tensor], masks: Mapping[str, Tensor], x: Inputs
 ) -> Skips:
-    """What layers are handed under the masks of some tasks; nothing where masks cannot be read."""
+    """The parts that layers skip under the masks of some tasks; NOTHING if masks cannot be read."""
     if not network.skippable.layers or not masks or read(next(iter(masks.values()))[0, 0]) is None:
         return NOTHING
     return skipped(network.skippable, network.wiring, {**network.untrained, **params}, masks, x.samples)
 
 
 def forward_plain(network: Network, state: HATState, x: Inputs) -> Output:
-    """The module as it was, ungated, with the shared weights of the state."""
+    """The output of the module without gates, with the shared weights of the state."""
     values = {**network.initial, **state.params}
     params = {name: values[name] for name, _ in network.plain.named_parameters()}
     buffers = {name: values[name] for name in network.wiring.buffers}
@@ -67,24 +67,26 @@ def forward_plain(network: Network, state: HATState, x: Inputs) -> Output:
 def forward_mixed(
     network: Network, state: HATState, x: Inputs, tasks: Sequence[int], alpha: Float[Tensor, " T"]
 ) -> Output:
-    """The output of a mixture of tasks in eval mode, differentiable in its weights.
+    """The output of a mixture of N tasks in eval mode, differentiable in the weights of the mixture.
 
-    What a task has of its own, binary gates, norms, running statistics, is mixed: sum_t alpha_t v_t;
-    the statistics as constants, for no batch norm has a derivative by them. Heads are not mixed: all
-    give their logits of the mixture's features, one behind the other, each head's times T alpha_t.
+    The binary gates, norms and running statistics v_t of the tasks are mixed:
 
-    Heads that are mixed as well were tried, with five tasks of split and ten of permuted digits, five
-    seeds each, heads that start alike, and the rule of
-    :func:`hatfn.infer_task_by_gradient`. Of single images they find the task of 38 % and
-    25 %, of batches of 32 of 48 % and 35 %; heads side by side of 31 % and 45 %, and of 32 % and
-    82 %: they gain more where all tasks have the same classes than they lose.
+        v = sum_t alpha_t v_t
+
+    Batch norms have no derivative by their statistics, so these are mixed as constants. Heads are not
+    mixed: each computes logits from the mixture's features, times N alpha_t, and the logits of all
+    heads are concatenated.
+
+    Mixing the heads too finds a few more tasks on split digits (38 % against 31 % of single images)
+    and far fewer on permuted ones (25 % against 45 %), measured with
+    :func:`hatfn.infer_task_by_gradient` and five seeds.
 
     Args:
-        network: the static half.
+        network: the static half of the learner.
         state: any state.
         x: (B, ...).
-        tasks: which T tasks.
-        alpha: their weights; 1/T each is the even mixture.
+        tasks: the N tasks.
+        alpha: (N,), their weights; 1/N each is the even mixture.
 
     Returns:
         (B, sum of the classes of the tasks), or the mixed output if there are no heads.
@@ -117,38 +119,40 @@ def forward_each(
     tasks: Tensor,
     gates: Callable[[int], Mapping[str, Tensor]],
 ) -> Output:
-    """Each sample's output under its own task in eval mode, as wide as the widest task's.
+    """The output of each sample under its own task in eval mode.
 
-    The loop over the tasks that occur, each on its own samples: bits depend on the shape of a batch,
-    and so each sample's are those of :func:`forward` on these samples.
+    A loop calls :func:`forward` once for each task, on all samples of the task.
 
     Args:
-        network: the static half.
+        network: the static half of the learner.
         state: any state.
         x: (B, ...).
-        tasks: (B,) int64, on the device of x.
-        gates: of a task, {group: (U,)}.
+        tasks: (B,) int64, the task of each sample, on the device of x.
+        gates: a function from a task to its gates, {group: (U,)}.
+
+    Returns:
+        (B, classes of the widest task), -inf for classes that the sample's task lacks.
     """
-    outputs, places = [], []
-    for task in tasks.unique().tolist() or [0]:  # of no samples at all, any task has the right shape
+    outputs, samples = [], []
+    for task in tasks.unique().tolist() or [0]:  # without samples, any task gives the right shape
         rows = (tasks == task).nonzero().flatten()
-        own = x.map(partial(torch.Tensor.index_select, dim=0, index=rows))
-        outputs.append(widen(network, forward(network, state, own, task, gates(task)), task))
-        places.append(rows)
-    order = torch.cat(places).argsort()
+        inputs = x.map(partial(torch.Tensor.index_select, dim=0, index=rows))
+        outputs.append(widen(network, forward(network, state, inputs, task, gates(task)), task))
+        samples.append(rows)
+    order = torch.cat(samples).argsort()
     return map_output(lambda *parts: torch.cat(parts)[order], *outputs)
 
 
 def widen(network: Network, output: Output, task: int) -> Output:
-    """One task's output (B, ...) as wide as the widest's: -inf for classes it does not have."""
+    """Pad the output of a task (B, ...) to the classes of the widest task with -inf."""
     if network.classes is None:
         return output
-    own, widest = network.classes[task], max(network.classes)
+    classes, widest = network.classes[task], max(network.classes)
     leaves, structure = flatten(output)
 
     def pad(logits: Tensor, dim: int) -> Tensor:
-        missing = [0, 0] * (logits.dim() - 1 - dim) + [0, widest - own]
-        return nn.functional.pad(logits.narrow(dim, 0, own), missing, value=-torch.inf)
+        missing = [0, 0] * (logits.dim() - 1 - dim) + [0, widest - classes]
+        return nn.functional.pad(logits.narrow(dim, 0, classes), missing, value=-torch.inf)
 
     dims = _class_dims(network, leaves)
     padded = (leaf if dim is None else pad(leaf, dim) for leaf, dim in zip(leaves, dims, strict=True))
@@ -170,7 +174,7 @@ def _class_dims(network: Network, leaves: Sequence[Tensor]) -> Sequence[int | No
     """For each tensor that the module returns, the dimension that counts classes."""
     if len(network.wiring.class_dims) == len(leaves):
         return network.wiring.class_dims
-    # In a map of classes over places, which a convolution gives, classes come first.
+    # The output of a convolution has classes first, then positions.
     heads = [network.wiring.params[name] for name in network.heads]
     first = any(len(head.shape) > 2 for head in heads)
     return [1 if first else leaf.dim() - 1 for leaf in leaves]
@@ -179,9 +183,17 @@ def _class_dims(network: Network, leaves: Sequence[Tensor]) -> Sequence[int | No
 def predict(
     network: Network, state: HATState, x: Inputs, tasks: Sequence[int], chunk_size: int | None
 ) -> Output:
-    """The outputs of many tasks under binary gates, (T, B, ...), in one ``vmap``.
+    """The outputs of N tasks under binary gates in one ``vmap``, or in a loop if vmap cannot.
 
-    Classes that a task does not have are -inf.
+    Args:
+        network: the static half of the learner.
+        state: any state.
+        x: (B, ...).
+        tasks: the N tasks.
+        chunk_size: the number of tasks to compute at a time; None: all.
+
+    Returns:
+        (N, B, classes of the widest task), -inf for classes that a task lacks.
     """
     rows = torch.as_tensor(tasks, device=x.device)
     own, buffers, masks = (

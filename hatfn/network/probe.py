@@ -1,4 +1,4 @@
-"""Numbers under which a module shows what its layers do."""
+"""Random weights for tests of a wiring: with them every layer passes signal."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 
 
 def lively(values: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-    """Values under which every layer passes signal when half of its inputs are off.
+    """Random values with which every layer passes signal if half of its inputs are off.
 
-    Matrices keep the variance; scales are near 1; biases and means are small; no layer starts at zero
-    or at 1e-6, as trained-from-scratch recipes have it, because nothing behind it could be tested.
+    Matrices keep the variance, N(0, 4 / fan_in). Scales and variances are in [0.5, 1.5], biases and
+    means in [-0.25, 0.25]. Training recipes start some layers at 0 or 1e-6; such a layer would hide
+    everything before it from a test.
 
     Args:
         values: {name: tensor}, parameters and running statistics; integers stay as they are.

@@ -1,9 +1,9 @@
-"""Dead units are not computed: under binary gates a layer works on its live rows and columns alone.
+"""Skip dead units: under binary gates, a layer computes only with its live rows and columns.
 
-A unit that is off is zero wherever it is read, so a product may leave it out on both sides, and what it
-makes may be left at zero. The module stays as it is: a layer is handed a smaller weight, its input is
-narrowed on the way in and its output widened on the way out, or neither where the next layer reads
-just what this one makes.
+The output of a unit that is off is zero, so a layer need not compute its row, and later layers need not
+read its column. The module's code does not change: a layer gets a smaller weight, a hook selects the
+live columns of its input, and another hook puts zeros back into its output. Between two layers neither
+hook is needed if the second reads exactly the live units of the first.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from hatfn.network.hooks import BACK, COLUMNS
 from hatfn.wiring import OPEN, Units, Wiring
 
 WORTH = 16
-"""Multiplications that take about as long as moving a number, on a CPU."""
+"""The number of multiplications that take as long as moving one number, on a CPU."""
 
 SMALL = 2**21
-"""Multiplications of a layer below which nothing is looked at: the look takes as long."""
+"""A layer with fewer multiplications is never narrowed: to find its live units takes as long."""
 
 _PLAIN = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
 
 
 class Ends(NamedTuple):
-    """Which units lie along the weights of layers.
+    """The units of the rows and columns of the layers' weights.
 
     Attributes:
-        axes: (size,) int64 each, the unit of each entry of an axis; no two are equal.
-        of_layers: {path: (number of the axis of its rows, number of the axis of its columns)}.
+        axes: the different axes, each (size,) int64: the unit of each row or column.
+        of_layers: {path: (index in ``axes`` for the rows, index for the columns)}; None: no units.
     """
 
     axes: tuple[Tensor, ...]
@@ -39,15 +39,16 @@ class Ends(NamedTuple):
 
 
 class Skippable(NamedTuple):
-    """A layer whose dead rows and columns can be left out.
+    """A layer whose dead rows and columns can be skipped.
 
     Attributes:
-        params: names of its weight (O, I, ...) and, if it has one, its bias.
-        out_units: number of the axis with the unit of each row; None: no row is ever dead.
-        in_units: number of the axis with the unit of each column; None: no column is ever dead.
-        numbers: of its weight.
-        places: at which it is applied to a sample: one, pixels or tokens.
-        readers: layers that alone read what it returns, and of that only what their columns meet.
+        params: the names of its weight (O, I, ...) and, if it has one, its bias.
+        out_units: the index of the axis with the unit of each row; None: no row is ever dead.
+        in_units: the index of the axis with the unit of each column; None: no column is ever dead.
+        numbers: how many numbers its weight has.
+        places: how many positions of a sample it is applied to: one, or all pixels or tokens.
+        readers: the paths of the layers that read its output, if nothing else does and the units of
+            their columns are those of its rows; else empty.
     """
 
     params: tuple[str, ...]
@@ -59,11 +60,11 @@ class Skippable(NamedTuple):
 
 
 class Skippables(NamedTuple):
-    """The layers of a module whose dead rows and columns can be left out.
+    """The layers of a module whose dead rows and columns can be skipped.
 
     Attributes:
         layers: {path: layer}.
-        axes: (size,) int64 each, the unit of each entry, numbered as in :class:`~hatfn.wiring.Units`.
+        axes: (size,) int64 each, the unit of each entry, as in :class:`~hatfn.wiring.Units`.
     """
 
     layers: dict[str, Skippable]
@@ -71,12 +72,13 @@ class Skippables(NamedTuple):
 
 
 class Skips(NamedTuple):
-    """What a call of the module leaves out; of several tasks at once each tensor leads with T.
+    """The parts of a module that a call skips; for several tasks at once each tensor leads with T.
 
     Attributes:
         params: {name: tensor}, smaller weights and biases.
-        hooks: {name in the module: tensor}, where a layer's input and output lie.
-        bare: layers that return their live rows alone, or dead ones ungated: nobody reads these.
+        hooks: {name in the module: tensor}, the buffers that the hooks of layers read.
+        bare: the layers whose output has no gate and is not widened, because only layers that are
+            narrowed to their live rows read it.
     """
 
     params: dict[str, Tensor]
@@ -85,18 +87,18 @@ class Skips(NamedTuple):
 
 
 NOTHING = Skips({}, {})
-"""Everything is computed."""
+"""Nothing is skipped."""
 
 
 class _Side(NamedTuple):
     """The live entries of an axis for T tasks.
 
     Attributes:
-        axis: number of the axis.
-        on: (T, size) bool.
-        order: (T, live) int64, where they are; as many as the widest task has, and at least one. Where
-            a task has fewer, its first one again.
-        counts: of each task's live entries.
+        axis: the index of the axis in :class:`Skippables`.
+        on: (T, size) bool, whether an entry is live.
+        order: (T, live) int64, the positions of the live entries; ``live`` is the largest number of
+            them in any task, and at least 1. A task with fewer repeats its first one.
+        counts: the number of live entries of each task.
     """
 
     axis: int
@@ -106,30 +108,30 @@ class _Side(NamedTuple):
 
     @property
     def live(self) -> int:
-        """How many are taken for live."""
+        """The number of entries to keep, the same for all tasks."""
         return self.order.shape[1]
 
     @property
     def size(self) -> int:
-        """How many entries the axis has."""
+        """The number of entries of the axis."""
         return self.on.shape[1]
 
     @property
     def share(self) -> float:
-        """Of them the part that is live."""
+        """The share of entries to keep, in (0, 1]."""
         return self.live / self.size
 
     def back(self) -> Tensor:
-        """(T, size) int64, the place of each entry among them, ``live`` if it is dead."""
+        """(T, size) int64, the position of each entry among the kept ones; ``live`` if it is dead."""
         return torch.where(self.on, self.on.cumsum(1) - 1, self.live)
 
 
 class _Cut(NamedTuple):
-    """How a layer is narrowed.
+    """The sides on which a layer is narrowed.
 
     Attributes:
-        rows: to its live rows, or None.
-        cols: to its live columns, or None.
+        rows: the live rows to narrow to; None: all rows.
+        cols: the live columns to narrow to; None: all columns.
     """
 
     rows: _Side | None
@@ -137,10 +139,10 @@ class _Cut(NamedTuple):
 
 
 def layer_ends(wiring: Wiring) -> Ends:
-    """The unit of each row and of each column of the weights of layers.
+    """The units of the rows and columns of the layers' weights.
 
-    None where no gate reaches that side, where an entry has no unit of its own, and where weight and
-    bias disagree; a head's rows are classes.
+    A side has none if no gate reaches it, if it has not one unit for each entry, or if weight and bias
+    differ. The rows of a head have none, because they are classes.
     """
     axes: list[Tensor] = []
 
@@ -164,15 +166,15 @@ def layer_ends(wiring: Wiring) -> Ends:
 
 
 def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> Skippables:
-    """The layers of a module that may be handed a smaller weight.
+    """The layers of a module that can compute with a smaller weight.
 
-    Linear layers and ungrouped convolutions as PyTorch has them: of a layer with a forward of its own
-    nobody knows what else it does with its input.
+    These are PyTorch's own linear layers and ungrouped convolutions. A subclass with another forward
+    may do anything else with its input, so it is left out.
 
     Args:
-        module: any.
+        module: any module.
         wiring: its wiring.
-        device: where to put indices.
+        device: the device of the indices.
     """
     found, ends = {}, layer_ends(wiring)
     for path, (out, into) in ends.of_layers.items():
@@ -203,23 +205,23 @@ def skipped(
     masks: Mapping[str, Tensor],
     samples: int,
 ) -> Skips:
-    """What the layers are handed that are worth narrowing, for each of T tasks.
+    """The smaller weights of the layers that are worth narrowing, for T tasks.
 
-    All tasks get the same shapes: where one has fewer live units than another, others fill up.
+    All tasks get the same shapes, those of the task with the most live units.
 
     Args:
         skippable: from :func:`find_skippable`.
-        wiring: of the module.
-        params: {name: tensor}; what tasks have of their own leads with T.
+        wiring: the wiring of the module.
+        params: {name: tensor}; per-task parameters and heads lead with T.
         masks: {group: (T, U)} bool.
-        samples: in the batch.
+        samples: the number of samples in the batch.
 
     Returns:
-        what is left out, of T tasks.
+        The parts to skip; every tensor leads with T.
     """
     layers = skippable.layers
     tasks = len(next(iter(masks.values()))) if masks else 0
-    # What no gate reaches is the same for all tasks, and in one vmap computed once.
+    # Under vmap, a layer whose input no gate reaches is computed once for all tasks.
     works = {
         path: samples * layer.places * layer.numbers * (1 if layer.in_units is None else tasks)
         for path, layer in layers.items()
@@ -257,8 +259,8 @@ def skipped(
         if rows is None and cols is None:
             continue
         for name in layers[path].params:
-            own = wiring.params[name].kind in ("task", "head")
-            smaller[name] = _narrow(params[name], own, rows, cols, tasks, path not in bare)
+            per_task = wiring.params[name].kind in ("task", "head")
+            smaller[name] = _narrow(params[name], per_task, rows, cols, tasks, path not in bare)
         if rows is not None and path not in bare:
             hooks[f"{path}.{BACK}"] = rows.back()
         if cols is not None and path not in inner:
@@ -271,14 +273,14 @@ def _bare(
     cuts: dict[str, _Cut],
     side: Callable[[int | None], _Side | None],
 ) -> set[str]:
-    """The layers of whose output nothing is read but what is live; their readers are cut to that."""
+    """The layers whose readers read only live units; ``cuts`` is changed to narrow the readers."""
     found = set()
     for path, layer in layers.items():
         units = side(layer.out_units) if layer.readers else None
-        if units is None or min(units.counts) == 0:  # then a dead unit stands for a live one
+        if units is None or min(units.counts) == 0:  # without live units, a dead one is kept
             continue
         if path in cuts and cuts[path].rows is not None:
-            for reader in layer.readers:  # what they would read else would be widened first
+            for reader in layer.readers:  # otherwise the output would have to be widened for them
                 cuts[reader] = _Cut(cuts[reader].rows if reader in cuts else None, units)
         read = [cuts[reader].cols for reader in layer.readers if reader in cuts]
         if len(read) == len(layer.readers) and all(cols and cols.axis == units.axis for cols in read):
@@ -290,13 +292,13 @@ def _bare(
 def _live(axis: int, on: Tensor) -> _Side:
     """The live entries of an axis, from (T, size) bool."""
     counts = on.sum(1).tolist()
-    live, places = max(1, *counts), on.nonzero()[:, 1]
+    live, positions = max(1, *counts), on.nonzero()[:, 1]
     if min(counts) == live:
-        return _Side(axis, on, places.reshape(-1, live), counts)
-    none = places.new_zeros(1)
+        return _Side(axis, on, positions.reshape(-1, live), counts)
+    none = positions.new_zeros(1)
     filled = [
-        torch.cat([own, (own if len(own) else none)[:1].expand(live - len(own))])
-        for own in places.split(counts)
+        torch.cat([some, (some if len(some) else none)[:1].expand(live - len(some))])
+        for some in positions.split(counts)
     ]
     return _Side(axis, on, torch.stack(filled), counts)
 
@@ -304,7 +306,7 @@ def _live(axis: int, on: Tensor) -> _Side:
 def _best(
     layer: Skippable, out: _Side | None, into: _Side | None, samples: int, tasks: int, work: int
 ) -> _Cut:
-    """The sides that are worth narrowing; neither if none saves as much as it costs."""
+    """The sides that are worth narrowing; none if narrowing costs more than it saves."""
     places = samples * layer.places
 
     def cost(rows: _Side | None, cols: _Side | None) -> float:
@@ -318,33 +320,36 @@ def _best(
 
 
 def _narrow(
-    value: Tensor, own: bool, rows: _Side | None, cols: _Side | None, tasks: int, widened: bool
+    value: Tensor, per_task: bool, rows: _Side | None, cols: _Side | None, tasks: int, widened: bool
 ) -> Tensor:
-    """A weight or bias without what is dead, for each task.
+    """A weight or bias without dead rows and columns, for each task.
 
     Args:
-        value: (O, I, ...) or (O,); of T tasks if it is their ``own``.
-        own: whether every task has one.
-        rows: to keep, or None for all.
-        cols: likewise; a bias has none.
+        value: (O, I, ...) or (O,); with a leading axis T if it is ``per_task``.
+        per_task: whether each task has its own.
+        rows: the rows to keep; None: all.
+        cols: the columns to keep, ignored for a bias; None: all.
         tasks: T.
-        widened: put a row of zeros behind them, for the dead rows.
+        widened: append a row of zeros, which stands for all dead rows.
+
+    Returns:
+        (T, kept rows, kept columns, ...).
     """
-    shape = value.shape[own:]
+    shape = value.shape[per_task:]
     cols = cols if len(shape) > 1 else None
     index = torch.arange(shape[0], device=value.device).expand(tasks, -1)
     if rows is not None:
         index = torch.cat([rows.order, rows.order[:, :1]], 1) if widened else rows.order
-    # There is an index for every number that is kept: a narrow one is made in a quarter of the time.
+    # One index for each kept number: int32 ones are made in a quarter of the time of int64 ones.
     width = torch.int32 if value.numel() < 2**31 else torch.int64
     index, taken = index.to(width), 1
     if cols is not None:
         index, taken = index[:, :, None] * shape[1] + cols.order.to(width)[:, None, :], 2
-    if own:
+    if per_task:
         task = torch.arange(tasks, dtype=width, device=value.device).reshape(-1, *(1,) * taken)
         index = index + task * shape[:taken].numel()
-    # One flat pick of what all tasks keep: many times as fast as one for each axis of each task.
-    whole = value.flatten(0, taken - 1 + own).index_select(0, index.flatten())
+    # One index_select for all tasks and axes: many times as fast as one for each.
+    whole = value.flatten(0, taken - 1 + per_task).index_select(0, index.flatten())
     whole = whole.reshape(*index.shape, *shape[taken:])
     if cols is not None and min(cols.counts) < cols.live:
         kept = torch.arange(cols.live, device=value.device) < torch.tensor(cols.counts)[:, None].to(

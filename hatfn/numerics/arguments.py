@@ -1,4 +1,4 @@
-"""What a module takes and returns: trees of tensors, as PyTorch's own pytree knows them."""
+"""The inputs of a module: nested arguments, their signature and the paths of their tensors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class Leaf(NamedTuple):
     """A tensor among the inputs of a module.
 
     Attributes:
-        path: how a user finds it: "input_ids", "0", "graph.edges"; "x" where it is the only input.
-        shape: without the batch dimension, if it has one.
-        dtype: of its numbers.
-        batched: whether it leads with the samples of a batch.
+        path: its name or number in the inputs, with dots if nested: "input_ids", "0", "graph.edges";
+            "x" if the inputs are a single tensor.
+        shape: its shape, without the batch dimension if it has one.
+        dtype: its type of number.
+        batched: whether its first axis counts the samples of a batch.
     """
 
     path: str
@@ -34,8 +35,8 @@ class Inputs(NamedTuple):
     """The inputs of one call, in the order of the :class:`Signature`.
 
     Attributes:
-        batched: tensors (B, ...), each leads with the samples.
-        fixed: tensors that all samples share, such as the edges of a graph.
+        batched: the tensors (B, ...) whose first axis counts samples.
+        fixed: the tensors that all samples share, such as the edges of a graph.
     """
 
     batched: tuple[Tensor, ...]
@@ -43,26 +44,26 @@ class Inputs(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """B."""
+        """B, the number of samples."""
         return len(self.batched[0])
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """The device of the inputs."""
         return self.batched[0].device
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
-        """A function of the batched tensors; fixed ones stay as they are."""
+        """Inputs with ``function`` applied to each batched tensor; fixed tensors stay the same."""
         return Inputs(tuple(map(function, self.batched)), self.fixed)
 
 
 @dataclass(frozen=True, eq=False)
 class Signature:
-    """What a module takes.
+    """The arguments that a module takes.
 
     Attributes:
-        leaves: in the order of the structure.
-        structure: of positional and keyword arguments; None: one tensor.
+        leaves: the tensors, in the order of the structure.
+        structure: the nesting of positional and keyword arguments; None: a single tensor.
     """
 
     leaves: tuple[Leaf, ...]
@@ -70,11 +71,11 @@ class Signature:
 
     @property
     def batched(self) -> tuple[Leaf, ...]:
-        """The leaves that lead with the samples."""
+        """The leaves whose first axis counts samples."""
         return tuple(leaf for leaf in self.leaves if leaf.batched)
 
     def inputs(self, leaves: Mapping[str, Tensor]) -> Inputs:
-        """Inputs from tensors by their paths."""
+        """The inputs, from {path: tensor}."""
         batched, fixed = (
             tuple(leaves[leaf.path] for leaf in self.leaves if leaf.batched is kind)
             for kind in (True, False)
@@ -82,7 +83,7 @@ class Signature:
         return Inputs(batched, fixed)
 
     def arguments(self, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The positional and keyword arguments of the module."""
+        """The positional and the keyword arguments for the module, from its inputs."""
         if self.structure is None:
             return inputs.batched, {}
         batched, fixed = iter(inputs.batched), iter(inputs.fixed)
@@ -92,7 +93,7 @@ class Signature:
 
 
 def named_leaves(x: Any) -> dict[str, Any]:
-    """{path: leaf} of the inputs that a user gives; arguments that are None are left out."""
+    """{path: leaf} of a user's inputs, without arguments that are None."""
     if isinstance(x, Tensor):
         return {ALONE: x}
     pairs, _ = pytree.tree_flatten_with_path(_without_none(x))
@@ -100,7 +101,7 @@ def named_leaves(x: Any) -> dict[str, Any]:
 
 
 def map_leaves(function: Callable[[str, Any], Any], x: Any) -> Any:
-    """``function`` of each leaf of inputs and its path."""
+    """Inputs with each leaf replaced by ``function(path, leaf)``."""
     if isinstance(x, Tensor):
         return function(ALONE, x)
     return pytree.tree_map_with_path(
@@ -109,7 +110,7 @@ def map_leaves(function: Callable[[str, Any], Any], x: Any) -> Any:
 
 
 def as_call(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments: of a tensor, a tuple (positional) or a dict (keywords)."""
+    """The positional and keyword arguments in a tensor, a tuple (positional) or a dict (keywords)."""
     x = _without_none(x)
     if isinstance(x, Mapping):
         return (), dict(x)
@@ -120,8 +121,8 @@ def signature(x: Any, unbatched: Sequence[str] = ()) -> Signature:
     """The signature of a module that takes ``x``.
 
     Args:
-        x: a tensor, a tuple of positional arguments or a dict of keyword arguments, nested.
-        unbatched: paths of the leaves that do not lead with the samples.
+        x: a tensor, a tuple of positional arguments or a dict of keyword arguments; may be nested.
+        unbatched: the paths of the leaves whose first axis does not count samples.
     """
     leaves = tuple(
         Leaf(path, tuple(leaf.shape[path not in unbatched :]), leaf.dtype, path not in unbatched)
@@ -132,7 +133,7 @@ def signature(x: Any, unbatched: Sequence[str] = ()) -> Signature:
 
 
 def _without_none(x: Any) -> Any:
-    """Arguments that are given: those that are None are left out, whether by keyword or at the end."""
+    """Inputs without keyword arguments that are None and without None at the end of a tuple."""
     if isinstance(x, Mapping):
         return {name: value for name, value in x.items() if value is not None}
     if isinstance(x, tuple | list):
@@ -144,7 +145,7 @@ def _without_none(x: Any) -> Any:
 
 
 def _step(key: Any) -> str:
-    """One step of a path, as a user would write it."""
+    """One part of a path, as a user would write it."""
     for name in ("key", "idx", "name"):
         if hasattr(key, name):
             return str(getattr(key, name))

@@ -23,13 +23,13 @@ def tree_map(function: Callable[..., Tensor], *trees: Tree) -> Any:
 
 
 class Structure(NamedTuple):
-    """How a tree is put together again.
+    """The structure of a tree, from which :func:`unflatten` builds the tree again.
 
     Attributes:
         outer: optree's structure.
-        inner: {place of a leaf of it: the structure that PyTorch's own pytree knows}, of containers
-            that optree does not know.
-        static: {place among all leaves: value} of the leaves that are no tensors, such as None.
+        inner: {index of a leaf of ``outer``: structure of PyTorch's pytree}, for containers that only
+            PyTorch's pytree knows.
+        static: {index among all leaves: value}, the leaves that are not tensors, such as None.
     """
 
     outer: Any
@@ -38,9 +38,10 @@ class Structure(NamedTuple):
 
 
 def flatten(tree: Tree) -> tuple[list[Tensor], Structure]:
-    """The tensors of a tree that may hold what a module returns, such as a ModelOutput.
+    """The tensors and the structure of a tree, which may be any output of a module.
 
-    optree takes what it does not know for a leaf; there PyTorch's own pytree goes on.
+    optree treats a container that it does not know, such as a ModelOutput, as a leaf. PyTorch's pytree
+    then opens it.
     """
     leaves: list[Any]
     leaves, outer = optree.tree_flatten(tree)
@@ -54,15 +55,15 @@ def flatten(tree: Tree) -> tuple[list[Tensor], Structure]:
 
 
 def unflatten(structure: Structure, tensors: Sequence[Any]) -> Any:
-    """The tree of these tensors; see :func:`flatten`."""
+    """Build the tree again, from its structure and tensors; see :func:`flatten`."""
     outer, inner, static = structure
     if not inner and not static:
         return optree.tree_unflatten(outer, tensors)
-    given, sizes = (
+    remaining, sizes = (
         iter(tensors),
         [inner[i].num_leaves if i in inner else 1 for i in range(outer.num_leaves)],
     )
-    every = iter([static[i] if i in static else next(given) for i in range(sum(sizes))])
+    every = iter([static[i] if i in static else next(remaining) for i in range(sum(sizes))])
     whole = []
     for i, size in enumerate(sizes):
         part = [next(every) for _ in range(size)]
@@ -71,14 +72,14 @@ def unflatten(structure: Structure, tensors: Sequence[Any]) -> Any:
 
 
 def map_output(function: Callable[..., Any], *outputs: Any) -> Any:
-    """``function`` of the leaves of what a module returned, of one structure each."""
+    """Call ``function`` on the tensors of module outputs that have the same structure."""
     leaves, structure = flatten(outputs[0])
     others = [flatten(other)[0] for other in outputs[1:]]
     return unflatten(structure, [function(*parts) for parts in zip(leaves, *others, strict=True)])
 
 
 def output_leaves(output: Any) -> list[Tensor]:
-    """The tensors of what a module returned."""
+    """The tensors of a module's output, in order."""
     return flatten(output)[0]
 
 

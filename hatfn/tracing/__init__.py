@@ -1,4 +1,4 @@
-"""Tracing: from a module to its wiring."""
+"""Tracing: find the wiring of a module."""
 
 from hatfn.tracing.graph import TraceError
 from hatfn.tracing.trace import trace

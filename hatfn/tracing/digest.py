@@ -1,4 +1,4 @@
-"""A digest of what a module computes, whatever the numbers it computes with."""
+"""A digest of the function that a module computes, apart from its parameters."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from hatfn.tracing.nodes import operator_name
 from hatfn.wiring import Computed, digest
 
 _SILENT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-"""Operators that do nothing in eval mode: a module may be served with other ones than it was trained
-with."""
+"""Operators that do nothing in eval mode. They may differ between training and serving."""
 
 
 def read_computed(program: torch.export.ExportedProgram, names: dict[str, str], call: Call) -> Computed:
-    """Digest the operators in their order, what each reads and the constants that it is given.
+    """Digest the operators in their order, the operands of each, and constants.
 
-    Names of parameters are part of it, their numbers are not, nor is the device.
+    Names of parameters are part of the digest. Their values and the device are not.
 
     Args:
         program: the exported module.
-        names: the first name of every parameter and buffer.
-        call: what it was exported with.
+        names: {name: first name} of every parameter and buffer.
+        call: the call that was exported.
     """
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     known: dict[Node, str] = {}
@@ -41,7 +40,7 @@ def read_computed(program: torch.export.ExportedProgram, names: dict[str, str], 
         if node.op == "placeholder":
             spec = specs[node.name]
             target = names.get(spec.target, spec.target)
-            if spec.kind.name == "CONSTANT_TENSOR":  # one that is no buffer, so that no state holds it
+            if spec.kind.name == "CONSTANT_TENSOR":  # not a buffer, so no state holds its values
                 target = digest(program.constants[spec.target])
             known[node] = target or "x"
         elif operator_name(node) in _SILENT:

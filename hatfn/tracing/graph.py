@@ -1,4 +1,4 @@
-"""From a module to a graph of operators that change none of their operands."""
+"""Export a module to a graph of operators that do not change their operands."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class TraceError(RuntimeError):
 def _export(module: nn.Module, call: Call) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings():
-            # Export warns of what could not be saved and deployed; this program is read and dropped.
+            # Export warns about programs that cannot be saved; this one is only read.
             warnings.simplefilter("ignore")
             private = copied(module, training=False)
             for child in private.modules():
                 if getattr(child, "inplace", False) is True:
-                    vars(child)["inplace"] = False  # the same numbers, without writing over others
+                    vars(child)["inplace"] = False  # same result, but no operand is overwritten
             hook_outputs(private)
             program = functional(torch.export.export(private, call.args, call.kwargs, strict=False))
     except Exception as error:
@@ -40,38 +40,38 @@ def _export(module: nn.Module, call: Call) -> torch.export.ExportedProgram:
             raise TraceError(f"trace: {cast} PyTorch said: {reason}") from error
         raise TraceError(
             f"trace: torch.export cannot read {type(module).__name__} at {call}. "
-            f"It stops at {_line_of(error)} {reason} Two ways out: let that line do "
-            f"without the numbers in a tensor (torch.where for an if, a constant for an .item()), or "
-            f"write the wiring down with hatfn.manual_wiring."
+            f"It stops at {_line_of(error)} {reason} Two ways out: change that line so that it reads "
+            f"no numbers out of a tensor (torch.where for an if, a constant for an .item()), or "
+            f"write the wiring by hand with hatfn.manual_wiring."
         ) from error
     written = [s.target for s in program.graph_signature.output_specs if "PARAMETER" in s.kind.name]
     if written:
         raise TraceError(
             f"trace: {type(module).__name__} changes its parameter {written[0]} in every forward pass. "
-            f"Expected one that only reads its parameters (an embedding without max_norm, say)."
+            f"Expected a module that only reads its parameters, such as an embedding without max_norm."
         )
     return program
 
 
 def how_to_cast(module: nn.Module, call: Call) -> str:
-    """What to write if a module fails because its weights are of another type than its input."""
+    """How to mend a call whose input has another type than the weights; else an empty string."""
     kinds = {p.dtype for p in module.parameters() if p.is_floating_point()}
     batched = zip(call.signature.batched, call.inputs.batched, strict=True)
-    odd = [
+    other = [
         (leaf.path, value.dtype)
         for leaf, value in batched
         if value.is_floating_point() and value.dtype not in kinds
     ]
-    if len(kinds) != 1 or not odd:
+    if len(kinds) != 1 or not other:
         return ""
-    (kind,), (path, given) = kinds, odd[0]
+    (kind,), (path, given) = kinds, other[0]
     cast = {torch.float32: "float()", torch.float64: "double()"}.get(kind, f"to({kind})")
     weights = f"the weights of {type(module).__name__} are {kind}"
     return f"{path} is {given}, and {weights}. Write {path}.{cast}."
 
 
 def _line_of(error: BaseException) -> str:
-    """The innermost line, on the way to an error, that is neither PyTorch's nor Python's own."""
+    """The innermost line of an error's traceback that is not in PyTorch or the standard library."""
     found = "no line of the model"
     link: BaseException | None = error
     while link is not None and found.startswith("no "):
@@ -79,20 +79,21 @@ def _line_of(error: BaseException) -> str:
             if frame.filename.startswith("<") or not frame.line:
                 continue
             path = Path(frame.filename)
-            own = (
+            python = (
                 path.is_relative_to(sysconfig.get_path("stdlib")) and "site-packages" not in path.parts
             )
-            if not own and not path.is_relative_to(Path(torch.__file__).parent):
+            if not python and not path.is_relative_to(Path(torch.__file__).parent):
                 found = f"{frame.filename}:{frame.lineno}, {frame.line!r}."
         link = link.__cause__ or link.__context__
     return found
 
 
 def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program with operators that have rules and change none of their operands.
+    """A program whose operators have rules and do not change their operands.
 
-    A write over a value that nothing else reads (``x += shortcut``) is put as the operator that does
-    not write. If more is to be done, PyTorch decomposes the whole, which takes longer than the export.
+    An in-place operator on a value that nothing else reads (``x += shortcut``) is replaced by the one
+    that returns a new tensor. If that is not enough, PyTorch decomposes the whole program, which takes
+    longer than the export.
     """
     for node in program.graph.nodes:
         plain = _plain(node)
@@ -102,7 +103,7 @@ def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
 
 
 def _plain(node: Node) -> torch._ops.OpOverload | None:
-    """``aten.add`` for an ``aten.add_`` whose operand is its alone."""
+    """The out-of-place version of an in-place operator, if nothing else reads its operand."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
         return None
@@ -114,6 +115,6 @@ def _plain(node: Node) -> torch._ops.OpOverload | None:
 
 
 def _is_new(node: Node) -> bool:
-    """Whether a value has memory of its own, and is no view of another."""
+    """Whether a value is a new tensor, not a view of another."""
     known = operator_name(node) in contraction.RULES.keys() | norms.RULES.keys()
     return is_simple(node) and (known or is_pointwise(node)) and node.op == "call_function"

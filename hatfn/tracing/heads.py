@@ -1,4 +1,4 @@
-"""The classifier of a module: as it is named, as timm knows it, or the last layer of the graph."""
+"""Find the classifier of a module: by name, from timm's method, or as the last layer of the graph."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _PASSES = {
     "_to_copy", "detach", "type_as", "permute", "transpose", "select", "slice", "index", "index_select",
     "gather", "narrow", "expand", "dropout",
 }  # fmt: skip
-"""Operators behind a classifier that leave its logits as they are, or choose some of them."""
+"""Operators after a classifier that only move, select or convert its logits."""
 
 _POOLS = ("adaptive_avg_pool", "_adaptive_avg_pool", "avg_pool", "mean", "upsample")
-"""How the operators begin that take a mean of logits over places, or resize a map of them."""
+"""The first parts of the names of operators that average logits over positions, or resize them."""
 
 _CLOSES = {"softmax", "_softmax", "log_softmax", "_log_softmax", "sigmoid", "log_sigmoid"}
-"""Operators that make probabilities of logits."""
+"""Operators that turn logits into probabilities."""
 
 
 def named_heads(module: nn.Module, head: str | Sequence[str] | bool | None) -> list[Head]:
-    """The parameters of the classifier's layers, as they are named.
+    """The weight and bias of each layer of the classifier, by the layers' names.
 
     Args:
-        module: any.
-        head: names of the layers; False: none; None asks timm's ``get_classifier``.
+        module: any module.
+        head: the name or names of the layers; False: there are none; None: those that timm's
+            ``get_classifier`` returns, if the module has this method.
 
     Raises:
-        TypeError: ``head`` is no name.
-        ValueError: a name that the module does not have, or that is no layer whose first dimension
-            counts classes.
+        TypeError: ``head`` is neither a name nor a list of names.
+        ValueError: the module has no layer of this name, or the layer is not linear or a convolution.
     """
     modules = dict(module.named_modules())
     if not (head is None or head is False or isinstance(head, str)):
@@ -67,9 +67,10 @@ def _head(first: Mapping[str, str], layer: str) -> Head:
 
 
 def _classifiers(module: nn.Module) -> list[str]:
-    """The layers behind timm's ``get_classifier``, looked for in tuples, lists and wrappers.
+    """The names of the layers that timm's ``get_classifier`` returns, also inside containers.
 
-    And the layers called "...head" that are as wide: VOLO's second classifier is in no list.
+    Layers with a name that ends in "head" and with as many classes are added, because
+    ``get_classifier`` of VOLO does not return the second classifier.
     """
     if not hasattr(module, "get_classifier"):
         return []
@@ -90,23 +91,24 @@ def _classifiers(module: nn.Module) -> list[str]:
 
 
 def _is_head(module: nn.Module | None) -> bool:
-    """Whether the weight is a parameter whose rows are classes."""
+    """Whether a module is a layer that can be a head: the rows of its weight can be classes."""
     if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return False
     return "weight" in module._parameters and getattr(module, "groups", 1) == 1
 
 
 def last_heads(program: torch.export.ExportedProgram, module: nn.Module) -> list[Head]:
-    """The last linear layers or 1x1 convolutions of a module, if its outputs are what these return.
+    """The last linear layers or 1x1 convolutions of a module, if it returns their outputs.
 
-    Not a layer that shares its weight with another, and not the only one that there is.
+    There are none if one of them shares its weight with another layer, or if the module has no other
+    parameters.
 
     Args:
         program: the exported module.
-        module: any.
+        module: the module.
 
     Raises:
-        ValueError: behind the last layer the module makes probabilities of its logits.
+        ValueError: after the last layer, the module turns logits into probabilities.
     """
     modules, first = dict(module.named_modules()), first_names(module)
     found = []
@@ -117,15 +119,15 @@ def last_heads(program: torch.export.ExportedProgram, module: nn.Module) -> list
             return []
         if closed is not None:
             raise ValueError(
-                f"trace: the module ends in the layer {path!r} and {closed}. Expected logits: leave "
-                f"{closed} out, as the default loss wants it. Or say what is meant: head={path!r}, if "
-                f"that is the classifier; head=False, if these are features."
+                f"trace: the module ends in the layer {path!r} and {closed}. Expected logits for the "
+                f"default loss: leave {closed} out. Or write head={path!r} if the layer is the "
+                f"classifier, head=False if its outputs are features."
             )
         found.append(_head(first, path))
     heads = [*dict.fromkeys(found)]
-    own = {name for head in heads for name in head if name is not None}
-    tied = any(target in own and name not in own for name, target in first.items())
-    return [] if tied or own == {*first.values()} else heads
+    params = {name for head in heads for name in head if name is not None}
+    tied = any(target in params and name not in params for name, target in first.items())
+    return [] if tied or params == {*first.values()} else heads
 
 
 def _outputs(program: torch.export.ExportedProgram) -> list[Node]:
@@ -139,7 +141,7 @@ def _outputs(program: torch.export.ExportedProgram) -> list[Node]:
 
 
 def _behind(node: Node) -> tuple[str | None, str | None]:
-    """The path of the layer whose logits a value is, and what was made of them, if anything."""
+    """The path of the layer whose logits a value holds, and the operator that made probabilities."""
     pooled, closed = False, None
     while True:
         name = operator_name(node)
@@ -157,7 +159,8 @@ def _behind(node: Node) -> tuple[str | None, str | None]:
 def class_dims(module: nn.Module, call: Call, heads: Sequence[Head]) -> tuple[int | None, ...]:
     """For each tensor that a module returns in eval mode, the dimension that counts classes.
 
-    It is the one that grows with the heads. Nothing where the module cannot have wider heads.
+    The module is called once more with a wider head, and this dimension grows. None for a tensor in
+    which no dimension grows; an empty tuple if the module fails with a wider head.
     """
     wider = copied(module, training=False)
     hook_outputs(wider)
@@ -166,11 +169,11 @@ def class_dims(module: nn.Module, call: Call, heads: Sequence[Head]) -> tuple[in
     grown = {name: torch.cat([values[name], values[name][:1]]) for name in weights}
     shapes = []
     for more in ({}, grown):
-        given = {name: value.clone() for name, value in {**values, **more}.items()}
+        tensors = {name: value.clone() for name, value in {**values, **more}.items()}
         try:
             with torch.no_grad():
-                output = functional_call(wider, given, call.args, call.kwargs)
-        except Exception:  # whatever a module says of a head that it did not expect
+                output = functional_call(wider, tensors, call.args, call.kwargs)
+        except Exception:  # a module may fail in any way on a head of another width
             return ()
         shapes.append([leaf.shape for leaf in output_leaves(output)])
     return tuple(

@@ -12,11 +12,11 @@ from hatfn.numerics.arguments import Inputs, Signature, named_leaves, signature
 
 
 class Call(NamedTuple):
-    """The arguments of a call of a module, and where it computes; each call gets copies.
+    """The call of a module that is traced; ``args`` and ``kwargs`` are new copies each time.
 
     Attributes:
-        signature: of the module.
-        inputs: (B, ...), B >= 2.
+        signature: the signature of the module.
+        inputs: the inputs, (B, ...) with B >= 2.
     """
 
     signature: Signature
@@ -34,11 +34,11 @@ class Call(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the inputs."""
         return self.inputs.device
 
     def __str__(self) -> str:
-        """The inputs' shapes, in words."""
+        """The shapes of the inputs, as a part of a sentence."""
         batched, fixed = iter(self.inputs.batched), iter(self.inputs.fixed)
         values = {leaf: next(batched if leaf.batched else fixed) for leaf in self.signature.leaves}
         if len(values) == 1 and self.signature.structure is None:
@@ -52,18 +52,18 @@ class Call(NamedTuple):
 
 
 def checked_call(where: str, x: Any, unbatched: Sequence[str] = ()) -> Call:
-    """The call that a module is traced with, of two samples at least.
+    """The call to trace a module with, after checks; a single sample is repeated.
 
-    With one sample, what mixes samples would look like what mixes features.
+    With a batch of one, an operator that mixes samples could not be told from one that mixes features.
 
     Args:
         where: the function that was called.
         x: a tensor, a tuple of positional arguments or a dict of keyword arguments.
-        unbatched: paths of what does not lead with the samples.
+        unbatched: the paths of inputs that do not lead with the samples.
 
     Raises:
-        TypeError: something else, or a leaf that is no tensor.
-        ValueError: no leaf, different numbers of samples, an unknown path.
+        TypeError: ``x`` is something else, or one of its leaves is not a tensor.
+        ValueError: there is no leaf; numbers of samples differ; ``unbatched`` has an unknown path.
     """
     if not isinstance(x, Tensor | tuple | list | dict):
         raise TypeError(
@@ -75,19 +75,19 @@ def checked_call(where: str, x: Any, unbatched: Sequence[str] = ()) -> Call:
         if not isinstance(leaf, Tensor):
             raise TypeError(
                 f"{where}: {path} is a {type(leaf).__name__}. Expected a tensor: torch.as_tensor(...)."
-                f" What is the same for every call belongs into the module."
+                f" Store a value that is the same for every call in the module."
             )
-    if odd := [path for path in unbatched if path not in leaves]:
+    if unknown := [path for path in unbatched if path not in leaves]:
         raise ValueError(
-            f"{where}: unbatched names {odd[0]!r}, which is no input. Expected some of "
+            f"{where}: unbatched names {unknown[0]!r}, which is no input. Expected some of "
             f"{', '.join(leaves) or 'none'}."
         )
     counts = {path: leaf.shape[:1] for path, leaf in leaves.items() if path not in unbatched}
     if not counts or len({*counts.values()}) > 1 or () in counts.values():
-        said = ", ".join(f"{path} {tuple(leaf.shape)}" for path, leaf in leaves.items()) or "nothing"
+        shapes = ", ".join(f"{path} {tuple(leaf.shape)}" for path, leaf in leaves.items()) or "nothing"
         raise ValueError(
-            f"{where}: the inputs are {said}. Expected the samples in front of each, as many in all. "
-            f"Name what does not lead with samples: {where}(module, x, unbatched=[...])."
+            f"{where}: the inputs are {shapes}. Expected inputs that lead with the samples, as many in "
+            f"each. Name an input that does not: {where}(module, x, unbatched=[...])."
         )
     found = signature(x, unbatched)
     inputs = found.inputs(leaves)

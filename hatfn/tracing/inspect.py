@@ -1,4 +1,4 @@
-"""What a trace asks of a module beside its graph: its statistics, and what it keeps between calls."""
+"""Properties of a module that its graph does not show: buffers and attributes that a call changes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hatfn.tracing.reach import watched_call
 
 
 def remembers(module: nn.Module, call: Call) -> bool:
-    """Whether a call in eval mode leaves something behind, as LeViT keeps its table of biases.
+    """Whether a call in eval mode changes attributes of the module, as LeViT stores a table of biases.
 
-    The next call, with another task's parameters, would find it.
+    The next call has the parameters of another task and must not read stored results.
     """
     called = copied(module, training=False)
     before = [attributes(child) for child in called.modules()]
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a trace is no call of the user's
+        warnings.simplefilter("ignore")  # the user did not make this call
         called(*call.args, **call.kwargs)
     after = [attributes(child) for child in called.modules()]
     return [[id(leaf) for leaf in leaves] for leaves in before] != [
@@ -29,7 +29,7 @@ def remembers(module: nn.Module, call: Call) -> bool:
 
 
 def changed_buffers(module: nn.Module, call: Call, names: dict[str, str]) -> tuple[str, ...]:
-    """The buffers that training changes: norms' statistics, and whatever one step changes."""
+    """The buffers that training changes: statistics of norms, and all that one call changes."""
     values, before = watched_call(module, call, training=True), dict(module.named_buffers())
     if not before:
         return ()

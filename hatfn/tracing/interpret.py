@@ -1,4 +1,4 @@
-"""Run an exported graph on labels."""
+"""Run an exported graph on labels (see labels.py) instead of numbers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from hatfn.tracing.tracer import Result, Rule, Tracer, Value
 from hatfn.wiring import OPEN
 
 BINDING = {**contraction.RULES, **norms.RULES, **recurrence.RULES}
-"""Rules that say themselves what becomes of the parameters they are given."""
+"""Rules of operators that can share a parameter between tasks: they record its units themselves."""
 
 PASSING = {**elementwise.RULES, **movement.RULES, **reduction.RULES}
-"""Rules under which a parameter that meets an activation is per task."""
+"""Rules of all other operators: a parameter that meets an activation there is per task."""
 
 
 def interpret(
@@ -34,17 +34,17 @@ def interpret(
     """Run the graph on labels.
 
     Args:
-        t: collects what is found.
-        program: functional: no operator changes its operands.
-        names: the first name of every parameter and buffer.
-        changed: buffers that training changes.
-        input_gate: give the input's features units of their own.
+        t: the tracer, which collects the results; it is changed.
+        program: the exported module; no operator changes its operands.
+        names: {name: first name} of every parameter and buffer.
+        changed: the buffers that training changes.
+        input_gate: give each feature of the input a unit.
 
     Returns:
-        The values of the module's outputs.
+        The values that the module returns.
 
     Raises:
-        UnreadableError: what is computed depends on the numbers in a tensor.
+        UnreadableError: an operator or a shape depends on the numbers in a tensor.
     """
     values: dict[Node, Any] = {}
     signature = program.graph_signature
@@ -70,16 +70,17 @@ def interpret(
             kinds = [spec.kind.name for spec in signature.output_specs]
             pairs = zip(kinds, pytree.tree_leaves(operands[0]), strict=True)
             outputs = [v for kind, v in pairs if kind == "USER_OUTPUT" and isinstance(v, Value)]
-            for output in outputs:  # a parameter that is shown as it is has no gate before it
+            for output in outputs:  # no gate can stand before a parameter that is itself returned
                 t.own(output)
             return outputs
     raise AssertionError("a graph without an output")
 
 
 def is_simple(node: Node) -> bool:
-    """Whether an operator changes no operand and has a rule, or a constant for a result.
+    """Whether an operator changes no operand, and either has a rule or returns a constant.
 
-    Nothing need be decomposed then, which takes longer than all the rest.
+    If all operators are simple, the program is not decomposed, which would take longer than the rest
+    of a trace.
     """
     if node.op != "call_function" or node.target is operator.getitem or node.meta.get("val") is None:
         return True
@@ -108,7 +109,7 @@ def _constant(data: Tensor) -> Value:
 
 
 def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """One operator on labels."""
+    """Run one operator on labels."""
     if node.target is operator.getitem:
         return args[0][args[1]]
     if node.meta.get("val") is None:  # an assertion
@@ -118,7 +119,7 @@ def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return _fold(node, args, kwargs)
     name, dynamic = operator_name(node), any(operand.dynamic for operand in operands)
     if name in BINDING:
-        # What a layer makes of a parameter (a learned query) is an activation like any other.
+        # A layer's output is an activation, even if its input is a parameter such as a learned query.
         activation = dynamic or name not in norms.RULES
         return _wrap(node, BINDING[name](t, node, *args, **kwargs), operands, activation)
     rule = PASSING.get(name) or (elementwise.pointwise if is_pointwise(node) else None)
@@ -132,15 +133,15 @@ def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     result = _wrap(node, rule(t, node, *args, **kwargs), operands, dynamic)
     for value in pytree.tree_leaves(result):
         if not value.dynamic and bool((shrink(value.label) == OPEN).any()):
-            t.own(value)  # arithmetic on parameters that no label follows
+            t.own(value)  # labels cannot follow this arithmetic on parameters
     return result
 
 
 def _follows(name: str, rule: Rule, operands: list[Value]) -> bool:
-    """Whether labels still tell each parameter's entries apart behind this operator.
+    """Whether labels after this operator still identify each entry of a parameter.
 
-    They do if one parameter is moved or changed element by element, or several are put side by side.
-    Not if a parameter meets an activation, a second parameter or itself, or is summed up.
+    They do if one parameter is moved or changed element by element, or if several are concatenated.
+    They do not if a parameter meets an activation, a second parameter or itself, or is summed.
     """
     if rule is _unknown or any(operand.dynamic for operand in operands):
         return False
@@ -149,7 +150,7 @@ def _follows(name: str, rule: Rule, operands: list[Value]) -> bool:
 
 
 def _unknown(t: Tracer, node: Node, *_: Any, **__: Any) -> Tensor:
-    """An operator without a rule: nothing is known to be zero."""
+    """The label of an operator without a rule: no gate is known to make an element zero."""
     return filled(shape_of(node), OPEN)
 
 
@@ -159,14 +160,14 @@ def _is_deterministic(node: Node) -> bool:
 
 
 def _fold(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Numbers that are the same in every call are computed here and now."""
+    """Compute an operator whose operands are the same in every call."""
     numbers = pytree.tree_map_only(Value, lambda value: value.data, (args, kwargs))
     result = node.target(*numbers[0], **numbers[1])  # type: ignore[operator]
     return pytree.tree_map_only(Tensor, _constant, result)
 
 
 def _wrap(node: Node, result: Result, operands: list[Value], dynamic: bool) -> Any:
-    """Values of a rule's labels; further outputs of its operator (indices, statistics) are open."""
+    """Values with the labels of a rule; other outputs of the operator, such as indices, are open."""
     sources = frozenset() if dynamic else frozenset().union(*(o.sources for o in operands))
     outputs = node.meta["val"]
     shapes = [shape_of(node)]

@@ -1,11 +1,11 @@
-"""Labels: which unit zeroes each element of a value, and a union-find over units.
+"""Labels: the unit that makes each element of a value zero, and a union-find over units.
 
-A label is an integer tensor of the value's own shape. A non-negative entry names the unit whose
-gate, when off, makes that element exactly zero; ``OPEN`` says that no gate does; ``ZERO`` says
-that the element is zero whatever the gates are (padding, a constant), so it agrees with any unit.
+A label is an integer tensor with the shape of the value. An entry >= 0 is the unit whose gate, when it
+is off, makes the element exactly zero. ``OPEN`` (-1) means that no gate does. ``ZERO`` (-2) means that
+the element is always zero, such as padding or a constant; it agrees with any unit.
 
-Labels that repeat along a dimension are kept expanded (stride 0) there: data movement can then run
-the model's own operator on them, and a label of a large activation costs a vector, not a volume.
+A label that repeats along a dimension is expanded (stride 0) there. So the model's own operators that
+move data run on labels too, and the label of a large activation takes little memory.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from torch import Tensor
 from hatfn.wiring import OPEN
 
 ZERO = -2
+"""The entry of an element that is zero under all gates."""
 
 
 def filled(shape: torch.Size | tuple[int, ...], value: int) -> Tensor:
-    """A label with one entry everywhere."""
+    """A label of this shape with the same entry everywhere."""
     return torch.tensor(value).expand(shape)
 
 
 def shrink(label: Tensor) -> Tensor:
-    """The same label with every repeated dimension cut to size one."""
+    """The label with every expanded dimension cut to size one."""
     for dim, (size, stride) in enumerate(zip(label.shape, label.stride(), strict=True)):
         if stride == 0 and size > 1:
             label = label.narrow(dim, 0, 1)
@@ -35,10 +36,10 @@ def shrink(label: Tensor) -> Tensor:
 
 
 def agree(label: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The entry shared by everything along ``dims`` (kept, with size one), else ``OPEN``.
+    """The label of a sum, mean, maximum or weighted sum over ``dims``, which keep size one.
 
-    This is the label of a sum, mean, maximum or weighted sum over ``dims``: it is zero for a unit
-    only if that unit zeroes every term. ``ZERO`` terms do not count.
+    A unit makes a sum zero only if it makes every term zero. So the entry is the one that all terms
+    have in common, apart from ``ZERO`` terms, or else ``OPEN``.
     """
     label = shrink(label)
     dims = tuple(dim % label.dim() for dim in dims)
@@ -52,7 +53,7 @@ def agree(label: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def compress(label: Tensor) -> Tensor:
-    """Find the dimensions along which a label repeats and expand over them."""
+    """The same label, expanded along every dimension in which its entries repeat."""
     shape, label = label.shape, shrink(label)
     if 0 in shape:
         return label.expand(shape)
@@ -68,11 +69,11 @@ def compress(label: Tensor) -> Tensor:
 class UnionFind:
     """An immutable union-find over units and cells.
 
-    A *unit* has a gate of its own. A *cell* is one element of a parameter that is moved or combined
-    before it meets an activation: it has no gate until it is joined with a unit.
+    A *unit* has a gate. A *cell* is one element of a parameter that is moved or combined before it
+    meets an activation; it has no gate until it is joined with a unit.
 
     Attributes:
-        root: (N,) the root of every unit and cell; always fully compressed.
+        root: (N,) int64, the root of every unit and cell; paths are always fully compressed.
         cell: (N,) bool, True for cells.
     """
 
@@ -81,17 +82,17 @@ class UnionFind:
 
     @classmethod
     def empty(cls) -> UnionFind:
-        """No units yet."""
+        """A union-find without units."""
         return cls(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.bool))
 
     def grow(self, count: int, cell: bool) -> tuple[UnionFind, Tensor]:
-        """``count`` new units (or cells), and their ids."""
+        """A union-find with ``count`` more units, or cells, and the ids of these, (count,)."""
         ids = torch.arange(len(self.root), len(self.root) + count)
         flags = torch.full((count,), cell)
         return UnionFind(torch.cat([self.root, ids]), torch.cat([self.cell, flags])), ids
 
     def find(self, label: Tensor) -> Tensor:
-        """The label with every unit replaced by its root."""
+        """The label with every unit replaced by the root of its class."""
         shape, label = label.shape, shrink(label)
         if not len(self.root):
             return label.expand(shape)
@@ -111,25 +112,32 @@ class UnionFind:
 
     @cached_property
     def units(self) -> Tensor:
-        """(N,) for every root, the smallest unit of its class; ``OPEN`` where it holds only cells."""
+        """(N,) int64, the smallest unit of each entry's class; ``OPEN`` if the class has only cells."""
         none = len(self.root)
         ids = torch.where(self.cell, none, torch.arange(none))
         least = torch.full((none,), none).scatter_reduce(0, self.root, ids, "amin")
         return torch.where(least == none, OPEN, least)[self.root]
 
     def width(self, label: Tensor) -> int:
-        """How many different units the label holds."""
+        """The number of different units in the label."""
         ids = self.find(shrink(label)).flatten()
         units = self.units[ids[ids >= 0]].unique()
         return int((units >= 0).sum())
 
 
 def merge(unions: UnionFind, a: Tensor, b: Tensor) -> tuple[UnionFind, Tensor] | None:
-    """Make two labels one, element by element: the label of a sum.
+    """The label of a sum of two values: where both have a unit, the two units become one.
 
-    Where both name a unit, the two units become one. ``None`` (refused) if that would also make
-    one unit of two units of the same operand, as in ``x + x.roll(1)``: a few such merges collapse
-    a whole network into a single unit.
+    The merge is refused if it would also join two units of the same operand, as ``x + x.roll(1)``
+    does: a few such merges collapse a whole network into a single unit.
+
+    Args:
+        unions: the union-find so far.
+        a: the label of one operand.
+        b: the label of the other; the two broadcast.
+
+    Returns:
+        The new union-find and the label of the sum; None if the merge is refused.
     """
     shape = torch.broadcast_shapes(a.shape, b.shape)
     a, b = torch.broadcast_tensors(shrink(a), shrink(b))

@@ -1,4 +1,4 @@
-"""Find the layers that do nothing but multiply by a weight of their own and add a bias."""
+"""Find the layers that multiply by their weight, add their bias and do nothing else."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ PRODUCTS = ("linear", "conv1d", "conv2d", "conv3d")
 
 
 def find_layers(program: torch.export.ExportedProgram, names: dict[str, str]) -> dict[str, Layer]:
-    """The layers whose output is the very product, and whose parameters nobody else reads.
+    """The layers that only multiply and add, and whose parameters nothing else reads.
 
-    A model may well read a layer's weight without calling the layer; what such a layer returns is
-    never seen.
+    Some models read the weight of a layer without calling the layer. Such a layer is left out, because
+    no hook sees its output.
 
     Args:
         program: the exported module.
-        names: the first name of every parameter.
+        names: {name: first name} of every parameter.
+
+    Returns:
+        {path: layer}.
     """
     specs = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
     layers, nodes = {}, {}
@@ -28,17 +31,20 @@ def find_layers(program: torch.export.ExportedProgram, names: dict[str, str]) ->
             continue
         path, inputs = place_of(node), [arg for arg in node.args[1:3] if isinstance(arg, Node)]
         targets = tuple(specs.get(arg.name) or "" for arg in inputs)
-        own = (f"{path}.weight", f"{path}.bias")[: len(targets)]
+        params = (f"{path}.weight", f"{path}.bias")[: len(targets)]
         alone = all(len(arg.users) == 1 for arg in inputs)
         inside = any(f"{place_of(user)}.".startswith(f"{path}.") for user in node.users)
-        if targets == own == tuple(names.get(name) for name in own) and alone and not inside:
-            layers[path], nodes[node] = Layer(own, shape_of(node)[1:].numel()), path
+        if targets == params == tuple(names.get(name) for name in params) and alone and not inside:
+            layers[path], nodes[node] = Layer(params, shape_of(node)[1:].numel()), path
     read = {path: _readers(node, nodes) for node, path in nodes.items()}
     return {path: layer._replace(readers=read[path]) for path, layer in layers.items()}
 
 
 def _readers(node: Node, layers: dict[Node, str]) -> tuple[str, ...]:
-    """The layers that alone read a value, behind elementwise functions of it alone that keep zero."""
+    """The paths of the layers that read a value; empty if anything else reads it.
+
+    Elementwise functions of the value alone that map 0 to 0 may stand in between.
+    """
     found, values = set[str](), [node]
     for value in values:
         for user in value.users:
@@ -52,7 +58,7 @@ def _readers(node: Node, layers: dict[Node, str]) -> tuple[str, ...]:
 
 
 def _keeps_zero(node: Node) -> bool:
-    """Whether a function of one value takes every number by itself, and zero to zero."""
+    """Whether a function of one value is elementwise and maps 0 to 0."""
     if operator_name(node) == "dropout":
         return node.args[2] is False
     return is_pointwise(node) and at_zero(node)

@@ -1,4 +1,4 @@
-"""manual_wiring(): a wiring written by hand, for a module that torch.export cannot read."""
+"""manual_wiring(): write a wiring by hand, for a module that torch.export cannot read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hatfn.tracing.verify import verify_wiring
 from hatfn.wiring import ParamWiring, Units, Wiring, digest
 
 Ends = str | tuple[str | None, str | None]
-"""The group that a layer produces; for one with a matrix also the group that feeds it."""
+"""The group that a layer produces, or a pair of it and the group that the layer reads."""
 
 _MATRIX = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -33,30 +33,32 @@ def manual_wiring(
     verify: bool = True,
     unbatched: Sequence[str] = (),
 ) -> Wiring:
-    """Say which group of units every layer produces and which one feeds it.
+    """Write down which group of units each layer produces, and which group it reads.
 
-    Layers that add into one residual stream produce the same group. What is not listed is per task,
-    which is always sound. The head is per task anyway; as ``(None, group)`` it says what feeds it,
-    which lets ``hat.compact`` cut its columns.
+    Layers whose results are added, as in a residual stream, produce the same group. Parameters of
+    layers that are not listed are per task, which is always correct. The head is per task as well; if
+    you list it as ``(None, group)``, ``hat.compact`` can cut its columns.
 
     Args:
         module: any module.
         x: (B, ...), an input, as for :func:`hatfn.trace`.
-        layers: {name of a layer: (group it produces, group that feeds it)} for linear layers and
-            convolutions, None where there is no group (the module's input, say); {name: group} for
-            norms and other layers whose parameters are vectors. A group that a flattened image feeds
-            on holds one unit per channel.
-        head: names of the classifier's layers, as for :func:`hatfn.trace`.
-        verify: prove the wiring by :func:`hatfn.testing.verify_wiring`.
-        unbatched: paths of the inputs that do not lead with the samples, as for :func:`hatfn.trace`.
+        layers: {name of a layer: (group it produces, group it reads)} for linear layers and
+            convolutions, with None if there is no group, as for the module's input. {name: group} for
+            norms and other layers whose parameters are vectors. If a layer reads a flattened image,
+            its group has one unit for each channel.
+        head: the names of the classifier's layers, as for :func:`hatfn.trace`.
+        verify: check the wiring with :func:`hatfn.testing.verify_wiring`.
+        unbatched: the paths of the inputs that do not lead with the samples, as for
+            :func:`hatfn.trace`.
 
     Returns:
         The wiring, as from :func:`hatfn.trace`.
 
     Raises:
-        TypeError: no module, no input, no dict.
-        ValueError: a layer that does not exist, sizes that do not fit, a group that nothing produces.
-        AssertionError: ``verify`` saw a weight leak that should be off: a wrong group.
+        TypeError: ``module`` is no module, ``x`` no input or ``layers`` no dict.
+        ValueError: a layer does not exist, sizes differ, or a layer reads a group that none produces.
+        AssertionError: ``verify`` found that a weight reaches the output although its units are off,
+            so a group is wrong.
 
     Example:
         >>> class Net(nn.Module):
@@ -119,7 +121,7 @@ def _ends(ends: Ends) -> tuple[str | None, str | None]:
 
 
 def _groups(layers: Mapping[str, Ends], modules: dict[str, nn.Module]) -> dict[str, int]:
-    """{group: units}, as wide as the layers that produce it."""
+    """{group: number of units}, from the widths of the layers that produce each group."""
     groups: dict[str, int] = {}
     for layer, ends in layers.items():
         out, count = _ends(ends)[0], _channels(modules[layer])[0]
@@ -133,18 +135,18 @@ def _groups(layers: Mapping[str, Ends], modules: dict[str, nn.Module]) -> dict[s
         if into is not None and into not in groups:
             raise ValueError(
                 f"manual_wiring: {layer} is fed by the group {into!r}, which no layer produces. "
-                f"Expected one of {list(groups)}, or None for what has no gate."
+                f"Expected one of {list(groups)}, or None for an input without a gate."
             )
         if into is not None and (count == 0 or count % groups[into]):
             raise ValueError(
                 f"manual_wiring: {layer} takes {count} features from the group {into!r} of "
-                f"{groups[into]} units. Expected a multiple: one unit per channel of what is flattened."
+                f"{groups[into]} units. Expected a multiple: one unit per channel of a flattened image."
             )
     return groups
 
 
 def _channels(layer: nn.Module) -> tuple[int, int]:
-    """How many units a layer makes and takes."""
+    """The number of output units and of input units of a layer; 0 if it has no matrix."""
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, nn.Parameter):
         raise ValueError(
@@ -161,7 +163,7 @@ def _channels(layer: nn.Module) -> tuple[int, int]:
 def _roles(
     layer: nn.Module, name: str, out: str | None, into: str | None, ids: dict[str, Tensor]
 ) -> Iterator[tuple[str, ParamWiring]]:
-    """What the ends of a layer mean for each of its parameters."""
+    """The wiring of each parameter of a layer, from the groups that it produces and reads."""
     makes, takes = _channels(layer)
     for leaf, param in layer.named_parameters(recurse=False):
         shape = tuple(param.shape)
@@ -179,9 +181,9 @@ def _roles(
 def _along(
     group: str | None, ids: dict[str, Tensor], count: int, blocks: int, shape: tuple[int, ...], dim: int
 ) -> Units | None:
-    """A group's units along the rows (dim 0) or the columns of a parameter.
+    """The units of a group along the rows (dim 0) or the columns (dim 1) of a parameter.
 
-    The columns of a convolution in blocks start anew with each block of rows.
+    In a grouped convolution each block of rows reads other units in its columns.
     """
     if group is None:
         return None

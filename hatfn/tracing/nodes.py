@@ -1,4 +1,4 @@
-"""What a node of a graph says of itself: its operator, shape, place, and what it makes of zeros."""
+"""Properties of a node of a graph: its operator, its shape, its module, and whether it keeps zeros."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def operator_name(node: Node) -> str:
 
 
 class UnreadableError(Exception):
-    """The graph computes something from a tensor that labels cannot follow."""
+    """The graph reads numbers out of a tensor, so labels cannot follow it."""
 
 
 def unreadable(node: Node, what: str) -> UnreadableError:
-    """The error that names an operator and its place."""
+    """An error with the operator, its module and what it does."""
     return UnreadableError(f"{node.target} in {place_of(node) or 'the module'} {what}")
 
 
@@ -36,23 +36,23 @@ def shape_of(node: Node) -> torch.Size:
 
 
 def place_of(node: Node) -> str:
-    """The module a node belongs to, by its path; empty for the root."""
+    """The path of the module that a node belongs to; empty for the root."""
     stack = node.meta.get("nn_module_stack") or {}
     path = [entry[0] for entry in stack.values()]
     return path[-1] if path else ""
 
 
 def is_pointwise(node: Node) -> bool:
-    """Whether PyTorch itself says that the operator works element by element, and by no chance."""
+    """Whether PyTorch tags the operator as elementwise, and not as random."""
     tags = getattr(node.target, "tags", ())
     return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 
 
 def at_zero(node: Node) -> bool:
-    """Whether the operator, with its actual constants, takes zeros to zero.
+    """Whether the operator, with its actual constants, maps zeros to zero.
 
-    Every tensor operand is replaced by a zero, of either sign, and the operator is run:
-    ``hardtanh(1, 6)``, ``x + 1`` and ``signbit`` do not keep zero, ``gelu`` and ``x * 2`` do.
+    The operator is run with each tensor operand replaced by 0.0 and by -0.0. ``gelu`` and ``x * 2`` map
+    zeros to zero; ``hardtanh(1, 6)``, ``x + 1`` and ``signbit`` do not.
     """
     operands = list(dict.fromkeys(pytree.tree_leaves((node.args, node.kwargs))))
     operands = [leaf for leaf in operands if isinstance(leaf, Node)]
@@ -61,7 +61,8 @@ def at_zero(node: Node) -> bool:
         value = operand.meta["val"]
         if not isinstance(value, Tensor):
             return value
-        both = torch.tensor([0.0, -0.0]).to(value.dtype)  # each operand along a dimension of its own
+        both = torch.tensor([0.0, -0.0]).to(value.dtype)
+        # Each operand varies along its own dimension, so that all combinations of signs are run.
         return both.reshape([2 if other is operand else 1 for other in operands])
 
     args, kwargs = pytree.tree_map_only(Node, zero, (node.args, node.kwargs))

@@ -1,4 +1,4 @@
-"""Changes that must not show in outputs, and changes that must."""
+"""Test by perturbation which entries of parameters reach the output."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from hatfn.numerics.trees import output_leaves
 
 Run = Callable[[Mapping[str, Tensor]], Tensor]
-"""From shared weights to outputs."""
+"""A function from shared weights to all outputs, (N,)."""
 
 MAGNITUDES = (1.0, 1e3, 1e6, 1e30)
-"""What unprotected weights are replaced by: 0 * 1e30 is 0, and any leak is seen."""
+"""The sizes of noise in unprotected weights: 0 * 1e30 is 0, so any change of an output is a leak."""
 
 
 class Verification(NamedTuple):
-    """What a verifier saw.
+    """The result of a test by perturbation.
 
     Attributes:
         leaks: {parameter: largest change of an output} for parameters whose *unprotected* entries
-            reach an output; empty if the promise holds.
-        tested: parameters whose *protected* entries were seen to reach an output.
-        untested: parameters for which no control did; nothing is claimed about them.
-        input_seen: whether outputs depend on the input at all.
+            reach an output; empty if the wiring is correct.
+        tested: the parameters whose *protected* entries reach an output in the test.
+        untested: the parameters whose protected entries do not; the test says nothing about them.
+        input_seen: whether the outputs depend on the input.
     """
 
     leaks: dict[str, float]
@@ -36,7 +36,7 @@ class Verification(NamedTuple):
 
 
 class Seen:
-    """Accumulates what perturbations show."""
+    """Collects the results of perturbations."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
@@ -51,10 +51,20 @@ class Seen:
         held: Mapping[str, Tensor],
         generator: torch.Generator,
     ) -> None:
-        """Compare outputs before and after every change."""
+        """Compare outputs before and after each change of the weights.
+
+        Args:
+            run: the function to test.
+            params: {name: tensor}, the shared weights.
+            held: {name: bool tensor}, their protected entries.
+            generator: a CPU generator.
+
+        Raises:
+            AssertionError: the outputs are not finite.
+        """
         before = run(params)
         if not before.isfinite().all():
-            raise AssertionError("the outputs are not finite before any change; nothing is proven.")
+            raise AssertionError("the outputs are not finite before any change: nothing is proven.")
         noise = {name: _noise(value, generator) for name, value in params.items()}
         loose = {name: torch.where(held[name], params[name], noise[name]) for name in self.names}
         if not torch.equal(run(loose), before):
@@ -76,13 +86,17 @@ class Seen:
                 self.tested.add(name)
 
     def verdict(self, where: str) -> Verification:
-        """The report, or an error if the promise does not hold."""
+        """The result.
+
+        Raises:
+            AssertionError: something leaks, or the output does not depend on the input.
+        """
         if self.leaks:
             listed = ", ".join(f"{name} by {change:.3g}" for name, change in self.leaks.items())
             raise AssertionError(f"{where}: unprotected entries reach the output: {listed}.")
         if not self.input_seen:
             raise AssertionError(
-                f"{where}: the output does not depend on the input; nothing is proven."
+                f"{where}: the output does not depend on the input: nothing is proven."
             )
         return Verification(
             self.leaks,
@@ -102,10 +116,10 @@ def _noise(
 def _slopes(
     run: Run, params: Mapping[str, Tensor], output: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The derivative of a random sum of outputs: where it is not zero, a change must show.
+    """The derivative of a random weighted sum of outputs, from one backward pass for all parameters.
 
-    One backward pass for all parameters. Zeros where an operator has no derivative; what they leave
-    open is tried by changing one parameter at a time.
+    An entry with a derivative other than zero reaches an output. If an operator has no derivative, all
+    are zeros, and the caller changes one parameter at a time instead.
     """
     leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
     weights = torch.randn(output.shape, generator=generator).to(output)
@@ -122,18 +136,18 @@ def _slopes(
 
 
 def _moved(value: Tensor, held: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """Changes of the protected entries: small ones, and large ones where an activation saturates."""
+    """Changes of the protected entries: small ones, and large ones in case an activation saturates."""
     for size in (1.0, 30.0):
         yield torch.where(held, value + _noise(value, generator, (size,)), value)
 
 
 def another(x: Tensor, generator: torch.Generator) -> Tensor:
-    """An input of the same shape that is another one."""
+    """A different input of the same shape."""
     if not x.is_floating_point():
         return x.flip(0, -1)
     return x + torch.randn(x.shape, generator=generator).to(x)
 
 
 def flat(output: Any) -> Tensor:
-    """All tensors of an output in one, (N,)."""
+    """All tensors of an output, flattened into one, (N,)."""
     return torch.cat([part.flatten() for part in output_leaves(output)])

@@ -25,7 +25,7 @@ class _Watch(TorchDispatchMode):
     """Notes the operands of all operators that no operator has made."""
 
     def __init__(self, known: set[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known = known
         self.strange: dict[int, Tensor] = {}
 
@@ -106,8 +106,8 @@ def _unregistered(module: nn.Module, what: str, private: nn.Module, tensor: int)
     where = next((w for w in holders if not any(s in w for s in skipped)), None)
     place = "a place outside the module" if where is None else f"self{_readable(where)}"
     return TraceError(
-        f"trace: {type(module).__name__} reads {what} from {place}, where PyTorch does not register it, "
-        f"so no task can have its own. Expected parameters that forward reads as attributes of their "
+        f"trace: {type(module).__name__} reads {what} from {place}, where PyTorch does not register "
+        f"it, so no task can have its own. Expected parameters that forward reads as attributes of their "
         f"layers: hold layers in nn.ModuleList, parameters in nn.ParameterList, and call the layer "
         f"itself."
     )
@@ -141,7 +141,7 @@ def _check_outside(module: nn.Module, strange: Mapping[int, Tensor]) -> None:
                 f"attributes."
             )
         warn(
-            f"trace: {kind} reads a tensor of shape {tuple(tensor.shape)} that no copy of it holds, "
+            f"trace: {kind} reads a tensor of shape {shape} that no copy of it holds, "
             f"such as one in a global variable. If it changes, old tasks' outputs change. Register it: "
             f"self.register_buffer('name', tensor)."
         )

@@ -1,4 +1,4 @@
-"""Read the wiring off a finished trace."""
+"""Make the wiring from a finished trace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hatfn.wiring import OPEN, Head, Kind, ParamWiring, Units, Wiring
 
 
 class _Role(NamedTuple):
-    """A parameter's units, each class of merged units named by its first."""
+    """The units of a parameter; a class of merged units has the number of its first unit."""
 
     out_units: Tensor
     in_units: Tensor
@@ -29,9 +29,9 @@ def read_wiring(
     Args:
         t: the finished trace.
         outputs: the values that the module returns.
-        open_outputs: leave their units ungated, but for those that also feed a parameter.
-        heads: the classifiers, per task.
-        known: the fields of the wiring that are known without the trace.
+        open_outputs: leave the units of outputs without gates, unless a parameter reads them too.
+        heads: the classifiers; each task has its own.
+        known: the fields of the wiring that do not come from the trace.
     """
     first = t.unions.units
 
@@ -52,14 +52,14 @@ def read_wiring(
     number = torch.full((len(first) + 1,), OPEN)  # the last entry is read by OPEN
     count = 0
     for block, ids in t.blocks:
-        mine = torch.tensor([i for i in ids.tolist() if i in kept], dtype=torch.long)
-        if len(mine):
+        units_kept = torch.tensor([i for i in ids.tolist() if i in kept], dtype=torch.long)
+        if len(units_kept):
             name = block
-            while name in groups:  # a module that produces units twice
+            while name in groups:  # a module that is called twice produces two groups
                 name += "'"
-            groups[name] = torch.arange(count, count + len(mine))
-            number[mine] = groups[name]
-            count += len(mine)
+            groups[name] = torch.arange(count, count + len(units_kept))
+            number[units_kept] = groups[name]
+            count += len(units_kept)
 
     def units(label: Tensor) -> Units | None:
         index = shrink(compress(number[label]))
@@ -93,7 +93,7 @@ def _of_one_sample(label: Tensor) -> Tensor:
 
 
 def _units(labels: Iterable[Tensor]) -> set[int]:
-    """Every entry of some labels."""
+    """The set of all entries of some labels."""
     return {unit for label in labels for unit in label.unique().tolist()}
 
 
@@ -111,7 +111,10 @@ def _role(t: Tracer, param: Param, resolve: Callable[[Tensor], Tensor]) -> _Role
 
 
 def _kind(head: bool, param: Param, out: Tensor, into: Tensor) -> Kind:
-    """Shared if every use gates it; an entry without any unit could be learned by one task only."""
+    """The kind of a parameter: shared if every use gates it and every entry has a unit.
+
+    An entry without a unit would be protected by the first task, so no other task could learn it.
+    """
     if head:
         return "head"
     if not param.readers:

@@ -1,4 +1,4 @@
-"""trace(): export the module, interpret its graph on labels, read off the wiring."""
+"""trace(): export the module, run its graph on labels, make the wiring from the result."""
 
 from __future__ import annotations
 
@@ -32,36 +32,41 @@ def trace(
     strict: bool = False,
     unbatched: Sequence[str] = (),
 ) -> Wiring:
-    """Find which unit produces and which unit feeds every entry of every parameter.
+    """Find the unit that each entry of each parameter helps to produce, and the unit that it reads.
 
-    The module is exported in eval mode and its graph is run on labels in place of numbers: for each
-    element of each value, the unit whose gate makes it zero. An operator without a rule leaves its
-    result ungated and its parameters per task, which is always sound.
+    The module is exported in eval mode, and its graph is run on labels instead of numbers. The label of
+    an element is the unit whose gate makes it zero. If an operator has no rule, its result is taken as
+    ungated and its parameters are per task, which is always correct.
 
     Args:
-        module: any module that ``torch.export`` can read; neither changed nor kept.
-        x: an input (B, ...), a tuple of positional arguments or a dict of keyword arguments, nested as
-            the module wants them; a batch of one will do. Arguments that are None are left out.
-        head: names of the classifier's layers (linear or convolution; several for a model with several
-            heads). Every task gets its own. None: what timm's ``get_classifier`` says, else the last
-            linear layer or 1x1 convolution, if the module returns what it returns. False: there is
-            none, and the module returns features.
-        input_gate: put a gate on every feature of the input as well, the group "input".
-        output_gate: whether the units that the module returns have gates. None: if
-            :func:`hatfn.build` puts a head behind them. A unit that also feeds a later layer always has
+        module: any module that ``torch.export`` can read. It is neither changed nor kept.
+        x: an input (B, ...), a tuple of positional arguments or a dict of keyword arguments, which may
+            be nested; B may be 1. Arguments that are None are left out.
+        head: the name of the classifier's layer, linear or convolution, or a list of names. Each task
+            gets its own. None: the layer that timm's ``get_classifier`` returns, else the last linear
+            layer or 1x1 convolution, if the module returns its output. False: there is no classifier,
+            and the module returns features.
+        input_gate: give each feature of the input a gate as well, in the group "input".
+        output_gate: whether the units of the module's output have gates. None: they have if
+            :func:`hatfn.build` puts a head behind them. A unit that a later layer reads too always has
             one.
-        strict: raise instead of falling back.
-        unbatched: paths of the inputs that do not lead with the samples, such as the edges of a graph:
-            "edge_index", "1" for the second positional argument, "graph.edges" for a nested one.
+        strict: raise an error if an operator has no rule.
+        unbatched: the paths of the inputs that do not lead with the samples, such as the edges of a
+            graph: "edge_index", "1" for the second positional argument, "graph.edges" for a nested
+            one.
 
     Returns:
-        The wiring. ``wiring.summary()`` shows it, ``wiring.measures`` tells how good it is.
+        The wiring. ``wiring.summary()`` shows it as text, and ``wiring.measures`` gives the shares of
+        parameters that are shared, gated and protected.
 
     Raises:
-        TraceError: the module cannot be exported, or ``strict`` and an operator has no rule.
-        ValueError: ``head`` names no layer, or one whose weight is used elsewhere too.
+        TraceError: the module cannot be exported or fails; or ``strict`` is set and an operator has no
+            rule.
+        TypeError, ValueError: ``module`` is no module; a wrong input; ``head`` names no layer, or one
+            whose weight is also used elsewhere.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> trace(net, torch.zeros(1, 4), head="2").groups
         mappingproxy({'0': 8})
@@ -88,7 +93,7 @@ def trace(
         keeps = remembers(module, call)
     except TraceError:
         raise
-    except Exception as error:  # what export does not compute, such as types that do not fit
+    except Exception as error:  # export does not run kernels, which may still fail
         raise _failed(module, call, "eval", error) from error
     if not heads and head is None:
         heads = last_heads(program, module)
@@ -130,12 +135,12 @@ def _failed(module: nn.Module, call: Call, mode: str, error: Exception) -> Trace
 
 
 def _check_heads(t: Tracer, heads: list[Head], names: dict[str, str]) -> None:
-    """A head's parameters must be the head's alone."""
-    mine = {name for head in heads for name in head if name is not None}
-    tied = [name for name, first in names.items() if first in mine and name not in mine]
-    used = [name for name in mine if not t.params[name].untouched]
+    """Check that nothing but the head reads the parameters of a head."""
+    params = {name for head in heads for name in head if name is not None}
+    tied = [name for name, first in names.items() if first in params and name not in params]
+    used = [name for name in params if not t.params[name].untouched]
     if tied or used:
         raise ValueError(
             f"trace: the head's {(tied or used)[0]} is also used elsewhere or changed before use, so "
-            f"that no task can have its own. Name another head, or let it be a plain layer."
+            f"that no task can have its own. Name another layer as head, or use a plain layer."
         )

@@ -1,4 +1,4 @@
-"""The memory of a trace: what is known of every value, parameter and unit so far."""
+"""The state of a trace: all that is known so far about values, parameters and units."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hatfn.wiring import OPEN
 
 @dataclass(frozen=True)
 class Value:
-    """What the trace knows of one value of the graph.
+    """One value of the graph.
 
     Attributes:
-        label: which unit zeroes each element (see labels.py); for an untouched parameter ask
-            ``Tracer.label`` instead.
-        dynamic: whether it depends on the module's input.
-        param: its name, if it is a parameter to which nothing has been done yet.
-        data: its numbers, if they are the same in every call.
-        sources: the parameters that it was computed from, if it does not depend on the input.
+        label: the unit that makes each element zero, see labels.py. For a value with ``param``, call
+            :meth:`Tracer.label` instead.
+        dynamic: whether the value depends on the module's input.
+        param: the name of the parameter, if the value is a parameter as it is stored.
+        data: the numbers, if they are the same in every call.
+        sources: the parameters that the value is computed from, if it does not depend on the input.
     """
 
     label: Tensor
@@ -34,27 +34,31 @@ class Value:
 
     @property
     def shape(self) -> torch.Size:
-        """The value's own shape."""
+        """The shape of the value."""
         return self.label.shape
 
 
 Result = Tensor | tuple[Tensor, ...]
+"""The labels of an operator's outputs."""
+
 Rule = Callable[..., Result]
+"""A function (tracer, node, *operands) -> labels, for one operator."""
 
 
 @dataclass
 class Param:
-    """What is known of one parameter.
+    """What the trace knows about one parameter.
 
     Attributes:
-        shape: its shape.
-        out_units: which unit gates each entry; None until it is first used.
-        in_units: which unit's activation meets each entry.
-        cells: the id of its first cell, once it has been moved or combined before use.
-        bound: (numel,) which cells have met an activation in a contraction.
-        own: some use keeps it from being shared.
-        folded: it is standardised before use, so that the gate of ``in_units`` must multiply it too.
-        readers: the graph nodes that read it.
+        shape: the shape of the parameter.
+        out_units: the label with the unit that gates each entry; None until the first use.
+        in_units: the label with the unit whose activation each entry multiplies.
+        cells: the id of the first cell, if the parameter is moved or combined before use.
+        bound: (numel,) bool, the cells that have multiplied an activation.
+        own: whether some use makes the parameter per task.
+        folded: whether the parameter is standardised before use, so that the gate of ``in_units`` must
+            multiply it too.
+        readers: the nodes of the graph that read the parameter.
     """
 
     shape: torch.Size
@@ -68,12 +72,23 @@ class Param:
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing is known of it."""
+        """Whether no operator has used the parameter yet."""
         return self.out_units is None and self.cells is None and not self.own
 
 
 class Tracer:
-    """Accumulates units, merges and the roles of parameters while the graph is interpreted."""
+    """Collects units, merges and the roles of parameters while the graph runs on labels.
+
+    Attributes:
+        unions: the classes of merged units and cells.
+        params: {name: parameter}.
+        heads: the names of the heads' weights.
+        blocks: (group name, units) of each call of :meth:`fresh`, in order.
+        deferred: the nodes of layers whose gate a later norm carries instead.
+        fallbacks: the operators without a rule, and their modules.
+        constants: the buffers whose numbers the trace read.
+        input: the units of the input's features, if they have gates.
+    """
 
     def __init__(self, params: dict[str, torch.Size], heads: Iterable[str]) -> None:
         self.unions = UnionFind.empty()
@@ -86,13 +101,13 @@ class Tracer:
         self.input: Tensor | None = None
 
     def fresh(self, count: int, name: str) -> Tensor:
-        """``count`` new units, (count,), to be called the group ``name``."""
+        """The ids of ``count`` new units, (count,), which form the group ``name``."""
         self.unions, ids = self.unions.grow(count, cell=False)
         self.blocks.append((name, ids))
         return ids
 
     def label(self, value: Value) -> Tensor:
-        """The label of a value. A parameter becomes one cell per element."""
+        """The label of a value. Each element of a stored parameter becomes a cell."""
         if value.param is None:
             return value.label
         param = self.params[value.param]
@@ -112,7 +127,7 @@ class Tracer:
         return self.unions.find(label)
 
     def merge(self, a: Tensor, b: Tensor) -> Tensor | None:
-        """Make two labels one; None, and nothing merged, if that would collapse an operand."""
+        """The label of a sum, after the merge of its units; None if the merge is refused."""
         merged = merge(self.unions, a, b)
         if merged is None:
             return None
@@ -120,10 +135,11 @@ class Tracer:
         return label
 
     def combined(self, value: Value, dims: tuple[int, ...]) -> Tensor:
-        """The label of a mean, maximum or weighted sum over ``dims`` (kept, with size one).
+        """The label of a mean, maximum or weighted sum over ``dims``, which keep size one.
 
-        The elements of a parameter that has no gate yet can be given one gate together: a table of
-        positions that is resized takes the units of the channels that it is added to.
+        If the value is computed from parameters without gates, its elements along ``dims`` can share
+        one gate: a table of positions that is resized gets the units of the channels that it is added
+        to.
         """
         label = self.roots(value)
         if value.sources and 0 not in label.shape:
@@ -135,16 +151,16 @@ class Tracer:
         return agree(label, dims)
 
     def bind(self, value: Value, wanted: Tensor, into: Tensor | None) -> Tensor:
-        """Gate a parameter, or what was computed from parameters, with the units ``wanted``.
+        """Gate a parameter, or a value computed from parameters, with the units ``wanted``.
 
         Args:
-            value: the parameter.
-            wanted: the unit to gate each entry with, broadcastable to the value.
-            into: the unit whose activation each entry multiplies; None: no contraction.
+            value: the parameter or value.
+            wanted: a label that broadcasts to the value, with the unit that gates each entry.
+            into: a label with the unit whose activation each entry multiplies; None: there is none.
 
         Returns:
-            The label that the value really has now; it differs from ``wanted`` where an earlier use
-            decided otherwise.
+            The new label of the value. It differs from ``wanted`` if an earlier use gave it other
+            units and the two cannot be merged.
         """
         wanted = wanted.expand(value.shape)
         meets = filled(value.shape, OPEN) if into is None else into.expand(value.shape)
@@ -172,9 +188,9 @@ class Tracer:
         for param in self.params.values():
             if param.cells is None:
                 continue
-            mine = (cells >= param.cells) & (cells < param.cells + param.shape.numel())
-            if bool(mine.any()):
-                self._record_cells(param, cells[mine] - param.cells, into[mine])
+            inside = (cells >= param.cells) & (cells < param.cells + param.shape.numel())
+            if bool(inside.any()):
+                self._record_cells(param, cells[inside] - param.cells, into[inside])
         merged = self.merge(label, wanted)
         return label if merged is None else merged
 
@@ -192,29 +208,36 @@ class Tracer:
         param.bound = param.bound.index_fill(0, cells, True)
 
     def feed(self, name: str, into: Tensor) -> None:
-        """Record what a head reads: nothing gates a head, but its columns have in units."""
+        """Record the units that a head reads. No gate multiplies a head, but it has in units."""
         param = self.params[name]
         param.in_units = into if param.in_units is None else self.same(param.in_units, into)
 
     def same(self, a: Tensor, b: Tensor) -> Tensor:
-        """``a`` where both labels name one unit, else ``OPEN``."""
+        """``a`` where both labels have the same unit, else ``OPEN``."""
         a, b = torch.broadcast_tensors(self.unions.find(a), self.unions.find(b))
         return torch.where(a == b, a, OPEN)
 
     def own(self, value: Value) -> None:
-        """Keep every parameter that a value was computed from per task."""
+        """Make every parameter that a value is computed from per task."""
         for name in value.sources:
             self.params[name].own = True
 
     def fold(self, value: Value) -> None:
-        """Gate every parameter that a value was computed from at both ends."""
+        """Gate every parameter that a value is computed from by its in units as well."""
         for name in value.sources:
             self.params[name].folded = True
 
     def spread(self, value: Value, label: Tensor) -> bool:
-        """Gate one number with many units: every element that it is added to gets a gate of its own.
+        """Gate a parameter of one number with many units, one for each element that it is added to.
 
-        That is possible if nothing else reads it, since its gated value has the shape of the units.
+        The gated number has the shape of the units, so nothing else may read the parameter.
+
+        Args:
+            value: the parameter.
+            label: the label of the value that the number is added to.
+
+        Returns:
+            Whether that was possible.
         """
         param = self.params.get(value.param or "")
         vector = shrink(self.unions.find(compress(label)))
@@ -234,7 +257,7 @@ class Tracer:
         return True
 
     def promote(self, label: Tensor, name: str) -> None:
-        """Give units of their own to the cells of a parameter that scales something ungated."""
+        """Give new units to the cells of a parameter that scales an ungated value."""
         cells = self.unions.find(shrink(label)).unique()
         cells = cells[(cells >= 0) & (self.unions.units[cells] == OPEN)]
         units = self.fresh(len(cells), name)

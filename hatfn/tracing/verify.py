@@ -1,4 +1,4 @@
-"""Is this wiring sound?"""
+"""verify_wiring(): check by perturbation that a wiring is correct."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from hatfn.wiring import Wiring
 def verify_wiring(
     module: nn.Module, wiring: Wiring, x: Any, seed: int = 0, draws: int = 3
 ) -> Verification:
-    """Check a wiring by perturbation: what it calls unprotected must not reach the output.
+    """Check a wiring by perturbation: unprotected entries must not reach the output.
 
-    In float64, with weights drawn anew so that every layer passes signal, for several random masks
-    that switch on half of each group: every unprotected entry of every shared parameter is replaced
-    by noise of up to 1e30, and the outputs must stay equal to the bit. The protected entries of each
-    parameter must have a say: their derivative is not zero, or changing them moves the outputs.
+    The check runs in float64, with new random weights that let every layer pass signal, and with random
+    masks that switch on half of each group. For each mask, noise of up to 1e30 replaces all unprotected
+    entries of the shared parameters, and the outputs must stay equal to the bit. As a control, the
+    check records the parameters whose protected entries do reach the output: their derivative is not
+    zero, or a change of them changes the outputs.
 
     Args:
-        module: the one that was traced.
-        wiring: of that module.
+        module: the traced module.
+        wiring: the wiring of the module.
         x: (B, ...), an input.
-        seed: of weights, masks and noise.
-        draws: number of masks.
+        seed: >= 0, for weights, masks and noise.
+        draws: the number of masks, >= 1.
 
     Returns:
-        What was seen, with nothing in ``leaks``.
+        The result, with empty ``leaks``.
 
     Raises:
-        AssertionError: something leaks (its name and by how much), or no output depends on the input,
-            so that the check would prove nothing.
-        TypeError, ValueError: a wiring of another module, an input that does not fit, a wrong seed or
-            number of draws.
+        AssertionError: an unprotected entry reaches the output (the message names its parameter and the
+            change), or no output depends on the input, so that the check proves nothing.
+        TypeError, ValueError: a wiring of another module; a wrong input, seed or number of draws.
 
     Example:
         >>> import hatfn

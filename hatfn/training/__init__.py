@@ -1,1 +1,1 @@
-"""One step of training, for one state and for several at once."""
+"""The training step, for one state and for several at once."""

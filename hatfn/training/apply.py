@@ -1,4 +1,4 @@
-"""From a gradient to what a step writes: protection, compensation, clip, the optimiser, the select."""
+"""From the gradient to new values: protection, compensation, clip, optimizer, refusal of bad steps."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ def apply(
     samples: int,
     lead: int = 0,
 ) -> Applied:
-    """From a gradient to what may be written.
+    """Compute the values that a step may write from the gradient.
 
     Args:
-        spec: of the learner.
-        inputs: of the step.
-        raw: the gradient.
-        seen: of the forward pass.
-        scale: of the gates.
-        samples: in this process's batch, by which gradients of several processes are weighted.
-        lead: number of axes in front of every leaf that count states, 0 or 1.
+        spec: the settings of the learner.
+        inputs: the inputs of the step.
+        raw: the gradient, before protection.
+        seen: the results of the forward pass.
+        scale: the mask scale; None: binary gates.
+        samples: the number of samples in this process's batch; the mean over processes weights
+            gradients by it.
+        lead: the number of axes, 0 or 1, in front of every leaf that count states.
     """
     own, protection, hyper = inputs.own, inputs.protection, inputs.hyper
     on_update = spec.protection.on == "update"
     whole = protection
-    if on_update:  # what may move a little has moments like anything else
+    if on_update:  # the optimizer sees the full gradient of entries that may change a little
         whole = {name: p == 1 for name, p in protection.items()}
     gradients = raw._replace(params=transforms.protect(raw.params, whole))
     if scale is not None and spec.compensated:
@@ -62,18 +63,18 @@ def apply(
     new = transforms.apply_updates(own, steps, hyper["lr"], protection)
     new = new._replace(embeddings=transforms.clamp_embeddings(new.embeddings, spec.clamp))
 
-    # A step that one process must refuse is refused by all.
+    # ``sound`` is the mean over processes: if one process must refuse the step, all refuse it.
     ok = transforms.finite((new, opt_state), lead) & (sound == 1) & inputs.open
     return Applied(seen, StepOutputs(new, seen.buffers, opt_state), norm, ok)
 
 
 def chosen(ok: Tensor, outputs: StepOutputs, inputs: StepInputs) -> StepOutputs:
-    """What is written: the new values, or the old ones where a step is refused.
+    """The values to write: the new ones, or the old ones if the step is refused.
 
     Args:
-        ok: () bool, or (S,) of stacked states.
-        outputs: from :func:`apply`.
-        inputs: of the step.
+        ok: () bool; for stacked states (S,).
+        outputs: the new values, from :func:`apply`.
+        inputs: the inputs of the step.
     """
     old = StepOutputs(inputs.own, inputs.buffers, inputs.opt_state)
     written: StepOutputs = transforms.choose(ok, outputs, old)

@@ -1,4 +1,4 @@
-"""What a step minimises, and its gradient."""
+"""The function that a step minimises, and its gradient."""
 
 from __future__ import annotations
 
@@ -32,19 +32,25 @@ def total_loss(
     lead: int = 0,
     shared: bool = False,
 ) -> tuple[Tensor, ForwardResult]:
-    """What a step minimises: over its tasks, the sum of the loss and the weighted sparsity penalty.
+    """The function that a step minimises: the sum over its tasks of loss + sparsity * penalty.
 
-    Of S stacked states it is the sum over states too: they share nothing, so that the gradient of the
-    sum is the gradient of each.
+    For S stacked states it is also the sum over states. States share no tensor, so the gradient of the
+    sum holds the gradient of each.
 
     Args:
-        spec: of the learner.
-        inputs: of the step.
-        batches: of each task.
+        spec: the settings of the learner.
+        inputs: the inputs of the step.
+        batches: the inputs and targets of each task.
         rows: the tasks.
-        scale: of the gates.
-        lead: number of axes in front of every leaf that count states, 0 or 1.
-        shared: whether all states see the same batches.
+        scale: the mask scale; None: binary gates.
+        lead: the number of axes, 0 or 1, in front of every leaf that count states.
+        shared: whether all states get the same batches.
+
+    Returns:
+        The sum, (), and the results of the forward pass.
+
+    Source:
+        Serrà et al. 2018, equation 4.
     """
     if not lead:
         return _of_state(spec, inputs, batches, rows, scale)
@@ -71,7 +77,7 @@ def _of_state(
         penalty = spec.regularizer(gates, inputs.used, inputs.hyper["quota"][k])
         return explained(spec.loss_of(rows[k]), rows[k], logits, y), penalty, logits, buffers
 
-    # A loop: every task's head is cut to its own classes, and the loss sees no padding.
+    # A loop, not a vmap: heads differ in their number of classes, and the loss must see no padding.
     losses, penalties, logits, buffers = zip(*map(of_task, range(len(rows))), strict=True)
     loss, penalty = torch.stack(losses), torch.stack(penalties)
     total = loss.sum() + (inputs.hyper["sparsity"] * penalty).sum().to(loss.dtype)
@@ -80,15 +86,16 @@ def _of_state(
 
 
 def split(batches: Batches, count: int, axis: int = 0) -> list[tuple[float, Batches]]:
-    """Batches in parts, as many as wanted or as they have samples.
+    """Split batches into micro-batches, whose sizes differ by one sample at most.
 
     Args:
-        batches: of each task.
-        count: of the parts, which differ by one sample at most.
-        axis: that counts samples.
+        batches: the inputs and targets of each task.
+        count: the number of micro-batches; there are fewer if a batch has fewer samples.
+        axis: the axis that counts samples.
 
     Returns:
-        Each part behind the share that its samples have of all up to its last.
+        Pairs of a share and a micro-batch. The share is the micro-batch's number of samples, divided
+        by that of all micro-batches up to and including it.
     """
     if count == 1:
         return [(1.0, batches)]
@@ -115,14 +122,20 @@ def accumulated(
     nested: bool,
     lead: int = 0,
 ) -> tuple[Trainable, ForwardResult]:
-    """The gradient of a batch from those of its parts, of which one at a time is in memory.
+    """The gradient of a batch, as the weighted mean of the gradients of its micro-batches.
+
+    Only the activations of one micro-batch are in memory.
 
     Args:
-        objective: of what is trained, running statistics, which go on from part to part, and a part.
-        inputs: of the step.
-        parts: of the batch, from :func:`split`.
-        nested: as :func:`gradient` takes it.
-        lead: number of axes of outputs in front of the one that counts samples.
+        objective: a function (trained tensors, running statistics, micro-batch) -> (loss, results).
+            Each micro-batch gets the running statistics that the one before leaves.
+        inputs: the inputs of the step.
+        parts: the shares and micro-batches, from :func:`split`.
+        nested: see :func:`is_nested`.
+        lead: the number of axes of outputs in front of the one that counts samples.
+
+    Returns:
+        The gradient, and the results of the forward pass for the whole batch.
     """
 
     def of_part(buffers: dict[str, Tensor], part: Any) -> tuple[Trainable, ForwardResult]:
@@ -143,7 +156,7 @@ def accumulated(
 
 
 def is_nested(*trees: Any) -> bool:
-    """Whether a step is part of a transform: of ``vmap``, or of a derivative through the step."""
+    """Whether a step runs inside ``vmap``, or is differentiated itself."""
     leaves: list[Any] = optree.tree_leaves(trees)  # type: ignore[arg-type]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     return any(t.requires_grad or is_transformed(t) for t in tensors)
@@ -152,13 +165,16 @@ def is_nested(*trees: Any) -> bool:
 def gradient(
     objective: Callable[[Trainable], tuple[Tensor, ForwardResult]], own: Trainable, nested: bool
 ) -> tuple[Trainable, ForwardResult]:
-    """The gradient of an objective, and what else it returns.
+    """The gradient of an objective, and the other results of the objective.
 
     Args:
-        objective: of what is trained; returns a () loss and something more.
-        own: where.
-        nested: from :func:`is_nested`. Inside a transform it is ``torch.func.grad``; elsewhere autograd
-            itself, which does the same for a third less of a small network's step.
+        objective: a function of the trained tensors -> (loss (), results).
+        own: the trained tensors, at which to take the gradient.
+        nested: from :func:`is_nested`. If True, ``torch.func.grad`` computes the gradient. Else
+            autograd does, which takes a third off the time of a small network's step.
+
+    Raises:
+        ValueError: the module recomputes activations, and hatfn does not know it.
     """
     if nested:
         found: tuple[Trainable, ForwardResult] = torch.func.grad(objective, has_aux=True)(own)
@@ -174,8 +190,8 @@ def gradient(
             if "meta" not in str(error):
                 raise
             raise ValueError(
-                "update: the module computes parts of itself again in the backward pass and does not "
-                "say so. Tell it: module.grad_checkpointing = True, before build()."
+                "update: the module recomputes activations in the backward pass, and does not say so. "
+                "Expected module.grad_checkpointing = True, set before build()."
             ) from error
     raw: Trainable = optree.tree_unflatten(structure, slopes)  # type: ignore[assignment]
     return raw, map_output(torch.Tensor.detach, seen)

@@ -1,4 +1,4 @@
-"""One step of training, of one state or of S stacked states at once."""
+"""One training step, of one state or of S stacked states at once."""
 
 from __future__ import annotations
 
@@ -36,20 +36,21 @@ def step(
     lead: int = 0,
     shared: bool = False,
 ) -> tuple[HATState, Applied]:
-    """One step of the tasks that are open.
+    """Train the open tasks for one step.
 
     Args:
-        spec: of the learner.
-        state: before the step; stacked states where ``lead`` is 1.
-        batches: of each task.
+        spec: the settings of the learner.
+        state: the state before the step; with ``lead`` 1, stacked states.
+        batches: the inputs and targets of each task.
         rows: the tasks.
-        scale: of the gates; of stacked states one, or (S,).
-        nested: whether the step is part of a transform: ``is_nested`` says so.
-        lead: number of axes in front of every leaf that count states, 0 or 1.
-        shared: whether all states see the same batches.
+        scale: the mask scale; for stacked states one number, or (S,).
+        nested: whether the step runs inside a transform, see
+            :func:`~hatfn.training.objective.is_nested`.
+        lead: the number of axes, 0 or 1, in front of every leaf that count states.
+        shared: whether all states get the same batches.
 
     Returns:
-        The state after the step, and what the step computed.
+        The state after the step, and the results of the step.
     """
     inputs = read_inputs(spec, state, rows, lead)
 
@@ -82,7 +83,7 @@ def step(
             applied = spec.graphs.run(whole, name, wide, batches, scale)
         else:
             raw, seen = gradient(wide, batches, scale)
-            # What depends on the size of the batch stays outside: the graph fits every batch.
+            # Logits depend on the size of the batch. Without them one graph serves every batch.
             lean: tuple[Any, ...] = wide._replace(buffers={}, used={}), raw, seen._replace(logits=())
             applied = spec.graphs.run(after, ("update", lead), *lean, scale)
             applied = applied._replace(forward=applied.forward._replace(logits=seen.logits))
@@ -90,7 +91,7 @@ def step(
 
 
 def read_inputs(spec: Spec, state: HATState, rows: Sequence[int], lead: int = 0) -> StepInputs:
-    """What a step of some tasks reads of a state; arguments as in :func:`step`."""
+    """The part of a state that a step reads; see :func:`step` for the arguments."""
     own, buffers = trainable(state, rows, lead), take_rows(state.task_buffers, rows, lead)
     opened = torch.stack([state.active.select(lead, row) for row in rows]).all(0)
     of_tasks = {name: value for name, value in state.hyper.items() if value.dim() > lead}
@@ -100,7 +101,7 @@ def read_inputs(spec: Spec, state: HATState, rows: Sequence[int], lead: int = 0)
 
 
 def write(state: HATState, rows: Sequence[int], new: StepOutputs, lead: int = 0) -> HATState:
-    """The state with what a step of some tasks writes; arguments as in :func:`step`."""
+    """The state with the values that a step writes; see :func:`step` for the arguments."""
     put = partial(put_rows, rows=rows, lead=lead)
     return state._replace(
         params=new.own.params,

@@ -1,4 +1,4 @@
-"""What goes into a step of training and what comes out of it."""
+"""The inputs and the outputs of a training step."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from hatfn.numerics.concrete import read
 from hatfn.state import Trainable
 
 Batches = tuple[tuple[Inputs, Tensor], ...]
-"""Inputs and targets of each of the K tasks that are trained."""
+"""The inputs and targets of each of the K tasks that a step trains."""
 
 Scale = float | Tensor | None
 """The mask scale; None: binary gates."""
 
 
 class StepInputs(NamedTuple):
-    """What a step of K tasks reads of a state; of S stacked states every leaf leads with S.
+    """The part of a state that a step of K tasks reads; with stacked states every leaf leads with S.
 
     Attributes:
-        own: what it trains.
-        buffers: {name: (K, ...)}, the tasks' running statistics.
-        used: {group: (U,)}, the cumulative mask.
-        protection: {name: tensor}, of the shared weights.
-        hyper: {name: ()}, or {name: (K,)} for what each task has of its own.
+        own: the tensors that the step trains.
+        buffers: {name: (K, ...)}, the running statistics of the tasks.
+        used: {group: (U,)}, the cumulative mask: bool, or in [0, 1].
+        protection: {name: tensor}, the protection of the shared weights: bool, or in [0, 1].
+        hyper: {name: ()}, or {name: (K,)} for settings that each task has its own value of.
         opt_state: the optimizer state.
-        open: () bool, whether the tasks may be written to.
+        open: () bool, whether all K tasks are open.
     """
 
     own: Trainable
@@ -41,7 +41,7 @@ class StepInputs(NamedTuple):
 
 
 class StepOutputs(NamedTuple):
-    """What a step writes: fields as in :class:`StepInputs`."""
+    """The values that a step writes, with the fields of :class:`StepInputs`."""
 
     own: Trainable
     buffers: dict[str, Tensor]
@@ -49,13 +49,13 @@ class StepOutputs(NamedTuple):
 
 
 class ForwardResult(NamedTuple):
-    """What the forward pass of a step gives.
+    """The results of the forward pass of a step.
 
     Attributes:
-        loss: (K,).
-        penalty: (K,).
-        logits: K outputs.
-        buffers: {name: (K, ...)}, new running statistics.
+        loss: (K,), the loss of each task without the penalty.
+        penalty: (K,), the sparsity penalty of each task, before its weight.
+        logits: the outputs of the K tasks.
+        buffers: {name: (K, ...)}, the new running statistics.
     """
 
     loss: Tensor
@@ -65,13 +65,13 @@ class ForwardResult(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """What follows from a gradient.
+    """The results of a step.
 
     Attributes:
-        forward: of the forward pass, losses averaged over processes.
-        outputs: what may be written.
-        norm: () of the gradient.
-        ok: () bool, whether every number of it is finite.
+        forward: the results of the forward pass, with losses averaged over processes.
+        outputs: the values that the step writes if ``ok``.
+        norm: (), the 2-norm of the gradient before the clip.
+        ok: () bool, whether the tasks are open and all results are finite.
     """
 
     forward: ForwardResult
@@ -81,15 +81,16 @@ class Applied(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update reports; every leaf a tensor. K: tasks trained together.
+    """The report of one update; every leaf is a tensor. K is the number of tasks trained together.
 
     Attributes:
-        loss: (), the criterion without the penalty; (K,) for several tasks.
-        penalty: () or (K,), the sparsity before its weight.
-        logits: (B, classes of the task), or the module's several outputs, before the step, in train
-            mode; for several tasks a tuple of them.
-        grad_norm: (), of everything trained, after protection and compensation, before the clip.
-        ok: () bool; False: something was not finite, and the step was refused.
+        loss: (), the loss without the penalty; (K,) for a list of tasks.
+        penalty: () or (K,), the sparsity penalty before its weight.
+        logits: the output in train mode, before the step: (B, classes of the task), or a tuple or dict
+            if the module returns one. For a list of tasks, a tuple of K outputs.
+        grad_norm: (), the 2-norm of the gradient of all that the step trains, after protection and
+            compensation and before the clip.
+        ok: () bool; False if a result was not finite, so that the step was refused.
     """
 
     loss: Tensor
@@ -105,7 +106,7 @@ class Info(NamedTuple):
 
 
 def _shown(value: Tensor) -> str:
-    """The numbers of a small tensor; its shape where there are none to read."""
+    """The numbers of a small tensor, or its shape inside a transform, where numbers are unreadable."""
     numbers = read(value.float() if value.is_floating_point() else value)
     if numbers is None:
         return f"of shape {tuple(value.shape)}"
@@ -113,8 +114,8 @@ def _shown(value: Tensor) -> str:
 
 
 def report(applied: Applied, several: bool) -> Info:
-    """What the caller is told: of a single task without an axis over tasks."""
-    seen, norm, ok = applied.forward, applied.norm, applied.ok
+    """The report for the caller; unless ``several``, without the axis over tasks."""
+    result, norm, ok = applied.forward, applied.norm, applied.ok
     if several:
-        return Info(seen.loss, seen.penalty, seen.logits, norm, ok)
-    return Info(seen.loss[..., 0], seen.penalty[..., 0], seen.logits[0], norm, ok)
+        return Info(result.loss, result.penalty, result.logits, norm, ok)
+    return Info(result.loss[..., 0], result.penalty[..., 0], result.logits[0], norm, ok)
