@@ -107,9 +107,9 @@ def _unregistered(module: nn.Module, what: str, private: nn.Module, tensor: int)
     place = "a place outside the module" if where is None else f"self{_readable(where)}"
     return TraceError(
         f"trace: {type(module).__name__} reads {what} from {place}, where PyTorch does not register "
-        f"it, so no task can have its own. Expected parameters that forward reads as attributes of their "
-        f"layers: hold layers in nn.ModuleList, parameters in nn.ParameterList, and call the layer "
-        f"itself."
+        f"it, so no task can have its own. Expected parameters that forward reads as attributes of "
+        f"their layers: hold layers in nn.ModuleList, parameters in nn.ParameterList, and call the "
+        f"layer itself."
     )
 
 
@@ -127,13 +127,12 @@ def _check_outside(module: nn.Module, strange: Mapping[int, Tensor]) -> None:
         for name, t in (*module.named_parameters(), *module.named_buffers())
         if t.numel()
     }
+    kind = type(module).__name__
     for tensor in strange.values():
-        kind = type(module).__name__
         name = names.get(tensor.untyped_storage().data_ptr()) if tensor.numel() else None
+        shape = tuple(tensor.shape)
         if name is not None or tensor.requires_grad:
-            what = (
-                f"a tensor of shape {tuple(tensor.shape)}" if name is None else f"{name} of the module"
-            )
+            what = f"a tensor of shape {shape}" if name is None else f"{name} of the module"
             raise TraceError(
                 f"trace: {kind} reads {what} through its class, a global variable or something that "
                 f"cannot be copied. A learner calls a copy of the module, and a later change of {what} "
@@ -141,7 +140,7 @@ def _check_outside(module: nn.Module, strange: Mapping[int, Tensor]) -> None:
                 f"attributes."
             )
         warn(
-            f"trace: {kind} reads a tensor of shape {shape} that no copy of it holds, "
-            f"such as one in a global variable. If it changes, old tasks' outputs change. Register it: "
+            f"trace: {kind} reads a tensor of shape {shape} that no copy of it holds, such as one in a "
+            f"global variable. If it changes, old tasks' outputs change. Register it: "
             f"self.register_buffer('name', tensor)."
         )
