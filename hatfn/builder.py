@@ -150,6 +150,8 @@ def build(
         Serrà et al. 2018 (arXiv 1801.01423); Duan 2023 (arXiv 2307.09653).
     """
     check_wiring(module, wiring)
+    if classes is None and wiring.headless is not None:
+        wiring = wiring.headless
     tasks = check_classes(classes, num_tasks, wiring)
     if classes is not None and not wiring.heads:  # the features that a head behind reads have gates
         wiring = wiring.gated or wiring

@@ -167,6 +167,8 @@ class Wiring:
         gated: the wiring with gates on the units that the module returns. :func:`hatfn.build` uses it
             if it puts a head behind the module. None: there is no second wiring.
         ungated: in a wiring that is another's ``gated``, the fingerprint of that other; else empty.
+        headless: the wiring without heads, if the trace found the heads by itself. :func:`hatfn.build`
+            uses it if there are no classes.
     """
 
     groups: Mapping[str, int]
@@ -185,6 +187,7 @@ class Wiring:
     computed: Computed | None = None
     gated: Wiring | None = None
     ungated: str = ""
+    headless: Wiring | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", MappingProxyType(dict(self.groups)))
@@ -337,10 +340,9 @@ class Wiring:
             name: param._replace(out_units=move(param.out_units), in_units=move(param.in_units))
             for name, param in self.params.items()
         }
-        gated = None if self.gated is None else self.gated.to(device)
-        return replace(
-            self, params=params, input=move(self.input), output=move(self.output), gated=gated
-        )
+        moved = replace(self, params=params, input=move(self.input), output=move(self.output))
+        gated, headless = (w and w.to(device) for w in (self.gated, self.headless))
+        return replace(moved, gated=gated, headless=headless)
 
     def lookup(self, values: Mapping[str, Tensor]) -> Callable[[Units], Tensor]:
         """A function that reads the values of units.

@@ -103,7 +103,7 @@ def check_classes(classes: Any, num_tasks: int | None, wiring: Wiring, where: st
             raise ValueError(
                 f"{where}: classes=None, but {wiring.heads[0].weight} was traced as a head, and every "
                 f"task has a head of its own. Expected classes=[2, 2]; or keep the module's own "
-                f"output: hatfn.trace(module, x, head=())."
+                f"output: hatfn.trace(module, x, head=False)."
             )
         return 1 if num_tasks is None else check_count(where, "num_tasks", num_tasks)
     check_list(where, "classes", classes, "one count per task, such as [2, 2, 2]")

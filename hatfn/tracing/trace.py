@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import nn
 
 from hatfn.network.copies import first_names
@@ -95,8 +96,39 @@ def trace(
         raise
     except Exception as error:  # export does not run kernels, which may still fail
         raise _failed(module, call, "eval", error) from error
-    if not heads and head is None:
-        heads = last_heads(program, module)
+    parts = _Parts(module, call, program, names, changed, keeps)
+    found = last_heads(program, module) if not heads and head is None else []
+    gates = input_gate, output_gate
+    wiring = _wiring(parts, heads or found, *gates, strict)
+    # A classifier that nobody has named may as well be the output of a regression.
+    return replace(wiring, headless=_wiring(parts, [], *gates, strict)) if found else wiring
+
+
+class _Parts(NamedTuple):
+    """What is known of a module without labels.
+
+    Attributes:
+        module: the module.
+        call: the arguments of its call.
+        program: its graph.
+        names: {name of a parameter or buffer: its first name}.
+        changed: the names of the buffers that training changes.
+        remembers: whether a call leaves something behind in the module.
+    """
+
+    module: nn.Module
+    call: Call
+    program: torch.export.ExportedProgram
+    names: dict[str, str]
+    changed: tuple[str, ...]
+    remembers: bool
+
+
+def _wiring(
+    parts: _Parts, heads: list[Head], input_gate: bool, output_gate: bool | None, strict: bool
+) -> Wiring:
+    """The wiring of a module with these heads; see :func:`trace`."""
+    module, call, program, names, changed, keeps = parts
     shapes = {name: param.shape for name, param in module.named_parameters()}
     tracer = Tracer(shapes, [head.weight for head in heads])
     try:

@@ -26,7 +26,7 @@ MANY, STATES = hatfn.Replicas(HAT), hatfn.replicate(HAT, [2, 3])
 UNITS = {"fc": torch.randn(6)}
 GATES = {"fc": torch.rand(6)}
 LOGITS = HAT.predict(LEARNED, X)
-BEHIND = learner(mlp(), torch.randn(8, 5), head=())
+BEHIND = learner(mlp(classes=12), torch.randn(8, 5), head=())
 
 CALLS = {
     "trace": (hatfn.trace, (MODULE, X[:1]), {"head": "head"}),

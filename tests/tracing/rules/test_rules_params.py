@@ -88,7 +88,7 @@ PARAMS = {
     "normalised": (ROWS, lambda m, x: F.linear(m.a(x), m.n(m.w)), {"n": nn.LayerNorm(4), "w": W}, {"w": "task", "n.weight": "task n", "y": "."}),
     "shown": (ROWS, lambda m, x: (F.linear(m.a(x), m.w), m.w), {"w": W}, {"w": "task w", "y": "w"}),
     "shown first": (ROWS, lambda m, x: (m.w, F.linear(m.a(x), m.w)), {"w": W}, {"w": "task w", "y": "."}),
-    "never read": (ROWS, lambda m, x: m.a(x), {"w": W}, {"w": "task", "y": "a"}),
+    "never read": (ROWS, lambda m, x: m.a(x), {"w": W}, {"w": "unread", "y": "a"}),
     "empty": (ROWS, lambda m, x: torch.cat([m.a(x), m.w.expand(2, 0).tanh()], 1), {"w": torch.ones(0)}, {"y": "a"}),
 }  # fmt: skip
 
@@ -175,7 +175,7 @@ class Written(nn.Module):
     ("kind", "expected"),
     [
         ("a sum", "a a"),
-        ("a sum onto a view", ". task"),
+        ("a sum onto a view", ". unread"),
         ("a sum onto what dropout passed on", ". c"),
         ("a sum onto a view of units", "a a"),
         ("a product with itself", "a c"),
