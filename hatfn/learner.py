@@ -121,7 +121,8 @@ class HAT(Spec):
             check_unfinished("begin", rows, state)
         if init_from is not None:
             check_init_from("begin", state, rows, init_from, batch, self.tasks)
-            pair = batch and check_class_batch("begin", batch, self.classes, self.wiring)
+            given = "begin", batch, self.classes, self.wiring, self.has_real_targets
+            pair = batch if batch is None else check_class_batch(*given)
             state = warm_start(self, state, rows[0], init_from, pair)
         opened, used = begin(self, state, rows, held, carry)
         check_free("begin", rows, used)

@@ -97,6 +97,11 @@ class Spec:
         """The number of class labels that a task's targets can have; None: they are no class labels."""
         return self.classes[task] if self.classes and reads_labels(self.loss_of(task)) else None
 
+    @property
+    def has_real_targets(self) -> bool:
+        """Whether a task of a learner with classes has a loss that reads no class labels."""
+        return any(self.labels(task) is None for task in range(self.tasks))
+
     def gates(self, embeddings: dict[str, Tensor], scale: float | Tensor | None) -> dict[str, Tensor]:
         """Gates of embeddings, {group: (..., U)} in [0, 1]: soft at scale s >= 0; for None binary."""
         if scale is None:

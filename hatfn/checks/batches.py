@@ -110,14 +110,17 @@ def check_batch(
     return inputs, y
 
 
-def check_class_batch(where: str, batch: Any, classes: Sequence[int] | None, wiring: Wiring) -> Batch:
+def check_class_batch(
+    where: str, batch: Any, classes: Sequence[int] | None, wiring: Wiring, reals: bool = False
+) -> Batch:
     """A pair of inputs and targets; if tasks have classes, of at least two samples."""
     inputs, y = check_batch(where, batch, wiring)
     labels = y.dim() == 1 and y.dtype == torch.int64
-    if classes is not None and (len(y) < 2 or not (labels or (y.dim() > 1 and y.is_floating_point()))):
+    real = reals and y.dim() > 1 and y.is_floating_point()
+    if classes is not None and (len(y) < 2 or not (labels or real)):
         raise TypeError(
             f"{where}: y has shape {tuple(y.shape)} and type {y.dtype}. Expected the classes of at "
-            f"least two samples: shape (B,) and type torch.int64; or targets (B, ...) of real numbers."
+            f"least two samples: shape (B,) and type torch.int64."
         )
     return inputs, y
 

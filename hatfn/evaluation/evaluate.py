@@ -58,12 +58,21 @@ class Evaluation(NamedTuple):
         task_incremental: (T,), the share of samples whose class is right if the task is given.
         class_incremental: (T,), the share of samples whose inferred task and class are both right.
         task_inference: (T,), the share of samples whose inferred task is right.
-        metrics: {name: (T,)}, the metrics that :func:`evaluate` was given, with the task given.
     """
 
     task_incremental: Row
     class_incremental: Row
     task_inference: Row
+
+    @property
+    def metrics(self) -> Mapping[str, Row]:
+        """{name: (T,)}, the metrics that :func:`evaluate` was given, with the task given."""
+        return {}
+
+
+class _Measured(Evaluation):
+    """A row that unpacks to three arrays, as any :class:`Evaluation`, and has metrics beside them."""
+
     metrics: Mapping[str, Row] = MappingProxyType({})
 
 
@@ -146,7 +155,9 @@ def evaluate(
                 measured[name][i, task] = _number(name, metric.compute())
     if not stacked:
         shares, measured = shares[:, 0], {name: values[0] for name, values in measured.items()}
-    return Evaluation(shares[0], shares[1], shares[2], measured)
+    evaluation = _Measured(shares[0], shares[1], shares[2])
+    evaluation.metrics = measured
+    return evaluation
 
 
 def _hits(logits: Tensor, y: Tensor, row: int, method: Method) -> Tensor:

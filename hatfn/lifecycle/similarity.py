@@ -64,7 +64,7 @@ def similarity(
     """
     check_owned("similarity", hat, state)
     rows = check_chosen("similarity", state, tasks, hat.tasks)
-    pair = check_class_batch("similarity", batch, hat.classes, hat.wiring)
+    pair = check_class_batch("similarity", batch, hat.classes, hat.wiring, hat.has_real_targets)
     return errors(hat, state, pair, rows)
 
 

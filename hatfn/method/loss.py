@@ -52,7 +52,7 @@ def reads_labels(loss: Loss) -> bool:
 
 
 def explained(loss: Loss, task: int, output: Any, y: Tensor) -> Tensor:
-    """The loss; if it fails, the error names the task, the output and the target.
+    """The loss; if it fails, a note on the error names the task, the output and the target.
 
     Args:
         loss: the loss of the task.
@@ -62,17 +62,15 @@ def explained(loss: Loss, task: int, output: Any, y: Tensor) -> Tensor:
     """
     try:
         return loss(output, y)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError, IndexError) as error:
         logits = logits_of(output)
         got = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         mend = " Write y.float()." if "dtype" in str(error) or "type Long" in str(error) else ""
-        raise ValueError(
-            f"the loss of task {task} failed on an output of shape {got} and a target of shape "
-            f"{tuple(y.shape)} and {y.dtype}. Expected a target that the loss takes.{mend} It said: "
-            f"{error}"
-        ) from error
+        error.add_note(
+            f"hatfn: the loss of task {task} failed on an output of shape {got} and a target of shape "
+            f"{tuple(y.shape)} and {y.dtype}. Expected a target that the loss takes.{mend}"
+        )
+        raise
 
 
 def cross_entropy(output: Any, y: Tensor, **options: Any) -> Tensor:

@@ -102,8 +102,9 @@ def _cases(this: Layout, raw: Values, x: Inputs | None) -> tuple[Inputs, list[Ca
 
 
 def _few(x: Inputs) -> Inputs:
-    """A few samples in float64."""
-    return Inputs(tuple(_double(v[:_SAMPLES]) for v in x.batched), tuple(map(_double, x.fixed)))
+    """A few samples in float64; all if they share an input, which may count them, as edges do."""
+    count = x.samples if x.fixed else _SAMPLES
+    return Inputs(tuple(_double(v[:count]) for v in x.batched), tuple(map(_double, x.fixed)))
 
 
 def _inputs(this: Layout, generator: torch.Generator) -> Iterator[Inputs]:

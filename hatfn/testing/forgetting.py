@@ -12,6 +12,7 @@ from torch import Tensor
 from hatfn.checks.calls import check_chosen, check_state
 from hatfn.checks.values import check_seed
 from hatfn.learner import HAT
+from hatfn.numerics.arguments import map_leaves
 from hatfn.numerics.trees import Tree
 from hatfn.state import HATState
 from hatfn.tracing.perturbation import Seen, Verification, another, flat
@@ -22,7 +23,7 @@ _WHERE = "verify_no_forgetting"
 class Learner(Protocol):
     """Any object that computes a task's outputs from a state, and from nothing else."""
 
-    def forward(self, state: Any, x: Tensor, task: int) -> Any:
+    def forward(self, state: Any, x: Any, task: int) -> Any:
         """The outputs: a tensor or a tree of tensors."""
         ...
 
@@ -30,7 +31,7 @@ class Learner(Protocol):
 def verify_no_forgetting(
     hat: Learner,
     state: Tree,
-    x: Tensor,
+    x: Any,
     later: Tree = None,
     tasks: Sequence[int] | None = None,
     seed: int = 0,
@@ -85,7 +86,7 @@ def verify_no_forgetting(
     rows = _rows(hat, state, later, tasks)
     changed = {} if later is None else _changed(state, later)
     seen = Seen(list(hat.network.wiring.shared) if isinstance(hat, HAT) else [])
-    other = another(x, generator)
+    other = map_leaves(lambda _, leaf: another(leaf, generator), x)
     for task in rows:
         seen.input_seen |= not torch.equal(*(_pure(hat, state, each, task) for each in (x, other)))
     if later is not None:
@@ -146,12 +147,12 @@ def _changed(state: Tree, later: Tree) -> dict[str, Tensor]:
     return {name: leaf for name, leaf in _leaves(later).items() if not same(before.get(name), leaf)}
 
 
-def _run(hat: Learner, state: Tree, x: Tensor, task: int) -> Tensor:
+def _run(hat: Learner, state: Tree, x: Any, task: int) -> Tensor:
     with torch.no_grad():
         return flat(hat.forward(state, x, task)).clone()
 
 
-def _pure(hat: Learner, state: Tree, x: Tensor, task: int) -> Tensor:
+def _pure(hat: Learner, state: Tree, x: Any, task: int) -> Tensor:
     """The outputs, after a check that they are numbers and that a second call gives the same."""
     output = _run(hat, state, x, task)
     if output.isnan().any():
@@ -164,7 +165,7 @@ def _pure(hat: Learner, state: Tree, x: Tensor, task: int) -> Tensor:
     return output
 
 
-def _move(hat: Learner, state: Tree, later: Tree, x: Tensor, task: int) -> str | None:
+def _move(hat: Learner, state: Tree, later: Tree, x: Any, task: int) -> str | None:
     """How much a task's outputs change from a state to a later one, and which leaves cause it.
 
     None if they do not change.
@@ -190,7 +191,7 @@ def _move(hat: Learner, state: Tree, later: Tree, x: Tensor, task: int) -> str |
 
 
 def _perturb(
-    hat: HAT, state: HATState, x: Tensor, tasks: list[int], seen: Seen, generator: torch.Generator
+    hat: HAT, state: HATState, x: Any, tasks: list[int], seen: Seen, generator: torch.Generator
 ) -> None:
     """Replace by noise all that later training may change once the tasks are protected."""
     locked = state._replace(locked=hat.flags(state, tasks))
@@ -206,7 +207,7 @@ def _perturb(
 
 
 def _from_shared(
-    hat: HAT, state: HATState, x: Tensor, task: int
+    hat: HAT, state: HATState, x: Any, task: int
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """The function from shared weights to a task's outputs."""
     return lambda shared: flat(hat.forward(state._replace(params={**state.params, **shared}), x, task))

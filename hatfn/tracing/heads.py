@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from hatfn.checks.values import check_list
+from hatfn.method.loss import logits_of
 from hatfn.network.copies import copied, first_names
 from hatfn.network.hooks import hook_outputs
 from hatfn.numerics.trees import output_leaves
@@ -131,12 +133,11 @@ def last_heads(program: torch.export.ExportedProgram, module: nn.Module) -> list
 
 
 def _outputs(program: torch.export.ExportedProgram) -> list[Node]:
-    """The nodes whose values the module returns."""
-    wanted = {
-        spec.arg.name
-        for spec in program.graph_signature.output_specs
-        if spec.kind.name == "USER_OUTPUT"
-    }
+    """The nodes whose values the module returns; if the output has ``logits``, those of the logits."""
+    specs = program.graph_signature.output_specs
+    names = [getattr(spec.arg, "name", None) for spec in specs if spec.kind.name == "USER_OUTPUT"]
+    output = pytree.tree_unflatten(names, program.call_spec.out_spec)
+    wanted = {name for name in pytree.tree_leaves(logits_of(output)) if name is not None}
     return [node for node in program.graph.nodes if node.name in wanted]
 
 

@@ -70,6 +70,11 @@ def checked_call(where: str, x: Any, unbatched: Sequence[str] = ()) -> Call:
             f"{where}: x is a {type(x).__name__}. Expected a tensor, a tuple of positional arguments "
             f"or a dict of keyword arguments: torch.zeros(1, 3, 32, 32)."
         )
+    if isinstance(x, tuple | list) and x and all(isinstance(size, int) for size in x):
+        raise TypeError(
+            f"{where}: x={x} is a {type(x).__name__} of numbers. Expected a tensor of that shape: "
+            f"torch.zeros({', '.join(map(str, x))})."
+        )
     leaves = named_leaves(x)
     for path, leaf in leaves.items():
         if not isinstance(leaf, Tensor):

@@ -77,6 +77,8 @@ def trace(
             f"trace: module is a {type(module).__name__}. Expected an nn.Module: trace(model, "
             f"torch.zeros(1, 3, 32, 32))."
         )
+    if not (output_gate is None or isinstance(output_gate, bool)):
+        raise TypeError(f"trace: output_gate={output_gate!r}. Expected True, False or None.")
     call = checked_call("trace", x, unbatched)
     if input_gate and len(call.signature.leaves) > 1:
         raise ValueError("trace: input_gate=True and several inputs. Expected a module of one input.")

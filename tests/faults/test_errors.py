@@ -23,6 +23,8 @@ KEPT = tree_map(torch.clone, (OPEN, LEARNED, OPENED, CLOSED))
 NEEDS_NOTHING = {
     "gate embedding": "any tensor of floating numbers is right",
     "hard_gate embedding": "the same",
+    "cross_entropy y": "PyTorch says what is wrong with it",
+    "cross_entropy options": "the same",
     "gate gate_fn": "any function is right; build() checks that it is one",
     "accuracy logits": "what the labels are compared with",
     "drift before": "what the other is compared with",

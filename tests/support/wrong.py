@@ -128,6 +128,7 @@ RIGHT: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "infer_task": (hatfn.infer_task, {"logits": LOGITS}),
     "infer_task_by_gradient": (hatfn.infer_task_by_gradient, {"hat": HAT, "state": LEARNED, "x": X}),
     "classify": (hatfn.classify, {"logits": LOGITS, "rows": ROWS}),
+    "cross_entropy": (hatfn.cross_entropy, {"output": LOGITS[0], "y": Y}),
     "evaluate": (hatfn.evaluate, {"hat": HAT, "state": LEARNED, "loaders": LOADERS}),
     "memory": (hatfn.memory, {"state": LEARNED}),
     "usage": (hatfn.usage, {"state": LEARNED, "wiring": WIRING}),
