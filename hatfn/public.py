@@ -27,6 +27,7 @@ from hatfn.subnet.compact import Subnet
 from hatfn.subnet.export import adopt, export
 from hatfn.tracing.graph import TraceError
 from hatfn.tracing.manual import manual_wiring
+from hatfn.tracing.select import select
 from hatfn.tracing.trace import trace
 from hatfn.training.types import Info
 from hatfn.wiring import Wiring
@@ -35,6 +36,7 @@ __all__ = [
     # From a module to a learner.
     "trace",
     "manual_wiring",
+    "select",
     "Wiring",
     "TraceError",
     "build",

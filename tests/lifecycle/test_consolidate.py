@@ -11,6 +11,7 @@ from nets import ConvNet, learn, learner
 from torch import Tensor, nn
 
 import hatfn
+from hatfn.checks.batches import check_batch
 from hatfn.lifecycle.consolidate import settle
 from hatfn.models import MLP
 
@@ -60,7 +61,7 @@ def test_worse_statistics_are_not_taken(
         return state._replace(task_buffers={n: b * 0 + 7 for n, b in state.task_buffers.items()})
 
     monkeypatch.setattr("hatfn.lifecycle.consolidate.recalibrate", worse)
-    kept, _, taken = settle(HAT, trained, [(IMAGES, LABELS)], 0)
+    kept, _, taken = settle(HAT, trained, [check_batch("", (IMAGES, LABELS), HAT.wiring)], 0)
     assert not taken
     assert kept is trained
 
