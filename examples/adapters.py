@@ -20,8 +20,8 @@ import hatfn
 
 WORDS = [
     "<pad>", "the", "was", "in", "on", "near", "film", "meal", "city", "shown", "cooked", "built",
-    "long", "salty", "old", "paris", "rome", "oslo", "good", "great", "fine", "bad", "poor", "awful", "why",
-    "where", "who", "?",
+    "long", "salty", "old", "paris", "rome", "oslo", "good", "great", "fine", "bad", "poor", "awful",
+    "why", "where", "who", "?",
 ]  # fmt: skip
 GOOD, BAD = ("good", "great", "fine"), ("bad", "poor", "awful")
 LENGTH = 12
