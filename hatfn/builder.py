@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from hatfn.checks.capacity import check_groups
+from hatfn.checks.capacity import check_groups, check_shared
 from hatfn.checks.settings import check_choice, check_classes, check_each, check_number, check_wiring
 from hatfn.checks.values import check_callable, check_count, check_kind
 from hatfn.engine.compiled import Part, check_compile
@@ -111,7 +111,8 @@ def build(
             that is not pure, checkpointing that the module does not offer.
 
     Warns:
-        HATWarning: a group with fewer units than there are tasks.
+        HATWarning: a group with fewer units than there are tasks; tasks share less than half of the
+            parameters.
 
     Example:
         >>> import hatfn, torchopt
@@ -133,6 +134,7 @@ def build(
     if classes is not None and not wiring.heads:  # a head is put behind: its features have gates
         wiring = wiring.gated or wiring
     check_groups(wiring, tasks)
+    check_shared(wiring)
     check_number("build", "clamp", clamp)
     if max_norm is not None:
         check_number("build", "max_norm", max_norm)

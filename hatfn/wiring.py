@@ -61,10 +61,11 @@ class ParamWiring(NamedTuple):
             "untrained" (one copy that never changes; in a learner's network alone).
         out_units: the unit whose gate multiplies each entry.
         in_units: the unit whose activation each entry is multiplied with, and nothing else.
-        gated: False where a later norm's affine holds the gate of ``out_units`` instead, because the
-            norm would normalise a gate on this parameter away.
-        folded: True where the module mixes the columns before it uses them (weight standardisation):
-            the gate of ``in_units`` then multiplies the parameter as well.
+        gated: False where another parameter holds the gate of ``out_units`` instead, a later norm's
+            affine or the length of a normalised weight, because a gate on this one would be normalised
+            away.
+        folded: True where the module computes with the parameter before it uses it (weight
+            standardisation, weight norm): the gate of ``in_units`` then multiplies it as well.
     """
 
     shape: tuple[int, ...]
@@ -73,6 +74,15 @@ class ParamWiring(NamedTuple):
     in_units: Units | None = None
     gated: bool = True
     folded: bool = False
+
+    @property
+    def off(self) -> float:
+        """What an entry of a folded parameter becomes where the gate of its in unit is 0.
+
+        Zero, unless the entries are only a direction (weight norm): of a direction of zeros the length
+        is 0 and the quotient nan. A number whose square is lost beside any weight's gives it one.
+        """
+        return 1e-15 if self.folded and not self.gated else 0.0
 
 
 class Head(NamedTuple):

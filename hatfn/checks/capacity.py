@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from hatfn.numerics.concrete import read
@@ -91,6 +92,21 @@ def check_groups(wiring: Wiring, tasks: int, where: str = "build") -> None:
         warn(
             f"{where}: {tasks} tasks, but fewer units in {listed}: later tasks must share them. Widen "
             f"the module, or plan fewer tasks."
+        )
+
+
+def check_shared(wiring: Wiring, where: str = "build") -> None:
+    """Warn of a wiring under which tasks share less than half of the parameters, with the reason."""
+    shared = wiring.measures.shared
+    own = {n: torch.Size(p.shape).numel() for n, p in wiring.params.items() if p.kind == "task"}
+    if shared < 0.5 and own:
+        largest = sorted(own, key=lambda name: -own[name])[:4]
+        why = f"No gate reaches {_listed(largest)}"
+        if wiring.fallbacks:
+            why += f"; no rule explains {_listed([*dict.fromkeys(wiring.fallbacks)])}"
+        warn(
+            f"{where}: tasks share only {shared:.0%} of the parameters; each has a copy of the others."
+            f" {why}. print(wiring.summary()) lists them all."
         )
 
 

@@ -34,6 +34,11 @@ def shrink(label: Tensor) -> Tensor:
     return label
 
 
+def all_but(label: Tensor, dim: int) -> tuple[int, ...]:
+    """Every dimension of a label except one."""
+    return tuple(d for d in range(label.dim()) if d != dim % label.dim())
+
+
 def agree(label: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The entry shared by everything along ``dims`` (kept, with size one), else ``OPEN``.
 

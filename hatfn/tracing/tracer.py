@@ -38,7 +38,7 @@ class Value:
         return self.label.shape
 
 
-Result = Tensor | tuple[Tensor, ...]
+Result = Tensor | tuple[Tensor, ...] | Value
 Rule = Callable[..., Result]
 
 
@@ -53,7 +53,8 @@ class Param:
         cells: the id of its first cell, once it has been moved or combined before use.
         bound: (numel,) which cells have met an activation in a contraction.
         own: some use keeps it from being shared.
-        folded: it is standardised before use, so that the gate of ``in_units`` must multiply it too.
+        folded: it is computed with before use, so that the gate of ``in_units`` must multiply it too.
+        normalised: its rows are directions, whose lengths are another parameter that has their gates.
         readers: the graph nodes that read it.
     """
 
@@ -64,12 +65,13 @@ class Param:
     bound: Tensor | None = None
     own: bool = False
     folded: bool = False
+    normalised: bool = False
     readers: set[Node] = field(default_factory=set)
 
     @property
     def untouched(self) -> bool:
         """Whether nothing is known of it."""
-        return self.out_units is None and self.cells is None and not self.own
+        return self.out_units is None and self.cells is None and not (self.own or self.folded)
 
 
 class Tracer:
@@ -81,6 +83,7 @@ class Tracer:
         self.heads = frozenset(heads)
         self.blocks: list[tuple[str, Tensor]] = []
         self.deferred: set[Node] = set()
+        self.products: dict[Node, tuple[Value, Value]] = {}
         self.fallbacks: list[str] = []
         self.constants: set[str] = set()
         self.input: Tensor | None = None
@@ -119,6 +122,18 @@ class Tracer:
         self.unions, label = merged
         return label
 
+    def together(self, label: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+        """Give a parameter's entries along some dimensions one gate together.
+
+        Returns:
+            The label, of size one along these dimensions; None if they cannot have one gate.
+        """
+        first = label
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        known = bool((label >= 0).all())
+        return first if known and self.merge(label, first.expand(label.shape)) is not None else None
+
     def combined(self, value: Value, dims: tuple[int, ...]) -> Tensor:
         """The label of a mean, maximum or weighted sum over ``dims`` (kept, with size one).
 
@@ -126,12 +141,8 @@ class Tracer:
         positions that is resized takes the units of the channels that it is added to.
         """
         label = self.roots(value)
-        if value.sources and 0 not in label.shape:
-            first = label
-            for dim in dims:
-                first = first.narrow(dim, 0, 1)
-            if bool((label >= 0).all()) and self.merge(label, first.expand(label.shape)) is not None:
-                label = self.unions.find(label)
+        if value.sources and 0 not in label.shape and self.together(label, dims) is not None:
+            label = self.unions.find(label)
         return agree(label, dims)
 
     def bind(self, value: Value, wanted: Tensor, into: Tensor | None) -> Tensor:
@@ -190,6 +201,33 @@ class Tracer:
         low = torch.where(known == ZERO, high, known).scatter_reduce(0, cells, into, "amin")
         param.in_units = torch.where(high == low, high, OPEN).reshape(param.shape)
         param.bound = param.bound.index_fill(0, cells, True)
+
+    def gate(self, label: Tensor, wanted: Tensor, into: Tensor) -> bool:
+        """Gate cells of parameters; whether they have the wanted gates now.
+
+        Args:
+            label: of cells.
+            wanted: the unit to gate each with, broadcastable to the label.
+            into: the unit whose gate is that of what each multiplies, broadcastable too.
+        """
+        wanted = wanted.expand(label.shape)
+        held = self._bind_cells(label, wanted, into)
+        return torch.equal(self.unions.find(held), self.unions.find(wanted))
+
+    def cells(self, shape: list[int]) -> Tensor:
+        """New cells that no parameter has: they hand on the gate that they are given."""
+        self.unions, ids = self.unions.grow(torch.Size(shape).numel(), cell=True)
+        return ids.reshape(shape)
+
+    def feeds(self, label: Tensor) -> Tensor:
+        """For each cell of a label, the unit that it reads as far as is known; ``ZERO``: not known."""
+        known = filled((len(self.unions.root),), ZERO).clone()
+        for param in self.params.values():
+            if param.cells is not None and param.bound is not None and param.in_units is not None:
+                mine = self.unions.find(param.in_units).expand(param.shape).flatten()
+                last = param.cells + len(mine)
+                known[param.cells : last] = torch.where(param.bound, mine, ZERO)
+        return known[label]
 
     def feed(self, name: str, into: Tensor) -> None:
         """Record what a head reads: nothing gates a head, but its columns have in units."""

@@ -58,7 +58,7 @@ def told(wiring: Wiring) -> dict[str, str]:
 
 def traced(module: nn.Module, x: Tensor, **settings: Any) -> dict[str, str]:
     """A traced wiring in words; the units of the output are gated, so that they show."""
-    return told(hatfn.trace(module, x, **({"output_gate": True} | settings)))
+    return told(hatfn.trace(module, x, **({"output_gate": True, "head": False} | settings)))
 
 
 ROWS, TOKENS, IMAGES, LINES, INDICES = (2, 3), (2, 5, 3), (2, 1, 4, 4), (2, 1, 4), ()

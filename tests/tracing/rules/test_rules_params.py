@@ -28,10 +28,10 @@ PARAMS = {
     "read in parts, by different layers": (
         ROWS, lambda m, x: F.linear(m.a(x), m.w[:1]) + F.linear(m.c(x), m.w[1:]), {"c": C, "w": W}, {"w": "w < [[a0 a1 a2 a3] [c0 c1 c2 c3]]"},
     ),
-    "plus itself turned": (ROWS, lambda m, x: F.linear(m.a(x), m.w + m.w.T), {"w": torch.ones(4, 4)}, {"w": "task", "y": "."}),
-    "plus another": (ROWS, lambda m, x: F.linear(m.a(x), m.w + m.d), {"w": W, "d": W}, {"w": "task d", "d": "task d", "y": "d"}),
-    "over its norm": (ROWS, lambda m, x: F.linear(m.a(x), m.w / m.w.norm(dim=1, keepdim=True)), {"w": W}, {"w": "task w", "y": "w"}),
-    "summed up": (ROWS, lambda m, x: F.linear(m.a(x), m.w, m.u.sum(1)), {"w": W, "u": W}, {"w": "w < a", "u": "task", "y": "."}),
+    "plus itself turned": (ROWS, lambda m, x: F.linear(m.a(x), m.w + m.w.T), {"w": torch.ones(4, 4)}, {"w": "< a folded", "y": "."}),
+    "plus another": (ROWS, lambda m, x: F.linear(m.a(x), m.w + m.d), {"w": W, "d": W}, {"w": "d < a folded", "d": "task d", "y": "d"}),
+    "over its norm": (ROWS, lambda m, x: F.linear(m.a(x), m.w / m.w.norm(dim=1, keepdim=True)), {"w": W}, {"w": "w < a folded", "y": "w"}),
+    "summed up": (ROWS, lambda m, x: F.linear(m.a(x), m.w, m.u.sum(1)), {"w": W, "u": W}, {"w": "w < a", "u": "task w", "y": "w"}),
     "of no known operator": (ROWS, lambda m, x: F.linear(m.a(x), m.w.cumsum(1)), {"w": W}, {"w": "task", "y": "."}),
     "weighed by an activation": (ROWS, lambda m, x: F.linear(x, m.w * m.a(x)[:1, :3]), {"w": torch.ones(2, 3)}, {"w": "task", "y": "."}),
     "as it is and turned": (
@@ -88,7 +88,7 @@ PARAMS = {
     "normalised": (ROWS, lambda m, x: F.linear(m.a(x), m.n(m.w)), {"n": nn.LayerNorm(4), "w": W}, {"w": "task", "n.weight": "task n", "y": "."}),
     "shown": (ROWS, lambda m, x: (F.linear(m.a(x), m.w), m.w), {"w": W}, {"w": "task w", "y": "w"}),
     "shown first": (ROWS, lambda m, x: (m.w, F.linear(m.a(x), m.w)), {"w": W}, {"w": "task w", "y": "."}),
-    "never read": (ROWS, lambda m, x: m.a(x), {"w": W}, {"w": "task", "y": "a"}),
+    "never read": (ROWS, lambda m, x: m.a(x), {"w": W}, {"w": "unread", "y": "a"}),
     "empty": (ROWS, lambda m, x: torch.cat([m.a(x), m.w.expand(2, 0).tanh()], 1), {"w": torch.ones(0)}, {"y": "a"}),
 }  # fmt: skip
 
@@ -175,7 +175,7 @@ class Written(nn.Module):
     ("kind", "expected"),
     [
         ("a sum", "a a"),
-        ("a sum onto a view", ". task"),
+        ("a sum onto a view", ". unread"),
         ("a sum onto what dropout passed on", ". c"),
         ("a sum onto a view of units", "a a"),
         ("a product with itself", "a c"),
