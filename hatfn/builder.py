@@ -8,12 +8,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from hatfn.checks.capacity import check_groups, warn_one_class
+from hatfn.checks.capacity import check_groups, check_shared
 from hatfn.checks.settings import (
     check_choice,
     check_classes,
     check_each,
-    check_losses,
     check_number,
     check_wiring,
 )
@@ -23,7 +22,8 @@ from hatfn.engine.optimizer import Optimizer, check_optimizer
 from hatfn.engine.ranks import ALONE, Ranks
 from hatfn.learner import HAT
 from hatfn.method import sparsity as regularizers
-from hatfn.method.loss import Loss, cross_entropy
+from hatfn.method.loss import cross_entropy
+from hatfn.method.losses import Loss, check_losses, warn_one_class
 from hatfn.method.names import Init, LockName
 from hatfn.method.protection import LOCKS, Lock
 from hatfn.network.network import make_network
@@ -132,7 +132,8 @@ def build(
             that is not pure; checkpointing that the module does not offer.
 
     Warns:
-        HATWarning: a group has fewer units than there are tasks.
+        HATWarning: a group has fewer units than there are tasks; tasks share less than half of the
+            parameters; a task has one class and a cross entropy.
 
     Example:
         >>> import hatfn, torchopt
@@ -156,6 +157,7 @@ def build(
     if classes is not None and not wiring.heads:  # the features that a head behind reads have gates
         wiring = wiring.gated or wiring
     check_groups(wiring, tasks)
+    check_shared(wiring)
     check_number("build", "clamp", clamp)
     if max_norm is not None:
         check_number("build", "max_norm", max_norm)

@@ -14,7 +14,7 @@ from hatfn.engine.compiled import Graphs, Part
 from hatfn.engine.optimizer import PureOptimizer
 from hatfn.engine.ranks import Ranks
 from hatfn.method.gates import flush, gate, hard_gate
-from hatfn.method.loss import Loss, Losses, of_task, reads_labels
+from hatfn.method.losses import Loss, Losses, of_task, reads_labels
 from hatfn.method.masks import binary_gates
 from hatfn.method.names import Init
 from hatfn.method.protection import Lock, Locked

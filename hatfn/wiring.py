@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hatfn.numerics.arguments import Signature
+from hatfn.numerics.digests import digest
 
 OPEN = -1
 """The index of an entry that has no unit."""
@@ -65,10 +66,10 @@ class ParamWiring(NamedTuple):
             entry has one.
         in_units: the unit that each entry reads: the entry is multiplied by this unit's activation and
             by nothing else. None: no entry has one.
-        gated: False if the scale and shift of a later norm carry the gate of ``out_units`` instead. A
-            gate on this parameter would have no effect, because the norm divides it out.
-        folded: True if the module mixes the columns before it uses them, as weight standardisation
-            does. The gate of ``in_units`` then multiplies the parameter as well.
+        gated: False if another parameter carries the gate of ``out_units``: the scale and shift of a
+            later norm, or the length of a normalised weight. A gate on this one would be divided out.
+        folded: True if the module computes with the parameter before it uses it, as weight
+            standardisation and weight norm do. The gate of ``in_units`` then multiplies it as well.
     """
 
     shape: tuple[int, ...]
@@ -77,6 +78,15 @@ class ParamWiring(NamedTuple):
     in_units: Units | None = None
     gated: bool = True
     folded: bool = False
+
+    @property
+    def off(self) -> float:
+        """What an entry of a folded parameter becomes where the gate of its in unit is 0.
+
+        Zero, unless the entries are only a direction (weight norm): of a direction of zeros the length
+        is 0 and the quotient nan. A number whose square is lost beside any weight's gives it one.
+        """
+        return 1e-15 if self.folded and not self.gated else 0.0
 
 
 class Head(NamedTuple):
@@ -366,13 +376,6 @@ class Wiring:
             return flat[0][units.index]  # OPEN is -1, the last element, which is one
 
         return look
-
-
-def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's type, shape and bytes."""
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().reshape(-1).contiguous()
-    data = plain.view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(repr((tensor.dtype, tuple(tensor.shape))).encode() + data).hexdigest()
 
 
 def _index(units: Units | None, shape: tuple[int, ...]) -> Tensor:

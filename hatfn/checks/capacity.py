@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from hatfn.method.loss import Losses, of_task, reads_labels
 from hatfn.numerics.concrete import read
 from hatfn.state import HATState
 from hatfn.wiring import Wiring
@@ -95,6 +95,21 @@ def check_groups(wiring: Wiring, tasks: int, where: str = "build") -> None:
         )
 
 
+def check_shared(wiring: Wiring, where: str = "build") -> None:
+    """Warn of a wiring under which tasks share less than half of the parameters, with the reason."""
+    shared = wiring.measures.shared
+    own = {n: torch.Size(p.shape).numel() for n, p in wiring.params.items() if p.kind == "task"}
+    if shared < 0.5 and own:
+        largest = sorted(own, key=lambda name: -own[name])[:4]
+        why = f"No gate reaches {_listed(largest)}"
+        if wiring.fallbacks:
+            why += f"; no rule explains {_listed([*dict.fromkeys(wiring.fallbacks)])}"
+        warn(
+            f"{where}: tasks share only {shared:.0%} of the parameters; each has a copy of the others."
+            f" {why}. print(wiring.summary()) lists them all."
+        )
+
+
 def check_unfinished(where: str, rows: Sequence[int], state: HATState) -> None:
     """Warn of open tasks that were not consolidated: opening other tasks ends their training.
 
@@ -133,22 +148,3 @@ def check_statistics(where: str, task: int, state: HATState) -> None:
             f"with batches of its training data: a list of (x, y) or a loader; batches=[] keeps the "
             f"statistics as they are."
         )
-
-
-def warn_one_class(where: str, classes: Sequence[int] | None, losses: Losses, first: int = 0) -> None:
-    """Warn of tasks whose cross entropy is 0 whatever the module returns, because they have one class.
-
-    Args:
-        where: the function that was called.
-        classes: the number of classes of each task from ``first`` on.
-        losses: the losses of all tasks.
-        first: the first task.
-    """
-    for task, count in enumerate(classes or (), first):
-        if count == 1 and reads_labels(of_task(losses, task)):
-            warn(
-                f"{where}: task {task} has one class, and the cross entropy of one class is 0 whatever "
-                f"the module returns: the task would learn nothing. Give it two classes, or a loss of "
-                f"one number, such as torch.nn.functional.binary_cross_entropy_with_logits: "
-                f"build(loss=[...])."
-            )

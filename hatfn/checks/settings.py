@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from hatfn.checks.values import (
-    check_callable,
     check_count,
     check_integer,
     check_kind,
     check_list,
     check_real,
 )
-from hatfn.method.loss import Losses, Told
-from hatfn.wiring import Wiring, digest
+from hatfn.numerics.digests import digest
+from hatfn.wiring import Wiring
 
 
 def check_wiring(module: Any, wiring: Any, where: str = "build") -> None:
@@ -164,32 +161,6 @@ def check_choice(name: str, value: Any, choices: Sequence[str | None], where: st
     """Check that a setting is one of its possible names."""
     if value not in choices:
         raise ValueError(f"{where}: {name}={value!r}. Expected one of {', '.join(map(repr, choices))}.")
-
-
-def check_losses(where: str, loss: Any, tasks: int) -> Losses:
-    """The losses of tasks, from one function for all or from a list of one for each."""
-    right = "of (output, y), such as torch.nn.functional.mse_loss"
-    if not isinstance(loss, list | tuple):
-        check_callable(where, "loss", loss, right)
-        return Told(loss) if _takes_task(loss) else loss
-    for one in loss:
-        check_callable(where, "loss", one, right)
-    if len(loss) != tasks:
-        raise ValueError(
-            f"{where}: loss has {len(loss)} functions for {tasks} tasks. Expected one function for all "
-            f"tasks, or one for each."
-        )
-    return tuple(loss)
-
-
-def _takes_task(loss: Callable[..., Any]) -> bool:
-    """Whether a function has an argument called task that is still open."""
-    if isinstance(loss, partial) and "task" in loss.keywords:
-        return False
-    try:
-        return "task" in inspect.signature(loss).parameters
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        return False
 
 
 def check_more(classes: Any, num_tasks: int | None, known: Sequence[int] | None, wiring: Wiring) -> int:

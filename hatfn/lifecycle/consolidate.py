@@ -12,7 +12,7 @@ from hatfn.checks.batches import Batch, check_batch
 from hatfn.checks.calls import check_owned, check_scale, check_task
 from hatfn.checks.values import check_list, check_real
 from hatfn.method import transforms
-from hatfn.method.loss import explained
+from hatfn.method.losses import explained
 from hatfn.method.masks import binary_gates
 from hatfn.network.call import call
 from hatfn.network.outputs import forward

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from hatfn.checks.calls import check_owned
-from hatfn.checks.capacity import check_groups, warn_one_class
-from hatfn.checks.settings import check_losses, check_more
+from hatfn.checks.capacity import check_groups
+from hatfn.checks.settings import check_more
 from hatfn.checks.values import check_list
 from hatfn.engine.optimizer import Optimizer, fresh_opt_state, possible_opt_states
 from hatfn.lifecycle.init import TaskValues, initial_values, padded
-from hatfn.method.loss import Loss, Losses
+from hatfn.method.losses import Loss, Losses, check_losses, warn_one_class
 from hatfn.numerics.trees import tree_map
 from hatfn.spec import Spec
 from hatfn.state import HATState

@@ -140,6 +140,8 @@ def _gated_params(
         for units in (out, role.in_units if role.folded else None):
             if units is not None:
                 values[name] = values[name] * look(units).to(values[name].dtype)
+        if role.off and role.in_units is not None:
+            values[name] = torch.where(look(role.in_units) == 0, role.off, values[name])
     return values
 
 

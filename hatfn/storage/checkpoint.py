@@ -18,10 +18,11 @@ from hatfn.checks.settings import check_choice
 from hatfn.checks.values import check_kind
 from hatfn.engine.optimizer import possible_opt_states
 from hatfn.learner import HAT
+from hatfn.numerics.digests import digest
 from hatfn.numerics.trees import Tree
 from hatfn.state import HATState
 from hatfn.storage.container import CheckpointError, read, read_header, write
-from hatfn.wiring import Wiring, digest
+from hatfn.wiring import Wiring
 
 
 def save(

@@ -94,7 +94,7 @@ def _one_at_least(mask: Tensor) -> Tensor:
 
 
 def cleared(this: Layout, values: Values) -> dict[str, Tensor]:
-    """The values with 0 in every entry whose out unit or in unit is off.
+    """The values with 0 (``role.off``) in every entry whose out unit or in unit is off.
 
     Entries are replaced, not multiplied by 0, so nan and infinity become 0 too. This is right even if
     a later norm applies the gate of the unit, because the gate switches off the norm's result.
@@ -103,7 +103,7 @@ def cleared(this: Layout, values: Values) -> dict[str, Tensor]:
 
     def clear(value: Tensor, role: ParamWiring) -> Tensor:
         ends = [lookup(units) for units in (role.out_units, role.in_units) if units is not None]
-        return torch.where(reduce(torch.logical_and, ends), value, 0) if ends else value
+        return torch.where(reduce(torch.logical_and, ends), value, role.off) if ends else value
 
     roles = this.network.wiring.params
     return {**values, **{name: clear(values[name], role) for name, role in roles.items()}}

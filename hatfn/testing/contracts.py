@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from hatfn.numerics.digests import digest
 from hatfn.numerics.trees import Tree
-from hatfn.wiring import digest
 
 T = TypeVar("T")
 

@@ -9,9 +9,10 @@ import torch
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from hatfn.numerics.digests import digest
 from hatfn.tracing.inputs import Call
 from hatfn.tracing.nodes import operator_name
-from hatfn.wiring import Computed, digest
+from hatfn.wiring import Computed
 
 _SILENT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 """Operators that do nothing in eval mode. They may differ between training and serving."""

@@ -13,15 +13,30 @@ from torch.utils import _pytree as pytree
 
 from hatfn.tracing.labels import ZERO, compress, filled, shrink
 from hatfn.tracing.nodes import is_pointwise, operator_name, place_of, shape_of
-from hatfn.tracing.rules import contraction, elementwise, movement, norms, recurrence, reduction
+from hatfn.tracing.rules import (
+    contraction,
+    elementwise,
+    movement,
+    norms,
+    recurrence,
+    reduction,
+    scatter,
+)
 from hatfn.tracing.tracer import Result, Rule, Tracer, Value
 from hatfn.wiring import OPEN
 
 BINDING = {**contraction.RULES, **norms.RULES, **recurrence.RULES}
 """Rules of operators that can share a parameter between tasks: they record its units themselves."""
 
-PASSING = {**elementwise.RULES, **movement.RULES, **reduction.RULES}
-"""Rules of all other operators: a parameter that meets an activation there is per task."""
+SUMMING = {**reduction.RULES, **scatter.RULES}
+"""Rules after which labels no longer tell the entries of a parameter apart."""
+
+PASSING = {**elementwise.RULES, **movement.RULES, **SUMMING}
+"""Rules under which a parameter that meets an activation is per task.
+
+A parameter that meets parameters alone is folded: whatever is computed from it, an entry that is off is
+zero.
+"""
 
 
 def interpret(
@@ -129,11 +144,11 @@ def _call(t: Tracer, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         rule = _unknown
     if not _follows(name, rule, operands):
         for operand in operands:
-            t.own(operand)
+            t.own(operand) if dynamic else t.fold(operand)
     result = _wrap(node, rule(t, node, *args, **kwargs), operands, dynamic)
     for value in pytree.tree_leaves(result):
         if not value.dynamic and bool((shrink(value.label) == OPEN).any()):
-            t.own(value)  # labels cannot follow this arithmetic on parameters
+            t.fold(value)  # labels cannot follow this arithmetic on parameters
     return result
 
 
@@ -146,7 +161,7 @@ def _follows(name: str, rule: Rule, operands: list[Value]) -> bool:
     if rule is _unknown or any(operand.dynamic for operand in operands):
         return False
     alone = sum(bool(operand.sources) for operand in operands) <= 1
-    return name in movement.RULES or (alone and name not in reduction.RULES)
+    return name in movement.RULES or (alone and name not in SUMMING)
 
 
 def _unknown(t: Tracer, node: Node, *_: Any, **__: Any) -> Tensor:
@@ -168,6 +183,8 @@ def _fold(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _wrap(node: Node, result: Result, operands: list[Value], dynamic: bool) -> Any:
     """Values with the labels of a rule; other outputs of the operator, such as indices, are open."""
+    if isinstance(result, Value):
+        return result
     sources = frozenset() if dynamic else frozenset().union(*(o.sources for o in operands))
     outputs = node.meta["val"]
     shapes = [shape_of(node)]

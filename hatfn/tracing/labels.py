@@ -35,6 +35,11 @@ def shrink(label: Tensor) -> Tensor:
     return label
 
 
+def all_but(label: Tensor, dim: int) -> tuple[int, ...]:
+    """Every dimension of a label except one."""
+    return tuple(d for d in range(label.dim()) if d != dim % label.dim())
+
+
 def agree(label: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The label of a sum, mean, maximum or weighted sum over ``dims``, which keep size one.
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from hatfn.checks.values import check_kind
 from hatfn.network.copies import copied, first_names
+from hatfn.numerics.digests import digest
 from hatfn.numerics.trees import output_leaves
 from hatfn.tracing.heads import named_heads
 from hatfn.tracing.inputs import checked_call
 from hatfn.tracing.inspect import changed_buffers, remembers
 from hatfn.tracing.verify import verify_wiring
-from hatfn.wiring import ParamWiring, Units, Wiring, digest
+from hatfn.wiring import ParamWiring, Units, Wiring
 
 Ends = str | tuple[str | None, str | None]
 """The group that a layer produces, or a pair of it and the group that the layer reads."""

@@ -105,9 +105,8 @@ def _role(t: Tracer, param: Param, resolve: Callable[[Tensor], Tensor]) -> _Role
     else:
         out = none if param.out_units is None else param.out_units
     deferred = bool(param.readers) and t.deferred.issuperset(param.readers)
-    return _Role(
-        resolve(out), resolve(none if param.in_units is None else param.in_units), not deferred
-    )
+    into = none if param.in_units is None else param.in_units
+    return _Role(resolve(out), resolve(into), not (deferred or param.normalised))
 
 
 def _kind(head: bool, param: Param, out: Tensor, into: Tensor) -> Kind:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hatfn.network.copies import first_names
+from hatfn.numerics.digests import digest
 from hatfn.tracing.digest import read_computed
 from hatfn.tracing.graph import TraceError, _export, how_to_cast
 from hatfn.tracing.heads import class_dims, last_heads, named_heads
@@ -21,7 +22,7 @@ from hatfn.tracing.nodes import UnreadableError
 from hatfn.tracing.reach import watched_call
 from hatfn.tracing.readout import read_wiring
 from hatfn.tracing.tracer import Tracer
-from hatfn.wiring import Head, Wiring, digest
+from hatfn.wiring import Head, Wiring
 
 
 def trace(

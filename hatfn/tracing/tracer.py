@@ -38,8 +38,8 @@ class Value:
         return self.label.shape
 
 
-Result = Tensor | tuple[Tensor, ...]
-"""The labels of an operator's outputs."""
+Result = Tensor | tuple[Tensor, ...] | Value
+"""The labels of an operator's outputs, or its only output."""
 
 Rule = Callable[..., Result]
 """A function (tracer, node, *operands) -> labels, for one operator."""
@@ -56,8 +56,10 @@ class Param:
         cells: the id of the first cell, if the parameter is moved or combined before use.
         bound: (numel,) bool, the cells that have multiplied an activation.
         own: whether some use makes the parameter per task.
-        folded: whether the parameter is standardised before use, so that the gate of ``in_units`` must
-            multiply it too.
+        folded: whether the module computes with the parameter before use, so that the gate of
+            ``in_units`` must multiply it too.
+        normalised: whether its rows are directions. Their lengths are another parameter, which has
+            their gates.
         readers: the nodes of the graph that read the parameter.
     """
 
@@ -68,12 +70,13 @@ class Param:
     bound: Tensor | None = None
     own: bool = False
     folded: bool = False
+    normalised: bool = False
     readers: set[Node] = field(default_factory=set)
 
     @property
     def untouched(self) -> bool:
         """Whether no operator has used the parameter yet."""
-        return self.out_units is None and self.cells is None and not self.own
+        return self.out_units is None and self.cells is None and not (self.own or self.folded)
 
 
 class Tracer:
@@ -96,6 +99,7 @@ class Tracer:
         self.heads = frozenset(heads)
         self.blocks: list[tuple[str, Tensor]] = []
         self.deferred: set[Node] = set()
+        self.products: dict[Node, tuple[Value, Value]] = {}
         self.fallbacks: list[str] = []
         self.constants: set[str] = set()
         self.input: Tensor | None = None
@@ -134,6 +138,18 @@ class Tracer:
         self.unions, label = merged
         return label
 
+    def together(self, label: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+        """Give a parameter's entries along some dimensions one gate together.
+
+        Returns:
+            The label, of size one along these dimensions; None if they cannot have one gate.
+        """
+        first = label
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        known = bool((label >= 0).all())
+        return first if known and self.merge(label, first.expand(label.shape)) is not None else None
+
     def combined(self, value: Value, dims: tuple[int, ...]) -> Tensor:
         """The label of a mean, maximum or weighted sum over ``dims``, which keep size one.
 
@@ -142,12 +158,8 @@ class Tracer:
         to.
         """
         label = self.roots(value)
-        if value.sources and 0 not in label.shape:
-            first = label
-            for dim in dims:
-                first = first.narrow(dim, 0, 1)
-            if bool((label >= 0).all()) and self.merge(label, first.expand(label.shape)) is not None:
-                label = self.unions.find(label)
+        if value.sources and 0 not in label.shape and self.together(label, dims) is not None:
+            label = self.unions.find(label)
         return agree(label, dims)
 
     def bind(self, value: Value, wanted: Tensor, into: Tensor | None) -> Tensor:
@@ -206,6 +218,33 @@ class Tracer:
         low = torch.where(known == ZERO, high, known).scatter_reduce(0, cells, into, "amin")
         param.in_units = torch.where(high == low, high, OPEN).reshape(param.shape)
         param.bound = param.bound.index_fill(0, cells, True)
+
+    def gate(self, label: Tensor, wanted: Tensor, into: Tensor) -> bool:
+        """Gate cells of parameters; whether they have the wanted gates now.
+
+        Args:
+            label: of cells.
+            wanted: the unit to gate each with, broadcastable to the label.
+            into: the unit whose gate is that of what each multiplies, broadcastable too.
+        """
+        wanted = wanted.expand(label.shape)
+        held = self._bind_cells(label, wanted, into)
+        return torch.equal(self.unions.find(held), self.unions.find(wanted))
+
+    def cells(self, shape: list[int]) -> Tensor:
+        """New cells that no parameter has: they hand on the gate that they are given."""
+        self.unions, ids = self.unions.grow(torch.Size(shape).numel(), cell=True)
+        return ids.reshape(shape)
+
+    def feeds(self, label: Tensor) -> Tensor:
+        """For each cell of a label, the unit that it reads as far as is known; ``ZERO``: not known."""
+        known = filled((len(self.unions.root),), ZERO).clone()
+        for param in self.params.values():
+            if param.cells is not None and param.bound is not None and param.in_units is not None:
+                mine = self.unions.find(param.in_units).expand(param.shape).flatten()
+                last = param.cells + len(mine)
+                known[param.cells : last] = torch.where(param.bound, mine, ZERO)
+        return known[label]
 
     def feed(self, name: str, into: Tensor) -> None:
         """Record the units that a head reads. No gate multiplies a head, but it has in units."""

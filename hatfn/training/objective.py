@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from hatfn.method.loss import explained
+from hatfn.method.losses import explained
 from hatfn.network.call import call
 from hatfn.network.network import Output
 from hatfn.network.outputs import cut_heads

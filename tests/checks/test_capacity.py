@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchopt
 from nets import learner
+from torch import Tensor, nn
 
 import hatfn
 from hatfn.models import MLP
@@ -66,3 +68,34 @@ def test_replicas_are_warned_as_well() -> None:
 def test_wrong_settings(wrong: dict, match: str) -> None:
     with pytest.raises((TypeError, ValueError), match=match):
         learner(MLP(5, 3, width=16), X, **wrong)
+
+
+class Bent(nn.Module):
+    """Weights that no gate reaches, since they are bent away from zero, and an operator without a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.large, self.head = (
+            nn.Linear(4, 6),
+            nn.Parameter(torch.randn(9, 6)),
+            nn.Linear(9, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(
+            nn.functional.linear(torch.special.sinc(self.a(x)).logcumsumexp(1), self.large.exp())
+        )
+
+
+def test_a_wiring_that_shares_little_says_why() -> None:
+    wiring = hatfn.trace(Bent(), torch.randn(2, 4), head="head")
+    assert wiring.measures.shared < 0.5
+    with pytest.warns(
+        hatfn.HATWarning, match=r"share only 36% .* reaches large; .* aten\.logcumsumexp"
+    ):
+        hatfn.build(Bent(), wiring, [3], torchopt.sgd(0.1))
+
+
+def test_a_wiring_that_shares_enough_says_nothing() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    hatfn.build(net, hatfn.trace(net, torch.randn(2, 4), head="2"), [3], torchopt.sgd(0.1))

@@ -8,18 +8,22 @@ import torch
 from layer_cases import LAYERS
 from torch import nn
 from value_cases import VALUES
+from weight_cases import WEIGHTS
 
 import hatfn
 from hatfn.models import MLP, AlexNet
 from hatfn.testing import verify_wiring
 
-RULES = LAYERS | VALUES
+RULES = LAYERS | VALUES | WEIGHTS
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_rule_is_sound(name: str) -> None:
     module, x, head = RULES[name]
-    wiring = hatfn.trace(module, x[:1], head=head)
+    if isinstance(x, tuple):  # a graph: nodes, and edges between all of them
+        wiring = hatfn.trace(module, x, head=head, unbatched=["1"])
+    else:
+        wiring = hatfn.trace(module, x[:1], head=head)
     seen = verify_wiring(module, wiring, x)
     assert not seen.untested
     assert wiring.groups, "a trace that gates nothing proves nothing"

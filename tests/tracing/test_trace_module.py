@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hatfn
+from hatfn.numerics.digests import digest
 from hatfn.tracing import interpret
-from hatfn.wiring import digest
 
 A, C, W = nn.Linear(3, 4), nn.Linear(3, 4), torch.ones(2, 4)
 

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from hatfn.tracing.labels import agree, filled
-from hatfn.tracing.nodes import place_of, shape_of
+from hatfn.tracing.labels import agree, all_but, filled
+from hatfn.tracing.nodes import shape_of
+from hatfn.tracing.rules.combination import are_parameters, combine, dropped, group_name
 from hatfn.tracing.rules.registry import registrar
-from hatfn.tracing.tracer import Rule, Tracer, Value
+from hatfn.tracing.tracer import Result, Rule, Tracer, Value
 from hatfn.wiring import OPEN
 
 RULES: dict[str, Rule] = {}
 rule = registrar(RULES)
-
-
-def _all_but(label: Tensor, dim: int) -> tuple[int, ...]:
-    return tuple(d for d in range(label.dim()) if d != dim % label.dim())
-
-
-def _group_name(weight: Value, node: Node) -> str:
-    if not weight.sources:
-        return place_of(node) or str(node.name)
-    first = min(weight.sources)
-    return first.rpartition(".")[0] or first
 
 
 def _contract(
@@ -49,7 +40,7 @@ def _contract(
     """
     t.own(x)
     label = t.roots(x)
-    channels = agree(label, _all_but(label, channel)).expand(
+    channels = agree(label, all_but(label, channel)).expand(
         [size if d == channel % label.dim() else 1 for d, size in enumerate(label.shape)]
     )
     first, second, *kernel = weight.shape
@@ -74,7 +65,7 @@ def _contract(
         # A fixed weight, as in a blur: nothing to gate, but a sum of zeros is zero.
         return inherited if bias is None else filled((width,), OPEN)
 
-    fresh = t.fresh(width, _group_name(weight, node)).reshape(rows)
+    fresh = t.fresh(width, group_name(weight, node)).reshape(rows)
     into = per_group.reshape(into_shape)
     held = t.bind(weight, _regroup(fresh, view, weight.shape), _regroup(into, view, weight.shape))
     unit = agree(t.unions.find(held).reshape(view), summed).expand(rows).reshape(width)
@@ -109,7 +100,7 @@ def linear(t: Tracer, node: Node, x: Value, weight: Value, bias: Value | None = 
         return filled(shape_of(node), OPEN)
     label = t.roots(x)
     mixed = agree(label, (-1,))
-    channels = agree(label, _all_but(label, -1))
+    channels = agree(label, all_but(label, -1))
     if bias is None and bool((mixed >= 0).any()) and not bool((channels >= 0).any()):
         t.own(x)
         t.own(weight)
@@ -158,24 +149,49 @@ def conv_transpose(
 def embedding(t: Tracer, node: Node, weight: Value, indices: Value, *_: Any) -> Tensor:
     """A table of vectors: every component is a new unit; which rows are read is not gated."""
     width = weight.shape[1]
-    fresh = t.fresh(width, _group_name(weight, node))
+    fresh = t.fresh(width, group_name(weight, node))
     held = t.bind(weight, fresh, filled(weight.shape, OPEN))
     return agree(t.unions.find(held), (0,)).expand(shape_of(node))
 
 
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(
+    t: Tracer,
+    node: Node,
+    weight: Value,
+    indices: Value,
+    offsets: Value,
+    scale: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    factors: Value | None = None,
+    *_: Any,
+) -> Tensor:
+    """Sums, means or maxima of vectors of a table."""
+    if factors is not None:
+        t.own(factors)
+    return embedding(t, node, weight, indices)
+
+
 @rule("mm", "bmm", "matmul")
-def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Tensor:
+def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Result:
     """The product of two matrices.
 
-    With a parameter on the right it is a linear layer. Of two activations, as in attention's
-    ``softmax(q k') v``, column j is zero for a unit that zeroes all of column j of b, and row i
-    likewise for a; a label can name one of them.
+    With a parameter on the right it is a linear layer; two parameters make a weight. Of two
+    activations, as in attention's ``softmax(q k') v``, column j is zero for a unit that zeroes all of
+    column j of b, and row i likewise for a; a label can name one of them.
     """
     shape = shape_of(node)
+    dims = a.label.dim()
+    if are_parameters(a, b) and dims > 1 and b.label.dim() in (1, dims):
+        right = t.label(b).unsqueeze(-1)[(None,) * (dims - 2)] if b.label.dim() == 1 else t.label(b)
+        made = combine(t, node, (a, t.label(a).unsqueeze(-1)), (b, right.unsqueeze(-3)), (dims - 1,))
+        if made is not None:
+            return dropped(made, shape)
     if a.dynamic and not b.dynamic and b.data is None and b.label.dim() == 2:
         label = t.roots(a)
-        into = agree(label, _all_but(label, -1)).reshape(-1, 1).expand(label.shape[-1], 1)
-        fresh = t.fresh(b.shape[1], _group_name(b, node))
+        into = agree(label, all_but(label, -1)).reshape(-1, 1).expand(label.shape[-1], 1)
+        fresh = t.fresh(b.shape[1], group_name(b, node))
         held = t.bind(b, fresh, into)
         return agree(t.unions.find(held), (0,)).reshape(-1).expand(shape)
     for operand in (a, b):
@@ -190,9 +206,12 @@ def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Tensor:
 
 
 @rule("addmm")
-def addmm(t: Tracer, node: Node, bias: Value, x: Value, weight: Value, **_: Any) -> Tensor:
+def addmm(t: Tracer, node: Node, bias: Value, x: Value, weight: Value, **_: Any) -> Result:
     """x W + b with the weight the other way round than in a linear layer."""
     product = matmul(t, node, x, weight)
+    if not isinstance(product, Tensor):
+        t.own(bias)
+        return product
     unit = agree(product, (0,)).expand(1, product.shape[1]).reshape(-1)
     if bias.shape != unit.shape:
         t.own(bias)
@@ -202,23 +221,56 @@ def addmm(t: Tracer, node: Node, bias: Value, x: Value, weight: Value, **_: Any)
 
 
 @rule("einsum")
-def einsum(t: Tracer, node: Node, equation: str, operands: list[Value], *_: Any, **__: Any) -> Tensor:
-    """A sum of products is zero where one factor is zero in every term; parameters are per task."""
+def einsum(t: Tracer, node: Node, equation: str, operands: list[Value], *_: Any, **__: Any) -> Result:
+    """A sum of products is zero where one factor is zero in every term; parameters are per task.
+
+    But two parameters make a weight.
+    """
+    shape = shape_of(node)
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    plain = arrow and "." not in equation and all(len({*term}) == len(term) for term in terms)
+    if plain and len(operands) == 2 and are_parameters(*operands):
+        made = _product(t, node, (terms[0], terms[1], output), *operands)
+        if made is not None:
+            return dropped(made, shape)
     for operand in operands:
         t.own(operand)
-    shape = shape_of(node)
     result = filled(shape, OPEN)
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    if not arrow or "." in equation or any(len(set(term)) < len(term) for term in inputs.split(",")):
-        return result
-    for term, operand in zip(inputs.split(","), operands, strict=True):
+    for term, operand in zip(terms, operands, strict=True) if plain else ():
         summed = tuple(i for i, letter in enumerate(term) if letter not in output)
-        label = agree(t.roots(operand), summed)
-        kept = [term.index(letter) for letter in output if letter in term]
-        places = [slice(None) if letter in term else None for letter in output]
-        label = label.permute(*kept, *summed).reshape([label.shape[i] for i in kept])[tuple(places)]
+        label = agree(t.roots(operand), summed).squeeze(summed)
+        label = _aligned(label, "".join(letter for letter in term if letter in output), output)
         result = torch.where((result < 0) & (label >= 0), label, result)
     return result.expand(shape)
+
+
+def _aligned(label: Tensor, term: str, order: str) -> Tensor:
+    """A label whose dimensions are called ``term``, with those of ``order``, of size one if new."""
+    label = label.permute([term.index(letter) for letter in order if letter in term])
+    return label[tuple(slice(None) if letter in term else None for letter in order)]
+
+
+def _product(t: Tracer, node: Node, terms: tuple[str, str, str], a: Value, b: Value) -> Value | None:
+    """The sum of products of two parameters, as einsum writes it."""
+    left, right, output = terms
+    summed = "".join(dict.fromkeys(letter for letter in left + right if letter not in output))
+    labels = (_aligned(t.label(v), term, output + summed) for v, term in ((a, left), (b, right)))
+    dims = tuple(range(len(output), len(output + summed)))
+    return combine(t, node, (a, next(labels)), (b, next(labels)), dims)
+
+
+@rule("tensordot")
+def tensordot(t: Tracer, node: Node, a: Value, b: Value, of_a: list[int], of_b: list[int]) -> Result:
+    """einsum with the dimensions in numbers."""
+    names = iter(string.ascii_letters)
+    left = [next(names) for _ in a.shape]
+    right = [next(names) for _ in b.shape]
+    for one, other in zip(of_a, of_b, strict=True):
+        right[other] = left[one]
+    output = [letter for letter in left + right if not (letter in left and letter in right)]
+    equation = f"{''.join(left)},{''.join(right)}->{''.join(output)}"
+    return einsum(t, node, equation, [a, b])
 
 
 @rule("scaled_dot_product_attention")

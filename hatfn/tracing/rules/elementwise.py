@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from hatfn.tracing.labels import ZERO, compress, filled, shrink
 from hatfn.tracing.nodes import at_zero, place_of, shape_of, unreadable
+from hatfn.tracing.rules.combination import are_parameters
 from hatfn.tracing.rules.registry import registrar
 from hatfn.tracing.tracer import Rule, Tracer, Value
 from hatfn.wiring import OPEN
@@ -70,12 +71,17 @@ def sign(t: Tracer, node: Node, *_: Any) -> Tensor:
 def mul(t: Tracer, node: Node, a: Value, b: Any) -> Tensor:
     """A product is zero where either factor is; the units of two activations become one.
 
-    A parameter that scales an ungated value (a layer scale) gates it with units of its own.
+    A parameter that scales an ungated value (a layer scale) gates it with units of its own. Of two
+    parameters the larger is taken for the weight that the other one scales.
     """
     shape = shape_of(node)
     if not isinstance(b, Value):
         return t.label(a)
-    if b.dynamic and not a.dynamic:
+    turn = b.dynamic and not a.dynamic
+    if are_parameters(a, b):
+        t.products[node] = a, b
+        turn = b.shape.numel() > a.shape.numel()
+    if turn:
         a, b = b, a
     left, right = t.label(a).expand(shape), t.label(b).expand(shape)
     if a.dynamic and b.dynamic:
@@ -88,6 +94,19 @@ def mul(t: Tracer, node: Node, a: Value, b: Any) -> Tensor:
 def _is_vector(label: Tensor) -> bool:
     """Whether a label varies along one dimension; a scalar would switch a task off as a whole."""
     return sum(size > 1 for size in shrink(compress(label)).shape) == 1
+
+
+@rule("__and__", "logical_and", "bitwise_and")
+def both(t: Tracer, node: Node, a: Any, b: Any) -> Tensor:
+    """True where both are: zero where either is."""
+    operands = [t.label(x).expand(shape_of(node)) for x in (a, b) if isinstance(x, Value)]
+    return torch.where(operands[0] != OPEN, operands[0], operands[-1])
+
+
+@rule("__or__", "__xor__")
+def either(t: Tracer, node: Node, a: Any, b: Any) -> Tensor:
+    """True where one is, which PyTorch does not tag as elementwise."""
+    return pointwise(t, node, a, b)
 
 
 @rule("div", "true_divide")

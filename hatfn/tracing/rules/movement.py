@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from hatfn.tracing.labels import ZERO, shrink
-from hatfn.tracing.nodes import shape_of
+from hatfn.tracing.labels import ZERO, agree, shrink
+from hatfn.tracing.nodes import operator_name, shape_of
 from hatfn.tracing.rules.registry import registrar
 from hatfn.tracing.tracer import Result, Rule, Tracer, Value
 from hatfn.wiring import OPEN
@@ -29,10 +29,14 @@ rule = registrar(RULES)
 def move(t: Tracer, node: Node, *args: Any, **kwargs: Any) -> Result:
     """Operators that place elements without changing them, run on labels instead of numbers.
 
-    Indices keep their numbers; an index that depends on the input can put any element anywhere.
+    Indices keep their numbers; an index that depends on the input can choose any element along its
+    dimension.
     """
     moved, *rest = args
-    if any(isinstance(leaf, Value) and leaf.data is None for leaf in pytree.tree_leaves(rest)):
+    if any(_is_computed(leaf) for leaf in pytree.tree_leaves(rest)):
+        masked = any(i is not None and i.meta["val"].dtype == torch.bool for i in _indices(node))
+        if operator_name(node) in ("index", "index_select", "gather") and not masked:
+            return _chosen(t, node, moved, *rest)
         if node.target is not torch.ops.aten.expand_as.default:
             return _anywhere(t, node, moved)
         rest = [arg.label if isinstance(arg, Value) else arg for arg in rest]
@@ -47,6 +51,37 @@ def move(t: Tracer, node: Node, *args: Any, **kwargs: Any) -> Result:
         pytree.tree_map(label, moved), *pytree.tree_map(number, rest), **kwargs
     )
     return result if isinstance(result, Tensor) else tuple(result)
+
+
+def _indices(node: Node) -> list[Node | None]:
+    """What elements are chosen by, each along a dimension of its own."""
+    return node.args[1] if operator_name(node) == "index" else []  # type: ignore[return-value]
+
+
+def _is_computed(index: Any) -> bool:
+    """Whether the numbers of an index depend on the input."""
+    return isinstance(index, Value) and index.data is None
+
+
+def _chosen(t: Tracer, node: Node, x: Value, *place: Any) -> Tensor:
+    """The label of a choice along some dimensions, as of the nodes at the ends of edges.
+
+    It keeps the unit that zeroes all that lies along them.
+    """
+    shape, label = shape_of(node), t.roots(x)
+    if operator_name(node) == "index":
+        indices: list[Value | None] = place[0]
+        label = agree(label, tuple(d for d, index in enumerate(indices) if index is not None))
+        dims = max(index.label.dim() for index in indices if index is not None)
+        first = torch.zeros((1,) * dims, dtype=torch.long)
+        chosen = [None if index is None else first for index in indices]
+        return torch.ops.aten.index(label, chosen).expand(shape)  # type: ignore[no-any-return]
+    dim, index = place[:2]
+    label = agree(label, (dim,))
+    if index.label.dim() == label.dim():  # gather may leave out the last elements of other dimensions
+        sizes = [min(known, wanted) for known, wanted in zip(label.shape, shape, strict=True)]
+        label = label[tuple(slice(size) for size in sizes)]
+    return label.expand(shape)
 
 
 def _anywhere(t: Tracer, node: Node, moved: Value) -> Tensor:
@@ -87,12 +122,16 @@ def scatter(t: Tracer, node: Node, x: Value, part: Value, *place: Any, **kwargs:
     return result
 
 
-@rule("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like")
+@rule(
+    "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "empty_like", "zero",
+    "fill",
+)  # fmt: skip
 def constant(t: Tracer, node: Node, x: Value, *args: Any, **__: Any) -> Tensor:
     """Numbers that no unit has a part in."""
-    name = str(node.target)
-    value = args[-1] if "full" in name else float("zeros" not in name)
-    return torch.full((), ZERO if value == 0 else OPEN).expand(shape_of(node))
+    name = operator_name(node)
+    value = args[-1] if "full" in name or name == "fill" else float("zero" not in name)
+    value = value.data if isinstance(value, Value) else value  # None: a number from the input
+    return torch.full((), ZERO if value is not None and value == 0 else OPEN).expand(shape_of(node))
 
 
 @rule("cat", "concat")

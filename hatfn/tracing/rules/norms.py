@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from hatfn.tracing.labels import agree, filled
-from hatfn.tracing.nodes import place_of
+from hatfn.tracing.labels import agree, all_but, filled
+from hatfn.tracing.nodes import operator_name, place_of
 from hatfn.tracing.rules.registry import registrar
-from hatfn.tracing.tracer import Rule, Tracer, Value
+from hatfn.tracing.tracer import Result, Rule, Tracer, Value
 from hatfn.wiring import OPEN
 
 RULES: dict[str, Rule] = {}
@@ -109,19 +109,45 @@ def _standardise(t: Tracer, x: Value, gain: Value | None, bias: Value | None) ->
     """Weight standardisation: each row of a parameter, less its mean, over its deviation.
 
     The entries keep their places, but each depends on its whole row: the columns that are off must be
-    zero before, so the parameter is gated at both ends. A gate on a row is normalised away while it is
-    soft; the gain takes it as well.
+    zero before, so the parameter is gated at both ends, and a row has one gate: of a row that is off in
+    part, less its mean, nothing is zero. A gate on a row is normalised away while it is soft; the gain
+    takes it as well.
     """
-    label = t.roots(x)
+    label = t.label(x)
+    t.fold(x)
     if bias is not None:
         t.own(x)
         t.own(bias)
-        label = filled(label.shape, OPEN)
-    t.fold(x)
     if gain is not None:
         t.own(gain)
-        t.merge(label[0, :, 0], t.label(gain))
+    rows = t.together(label, all_but(label, 1))
+    if bias is not None or rows is None:
+        return filled(label.shape, OPEN)
+    if gain is not None:
+        t.merge(rows.flatten(), t.label(gain))
     return label
+
+
+@rule("_weight_norm")
+def weight_norm(t: Tracer, node: Node, direction: Value, length: Value, dim: int = 0) -> Result:
+    """g v / |v| for each row: v is a direction, of which what is off must be zero before.
+
+    So the gate of what a row reads multiplies v. The gate of the row itself would be normalised away:
+    the length g has it. Where a norm is of several rows, as in a transposed convolution, they have no
+    gate.
+    """
+    t.own(length)
+    param = t.params.get(direction.param or "")
+    alone = param is not None and all(operator_name(user) == "_weight_norm" for user in param.readers)
+    rows = None
+    if param is not None and alone and length.sources and dim >= 0:
+        t.fold(direction)
+        param.normalised = True
+        rows = t.together(t.label(direction), all_but(direction.label, dim))
+    if rows is None or t.merge(rows, t.label(length)) is None:
+        t.own(direction)
+        return filled(direction.shape, OPEN)
+    return Value(t.label(direction), sources=direction.sources | length.sources)
 
 
 @rule("instance_norm")

@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from hatfn.tracing.labels import agree
-from hatfn.tracing.nodes import shape_of
+from hatfn.tracing.labels import agree, filled
+from hatfn.tracing.nodes import operator_name, shape_of
+from hatfn.tracing.rules.combination import are_parameters, combine, dropped
 from hatfn.tracing.rules.elementwise import pointwise
 from hatfn.tracing.rules.registry import registrar
-from hatfn.tracing.tracer import Rule, Tracer, Value
+from hatfn.tracing.tracer import Result, Rule, Tracer, Value
 from hatfn.wiring import OPEN
 
 RULES: dict[str, Rule] = {}
@@ -62,17 +63,30 @@ PATHS = 8
 
 
 @rule("mean", "sum", "amax", "amin", "nansum", "linalg_vector_norm", "norm")
-def reduce(t: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -> Tensor:
+def reduce(t: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -> Result:
     """Reductions that take zeros to zero keep the unit that zeroes all they reduce.
 
     The sum of a few paths laid side by side (selective kernels, split attention) merges their units,
-    as in a residual stream.
+    as in a residual stream. What is reduced of a parameter gets one gate together. The sum of a product
+    of two parameters is a weight.
     """
-    label = t.roots(x)
     shape = shape_of(node)
     dims = next((arg for arg in args if isinstance(arg, list | tuple)), kwargs.get("dim"))
-    dims = tuple(dim % label.dim() for dim in dims) if dims else tuple(range(label.dim()))
-    if len(dims) == 1 and 1 < x.shape[dims[0]] <= PATHS:
+    dims = (dims,) if isinstance(dims, int) else dims
+    dims = tuple(dim % x.label.dim() for dim in dims) if dims else tuple(range(x.label.dim()))
+    sums = operator_name(node) in ("sum", "mean")
+    factors = t.products.get(node.all_input_nodes[0]) if sums else None
+    if factors is not None:
+        spread = [(v, t.label(v)[(None,) * (x.label.dim() - v.label.dim())]) for v in factors]
+        made = combine(t, node, spread[0], spread[1], dims)
+        if made is not None:
+            return dropped(made, shape)
+    label = t.roots(x)
+    whole = are_parameters(x) and operator_name(node) == "sum" and 0 not in x.shape
+    together = t.together(t.label(x), dims) if whole else None
+    if together is not None:
+        reduced = together
+    elif len(dims) == 1 and 1 < x.shape[dims[0]] <= PATHS:
         reduced = _sum_of_paths(t, label, dims[0])
     else:
         reduced = agree(label, dims)
@@ -88,7 +102,53 @@ def extreme(t: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -> Tenso
     if any(isinstance(arg, Value) for arg in (*args, *kwargs.values())):
         return pointwise(t, node, x, *args, **kwargs)
     dims = [[arg] if isinstance(arg, int) else arg for arg in args[:1]]
-    return reduce(t, node, x, *dims)
+    result: Tensor = reduce(t, node, x, *dims)  # type: ignore[assignment]
+    return result
+
+
+@rule("var", "std", "var_mean", "std_mean")
+def deviation(t: Tracer, node: Node, x: Value, *args: Any, **kwargs: Any) -> Result:
+    """The deviation of zeros is zero, and so is their mean."""
+    result = reduce(t, node, x, *args, **kwargs)
+    return (result, result) if "_mean" in operator_name(node) else result  # type: ignore[return-value]
+
+
+@rule("prod")
+def product(t: Tracer, node: Node, x: Value, dim: int | None = None, *_: Any, **__: Any) -> Result:
+    """The product of zeros is zero; of a dimension that has none, it is one."""
+    empty = 0 in x.shape
+    return filled(shape_of(node), OPEN) if empty else reduce(t, node, x, [] if dim is None else [dim])
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin", "sort", "topk", "kthvalue", "median")
+def along(t: Tracer, node: Node, x: Value, *args: Any, dim: int = -1, **__: Any) -> Tensor:
+    """Each result is made of, or chosen from, the elements along one dimension.
+
+    It keeps the unit that zeroes all of them.
+    """
+    name = operator_name(node)
+    given = args[1:2] if name in ("topk", "kthvalue") else args[:1]
+    label = t.roots(x)
+    dims = tuple(range(label.dim()))
+    if name != "median" or given or "dim" in str(node.target):
+        dims = (int(given[0]) if given and not isinstance(given[0], bool) else dim,)
+    agreed = agree(label, dims)
+    shape = shape_of(node)
+    if len(shape) < label.dim():  # a choice of one, not kept
+        agreed = agreed.squeeze(dims)
+    return agreed.expand(shape)
+
+
+@rule("renorm")
+def renorm(t: Tracer, node: Node, x: Value, *_: Any) -> Tensor:
+    """Rows that are longer than a number are made as long as it; zeros stay zeros."""
+    return t.label(x)
+
+
+@rule("mv", "dot", "vdot")
+def number(t: Tracer, node: Node, *_: Value) -> Tensor:
+    """Products with vectors, as in a spectral norm: no unit is looked for in them."""
+    return filled(shape_of(node), OPEN)
 
 
 def _sum_of_paths(t: Tracer, label: Tensor, dim: int) -> Tensor:

@@ -28,10 +28,10 @@ PARAMS = {
     "read in parts, by different layers": (
         ROWS, lambda m, x: F.linear(m.a(x), m.w[:1]) + F.linear(m.c(x), m.w[1:]), {"c": C, "w": W}, {"w": "w < [[a0 a1 a2 a3] [c0 c1 c2 c3]]"},
     ),
-    "plus itself turned": (ROWS, lambda m, x: F.linear(m.a(x), m.w + m.w.T), {"w": torch.ones(4, 4)}, {"w": "task", "y": "."}),
-    "plus another": (ROWS, lambda m, x: F.linear(m.a(x), m.w + m.d), {"w": W, "d": W}, {"w": "task d", "d": "task d", "y": "d"}),
-    "over its norm": (ROWS, lambda m, x: F.linear(m.a(x), m.w / m.w.norm(dim=1, keepdim=True)), {"w": W}, {"w": "task w", "y": "w"}),
-    "summed up": (ROWS, lambda m, x: F.linear(m.a(x), m.w, m.u.sum(1)), {"w": W, "u": W}, {"w": "w < a", "u": "task", "y": "."}),
+    "plus itself turned": (ROWS, lambda m, x: F.linear(m.a(x), m.w + m.w.T), {"w": torch.ones(4, 4)}, {"w": "< a folded", "y": "."}),
+    "plus another": (ROWS, lambda m, x: F.linear(m.a(x), m.w + m.d), {"w": W, "d": W}, {"w": "d < a folded", "d": "task d", "y": "d"}),
+    "over its norm": (ROWS, lambda m, x: F.linear(m.a(x), m.w / m.w.norm(dim=1, keepdim=True)), {"w": W}, {"w": "w < a folded", "y": "w"}),
+    "summed up": (ROWS, lambda m, x: F.linear(m.a(x), m.w, m.u.sum(1)), {"w": W, "u": W}, {"w": "w < a", "u": "task w", "y": "w"}),
     "of no known operator": (ROWS, lambda m, x: F.linear(m.a(x), m.w.cumsum(1)), {"w": W}, {"w": "task", "y": "."}),
     "weighed by an activation": (ROWS, lambda m, x: F.linear(x, m.w * m.a(x)[:1, :3]), {"w": torch.ones(2, 3)}, {"w": "task", "y": "."}),
     "as it is and turned": (
