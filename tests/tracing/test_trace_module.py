@@ -93,12 +93,15 @@ def test_units_of_one_module_called_twice_are_two_groups() -> None:
 
 
 def test_what_fell_back_is_told_with_its_place() -> None:
-    inner = Fn(lambda m, x: x.cumsum(1))
-    net = Fn(lambda m, x: m.b(m.s(m.a(x)).cumprod(1)), a=nn.Linear(3, 4), s=inner, b=nn.Linear(4, 2))
+    inner = Fn(lambda m, x: x.logcumsumexp(1))
+    net = Fn(
+        lambda m, x: m.b(m.s(m.a(x)).logcumsumexp(1)), a=nn.Linear(3, 4), s=inner, b=nn.Linear(4, 2)
+    )
     wiring = hatfn.trace(net, torch.randn(1, 3))
-    assert wiring.fallbacks == ("aten.cumsum.default in s", "aten.cumprod.default")
+    assert wiring.fallbacks == ("aten.logcumsumexp.default in s", "aten.logcumsumexp.default")
     with pytest.raises(
-        hatfn.TraceError, match=re.escape("no rule for aten.cumsum.default in s, aten.cumprod")
+        hatfn.TraceError,
+        match=re.escape("no rule for aten.logcumsumexp.default in s, aten.logcumsumexp"),
     ):
         hatfn.trace(net, torch.randn(1, 3), strict=True)
 

@@ -32,7 +32,7 @@ PARAMS = {
     "plus another": (ROWS, lambda m, x: F.linear(m.a(x), m.w + m.d), {"w": W, "d": W}, {"w": "d < a folded", "d": "task d", "y": "d"}),
     "over its norm": (ROWS, lambda m, x: F.linear(m.a(x), m.w / m.w.norm(dim=1, keepdim=True)), {"w": W}, {"w": "w < a folded", "y": "w"}),
     "summed up": (ROWS, lambda m, x: F.linear(m.a(x), m.w, m.u.sum(1)), {"w": W, "u": W}, {"w": "w < a", "u": "task w", "y": "w"}),
-    "of no known operator": (ROWS, lambda m, x: F.linear(m.a(x), m.w.cumsum(1)), {"w": W}, {"w": "task", "y": "."}),
+    "of no known operator": (ROWS, lambda m, x: F.linear(m.a(x), m.w.logcumsumexp(1)), {"w": W}, {"w": "task", "y": "."}),
     "weighed by an activation": (ROWS, lambda m, x: F.linear(x, m.w * m.a(x)[:1, :3]), {"w": torch.ones(2, 3)}, {"w": "task", "y": "."}),
     "as it is and turned": (
         ROWS, lambda m, x: F.linear(F.linear(m.a(x), m.w), m.w.T), {"w": W}, {"w": "w", "y": "."},
@@ -121,7 +121,7 @@ ELSEWHERE = {
     "a sequence": (lambda m, x: m.r(m.w[:, None, :3])[0] + x.sum(), "w"),
     "a start": (lambda m, x: m.r(x[:, :4], m.w[None, :, :2])[0], "w"),
     "a sum": (lambda m, x: m.a(x) + m.w.sum(1), "w"),
-    "of no known operator": (lambda m, x: m.a(x) + m.w.cumsum(1)[0], "w"),
+    "of no known operator": (lambda m, x: m.a(x) + m.w.logcumsumexp(1)[0], "w"),
     "what an activation scales": (lambda m, x: m.a(x)[:, :4] * m.w, "w"),
     "away from zero": (lambda m, x: m.a(x)[:, :4] * (m.w + 1), "w"),
     "shown": (lambda m, x: m.w, "w"),
