@@ -42,7 +42,16 @@ MODULES = {"own-head": (own, "7"), "head-behind": (body, None)}
 def built(name: str) -> hatfn.HAT:
     make, head = MODULES[name]
     module = make()
-    return hatfn.build(module, hatfn.trace(module, X[:1], head=head), [3, 2, 2], torchopt.adam(1e-2))
+    gate = None if head else False  # versions before 0.2 left the features before a head open
+    wiring = hatfn.trace(module, X[:1], head=head, output_gate=gate)
+    return hatfn.build(module, wiring, [3, 2, 2], torchopt.adam(1e-2))
+
+
+def test_what_an_old_file_needs_is_said() -> None:
+    module = body()
+    hat = hatfn.build(module, hatfn.trace(module, X[:1]), [3, 2, 2], torchopt.adam(1e-2))
+    with pytest.raises(hatfn.CheckpointError, match=r"hatfn\.trace\(module, x, output_gate=False\)"):
+        hatfn.load(DATA / "head-behind.safetensors", hat)
 
 
 def close(logits: Tensor, expected: str) -> None:

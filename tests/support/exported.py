@@ -60,7 +60,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]]
         (4, 3, 32, 32), {}),
     "input gate": (mlp, VECTORS, {"head": "4", "input_gate": True}),
     "a head behind": (partial(features, nn.ReLU()), VECTORS, {"output_gate": True}),
-    "a head and an input gate": (features, VECTORS, {"input_gate": True}),
+    "a head and an input gate": (features, VECTORS, {"input_gate": True, "head": False}),
     "no classes": (features, VECTORS, {}),
 }  # fmt: skip
 
