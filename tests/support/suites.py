@@ -26,6 +26,7 @@ SUITES = {
     "learner, training": Suite(
         200, ("training", "test_learner.py", "test_learner_architectures.py", "test_learner_devices.py")
     ),
+    "trees, transformers": Suite(120, ("test_learner_trees.py", "test_learner_transformers.py")),
     "lifecycle": Suite(60, ("lifecycle",)),
     "evaluation, replicas": Suite(60, ("evaluation", "test_replicas.py")),
     "storage": Suite(60, ("storage",)),
