@@ -13,10 +13,7 @@ from transformers_cases import transformer
 import hatfn
 from hatfn.testing import verify_no_forgetting, verify_wiring
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::hatfn.HATWarning"),
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
 Y = torch.tensor([0, 1, 1, 0])
 
 
