@@ -109,11 +109,11 @@ def evaluate(
             inputs and labels of the task; for a task without metrics, an output that is not (B, C).
 
     Example:
-        >>> import hatfn, torchopt
-        >>> net, x = torch.nn.Linear(2, 2), torch.randn(4, 2)
-        >>> hat = hatfn.build(net, hatfn.trace(net, x), None, torchopt.sgd(0.1), num_tasks=2)
+        >>> import hatfn.models, torchopt
+        >>> net, x = hatfn.models.MLP(2, 2, width=16), torch.randn(4, 2)
+        >>> hat = hatfn.build(net, hatfn.trace(net, x), [2, 2], torchopt.sgd(0.1))
         >>> state = hat.consolidate(hat.init(0), 0)
-        >>> y = net(x).argmax(-1)
+        >>> y = hat.forward(state, x, 0).argmax(-1)
         >>> evaluate(hat, state, [[(x, y)], [(x, y)]]).task_incremental
         array([ 1., nan])
     """

@@ -38,6 +38,7 @@ CALLS = {
     "from_torch": (hatfn.from_torch, (torch.optim.Adam,), {"lr": 1e-3}),
     "gate": (hatfn.gate, (UNITS["fc"], 3.0), {}),
     "hard_gate": (hatfn.hard_gate, (UNITS["fc"],), {}),
+    "select": (hatfn.select, (HAT.wiring, [*HAT.wiring.groups][:1]), {}),
     "cross_entropy": (hatfn.cross_entropy, (LOGITS[0], Y), {}),
     "HAT.loss_of": (HAT.loss_of, (0,), {}),
     "HAT.labels": (HAT.labels, (0,), {}),

@@ -128,6 +128,7 @@ RIGHT: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
     "infer_task": (hatfn.infer_task, {"logits": LOGITS}),
     "infer_task_by_gradient": (hatfn.infer_task_by_gradient, {"hat": HAT, "state": LEARNED, "x": X}),
     "classify": (hatfn.classify, {"logits": LOGITS, "rows": ROWS}),
+    "select": (hatfn.select, {"wiring": HAT.wiring, "groups": ["hidden.0"]}),
     "cross_entropy": (hatfn.cross_entropy, {"output": LOGITS[0], "y": Y}),
     "evaluate": (hatfn.evaluate, {"hat": HAT, "state": LEARNED, "loaders": LOADERS}),
     "memory": (hatfn.memory, {"state": LEARNED}),

@@ -104,6 +104,8 @@ CASES = [
     wrong("trace", "unbatched", ["edges"], ValueError, "trace", "'edges'", "no input", "Expected some of x"),
     wrong("trace", "unbatched", ["x"], ValueError, "trace", "x (1, 5)", "lead with the samples"),
     wrong("trace", "output_gate", "no", TypeError, "trace", "output_gate='no'", "True, False or None"),
+    wrong("select", "wiring", MODULE, TypeError, "select", "MLP", "hatfn.trace(module, x)"),
+    wrong("select", "groups", ["conv"], ValueError, "select", "'conv'", "'hidden.0'"),
     wrong("manual_wiring", "unbatched", ["edges"], ValueError, "manual_wiring", "'edges'", "no input"),
     wrong("trace", "x", torch.zeros(1, 4), hatfn.TraceError, "trace", "MLP", "(2, 4)"),
     wrong("trace", "head", "fc", ValueError, "trace", "head='fc'", "MLP", "head"),
