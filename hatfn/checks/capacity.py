@@ -96,10 +96,14 @@ def check_groups(wiring: Wiring, tasks: int, where: str = "build") -> None:
 
 
 def check_shared(wiring: Wiring, where: str = "build") -> None:
-    """Warn of a wiring under which tasks share less than half of the parameters, with the reason."""
+    """Warn of a wiring under which tasks share less than half of the parameters, with the reason.
+
+    A single layer has no units between layers, so there is nothing that tasks could share.
+    """
     shared = wiring.measures.shared
     own = {n: torch.Size(p.shape).numel() for n, p in wiring.params.items() if p.kind == "task"}
-    if shared < 0.5 and own:
+    layers = {name.rpartition(".")[0] for name, p in wiring.params.items() if p.kind != "head"}
+    if shared < 0.5 and own and len(layers) > 1:
         largest = sorted(own, key=lambda name: -own[name])[:4]
         why = f"No gate reaches {_listed(largest)}"
         if wiring.fallbacks:
