@@ -1,28 +1,16 @@
-"""Trace models of timm, one or the smallest of every family, and tabulate their wirings."""
+"""The models of timm to trace: one by its name, or the smallest of every family."""
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
-import time
-import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
 
-from hatfn.experiments.markdown import grid
-from hatfn.testing import verify_wiring
-from hatfn.tracing import trace
-from hatfn.wiring import Measures, Wiring
-
-if sys.platform != "win32":
-    import resource
+from hatfn.experiments.rows import Entry, Page, Sample, examine, sweep
 
 SIDES = (64, 96, 128, 160, 224)
 """Image sizes to try, in pixels: small images make the perturbation test affordable."""
@@ -39,46 +27,23 @@ REDUCED: dict[str, dict[str, Any]] = {
 """Options that make large models small enough for the perturbation test on a small machine."""
 
 
-NOTES = {
-    "gemma4_vit": "positions are one-hot vectors times a table, and layers clamp by tensors: neither "
-    "has a rule that keeps units, so the residual stream is ungated.",
-    "vision_transformer": "a sixth of the weights of this small model read the image, which has no "
-    "gates; deit_tiny is the same architecture at its usual size.",
-    "vision_transformer_relpos": "a tenth of the weights of this small model read the image.",
-}
-"""The reasons why families miss a target."""
+PAGE = Page(
+    title="The smallest model of every family of timm, traced",
+    made="hatfn trace --all --verify --out examples/families.md",
+    source="family",
+    versions=f"timm {timm.__version__}",
+    notes={
+        "gemma4_vit": "positions are one-hot vectors times a table, and layers clamp by tensors: "
+        "neither has a rule that keeps units, so the residual stream is ungated.",
+        "vision_transformer": "a sixth of the weights of this small model read the image, which has no "
+        "gates; deit_tiny is the same architecture at its usual size.",
+        "vision_transformer_relpos": "a tenth of the weights of this small model read the image.",
+    },
+)
+"""What examples/families.md says besides its rows."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A row of the table.
-
-    Attributes:
-        family: the module of timm.
-        model: the name in timm.
-        built: the image side and the reductions.
-        parameters: the number of parameters.
-        measures: the measures of the wiring; None if there is no wiring.
-        heads: the number of classifiers found.
-        seconds: wall time of the trace.
-        fell_back: operators without a rule.
-        untested: parameters that no positive control reached; None if not verified.
-        error: the error, or empty.
-    """
-
-    family: str
-    model: str
-    built: str = ""
-    parameters: int = 0
-    measures: Measures | None = None
-    heads: int = 0
-    seconds: float = 0.0
-    fell_back: tuple[str, ...] = ()
-    untested: tuple[str, ...] | None = None
-    error: str = ""
-
-
-def make(name: str, side: int | None = None) -> tuple[nn.Module, Tensor, str]:
+def make(name: str, side: int | None = None) -> Sample:
     """A model, an image that it accepts, and how they were made.
 
     Args:
@@ -104,57 +69,10 @@ def make(name: str, side: int | None = None) -> tuple[nn.Module, Tensor, str]:
             except Exception:  # timm raises many kinds of errors if a size does not fit
                 continue
             built = [f"{size} px", *(f"{k}={v}" for k, v in reduced.items())]
-            return module, x, ", ".join(built)
+            return Sample(module, x, ", ".join(built))
     raise ValueError(
         f"trace: {name} does not accept an image of {side or SIDES} pixels. Write another --side."
     )
-
-
-class Traced(NamedTuple):
-    """A wiring, and the time and memory of its trace.
-
-    Attributes:
-        wiring: the wiring of the module.
-        seconds: wall time of the trace.
-        memory: by how much the peak memory of the process grew, as a multiple of the parameters' bytes.
-    """
-
-    wiring: Wiring
-    seconds: float
-    memory: float
-
-
-def measured(module: nn.Module, x: Tensor) -> Traced:
-    """Trace a module, and measure time and memory."""
-    size = sum(p.numel() * p.element_size() for p in module.parameters())
-    before, start = _peak(), time.perf_counter()
-    wiring = trace(module, x)
-    return Traced(wiring, time.perf_counter() - start, (_peak() - before) / size)
-
-
-def _peak() -> int:
-    """The peak memory of this process so far, in bytes; 0 if it is not known."""
-    if sys.platform == "win32":
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def examine(family: str, name: str, verify: bool) -> Entry:
-    """Trace a model; with ``verify``, also verify the wiring by perturbation."""
-    torch.manual_seed(0)
-    try:
-        module, x, built = make(name)
-        wiring, seconds, _ = measured(module, x)
-        untested = verify_wiring(module, wiring, x, draws=2).untested if verify else None
-    except Exception as error:  # an error of one model must not end the sweep
-        line = (str(error).strip().splitlines() or [""])[0]
-        return Entry(family, name, error=f"{type(error).__name__}: {line}")
-    count = sum(p.numel() for p in module.parameters())
-    return Entry(
-        family, name, built, count, wiring.measures, len(wiring.heads), seconds,
-        wiring.fallbacks, untested,
-    )  # fmt: skip
 
 
 def families() -> list[str]:
@@ -176,76 +94,11 @@ def smallest(family: str) -> str:
     return min(timm.list_models(module=family), key=count)
 
 
-def sweep(verify: bool, chosen: list[str]) -> Iterator[Entry]:
-    """Yield an entry for each chosen family, in order; a fresh process computes each."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(2, context, max_tasks_per_child=1) as pool:
-        yield from pool.map(_examine_family, chosen, [verify] * len(chosen))
+def entries(chosen: Sequence[str], verify: bool) -> Iterator[Entry]:
+    """Yield the row of each chosen family."""
+    return sweep(_row, [(family, "") for family in chosen], verify, ())
 
 
-def _examine_family(family: str, verify: bool) -> Entry:
-    warnings.simplefilter("ignore")  # timm warns of models that it has moved
-    torch.set_num_threads(1)  # the processes share the cores
-    return examine(family, smallest(family), verify)
-
-
-def line(entry: Entry) -> str:
-    """An entry as a line of text."""
-    return "  ".join(cell for cell in _cells(entry) if cell)
-
-
-def markdown(entries: Sequence[Entry]) -> str:
-    """The table of all entries, its verdict, and a line on each exception."""
-    head = (
-        "family", "model", "built with", "parameters", "shared", "pair-gated", "protected",
-        "smallest group", "heads", "fell back", "seconds", "perturbation test",
-    )  # fmt: skip
-    table = grid([head, *map(_cells, entries)])
-    made = "Made by `hatfn trace --all --verify --out examples/families.md`"
-    versions = f"timm {timm.__version__}, torch {torch.__version__.partition('+')[0]}"
-    notes = [f"- {e.family}: {_note(e)}" for e in entries if not good(e)]
-    text = [
-        f"# The smallest model of every family of timm, traced\n\n{made} ({versions}).",
-        verdict(entries),
-    ]
-    return "\n\n".join([*text, table, "## Exceptions", "\n".join(notes) or "None."]) + "\n"
-
-
-def good(entry: Entry) -> bool:
-    """Whether a trace meets the targets: 95 % shared, 90 % pair-gated, at most 30 % protected."""
-    m = entry.measures
-    return m is not None and m.shared >= 0.95 and m.pair_gated >= 0.9 and m.protected <= 0.3
-
-
-def verdict(entries: Sequence[Entry]) -> str:
-    """How many families meet each target."""
-    found = [entry.measures for entry in entries if entry.measures is not None]
-    shared = sum(m.shared >= 0.95 for m in found)
-    gated = sum(m.pair_gated >= 0.9 and m.protected <= 0.3 for m in found)
-    tested = [entry.untested for entry in entries if entry.untested is not None]
-    whole = sum(entry.measures is not None and not entry.fell_back for entry in entries)
-    return (
-        f"Traced: {len(found)} of {len(entries)}. Passed the perturbation test: {len(tested)} "
-        f"({sum(map(len, tested))} parameters that no control reached). At least 95 % of the "
-        f"parameters shared: {shared}. At least 90 % of the shared weight entries pair-gated and at "
-        f"most 30 % protected: {gated}. Without an unknown operator: {whole}."
-    )
-
-
-def _cells(entry: Entry) -> tuple[str, ...]:
-    m = entry.measures
-    if m is None:
-        return (entry.family, entry.model, *[""] * 9, entry.error)
-    tested = "" if entry.untested is None else "passed"
-    if entry.untested:
-        tested += f"; not tested: {', '.join(entry.untested)}"
-    return (
-        entry.family, entry.model, entry.built, f"{entry.parameters / 1e6:.1f} M",
-        f"{m.shared:.1%}", f"{m.pair_gated:.1%}", f"{m.protected:.1%}", str(m.smallest_group),
-        str(entry.heads), ", ".join(sorted(set(entry.fell_back))), f"{entry.seconds:.1f}", tested,
-    )  # fmt: skip
-
-
-def _note(entry: Entry) -> str:
-    return entry.error or NOTES.get(entry.family, "not explained yet")
+def _row(family: str, _: str, verify: bool) -> Entry:
+    name = smallest(family)
+    return examine(family, name, partial(make, name), verify)

@@ -20,7 +20,7 @@ from rich.progress import (
 
 from hatfn.checks.capacity import HATWarning
 from hatfn.engine.ranks import ALONE, RankLostError, Ranks, RanksDifferError
-from hatfn.experiments import atlas, reproduce
+from hatfn.experiments import atlas, reproduce, rows
 from hatfn.experiments.bench import tables as bench
 from hatfn.experiments.bench.cases import CASES
 from hatfn.experiments.bench.timing import interleaved
@@ -32,6 +32,7 @@ from hatfn.experiments.run.processes import processes, shares
 from hatfn.experiments.run.progress import Run, Step
 from hatfn.experiments.run.report import show
 from hatfn.experiments.run.result import Result
+from hatfn.experiments.zoo import libraries as zoo
 from hatfn.tracing import TraceError
 from hatfn.tracing.verify import verify_wiring
 
@@ -49,7 +50,7 @@ def execute(config: RunConfig | TraceConfig | BenchConfig | ReproduceConfig) -> 
             bench_and_report(config, console)
         elif isinstance(config, ReproduceConfig):
             reproduce_and_report(config, console)
-        elif config.all:
+        elif config.all or (config.zoo and config.model is None):
             sweep_and_report(config, console)
         else:
             trace_and_report(config, console)
@@ -80,29 +81,36 @@ def _to_go_on(config: object) -> str:
 def trace_and_report(config: TraceConfig, console: Console) -> None:
     """Trace one model and show its wiring."""
     if config.model is None:
-        raise ValueError("trace: no model. Write hatfn trace resnet18, or hatfn trace --all.")
-    module, x, built = atlas.make(config.model, config.side)
-    traced = atlas.measured(module, x)
-    console.print(f"{config.model}, {built}\n")
+        raise ValueError(
+            "trace: no model. Write hatfn trace resnet18, hatfn trace --all, or hatfn trace --zoo all."
+        )
+    sample = zoo.make(config.zoo, config.model) if config.zoo else atlas.make(config.model, config.side)
+    traced = rows.measured(sample)
+    console.print(f"{config.model}, {sample.built}\n")
     console.print(traced.wiring.summary(), highlight=False, markup=False)
     console.print(f"seconds     {traced.seconds:.1f}", highlight=False)
     console.print(f"memory      {traced.memory:.1f} times the parameters", highlight=False)
     if config.verify:
-        found = verify_wiring(module, traced.wiring, x)
+        found = verify_wiring(sample.module, traced.wiring, sample.x)
         untested = ", ".join(found.untested) or "none"
         console.print(f"verified    {len(found.tested)} shared parameters; not tested: {untested}")
 
 
 def sweep_and_report(config: TraceConfig, console: Console) -> None:
-    """Trace the smallest model of every family, print a row for each, and write the table."""
-    entries = []
-    families = atlas.families()
-    for entry in track(atlas.sweep(config.verify, families), "tracing", len(families), console=console):
-        entries.append(entry)
-        console.print(atlas.line(entry), highlight=False, markup=False, soft_wrap=True)
+    """Trace many models, print a row for each, and write the table."""
+    if config.zoo:
+        page, count = zoo.page(config.zoo), zoo.count(config.zoo)
+        entries = zoo.entries(config.zoo, config.verify)
+    else:
+        families = atlas.families()
+        page, count, entries = atlas.PAGE, len(families), atlas.entries(families, config.verify)
+    done: list[rows.Entry] = []
+    for entry in track(entries, "tracing", count, console=console):
+        done.append(entry)
+        console.print(rows.line(entry), highlight=False, markup=False, soft_wrap=True)
         if config.out is not None:
-            config.out.write_text(atlas.markdown(entries))
-    console.print(atlas.verdict(entries), highlight=False, markup=False)
+            config.out.write_text(rows.markdown(done, page))
+    console.print(rows.verdict(done), highlight=False, markup=False)
 
 
 def bench_and_report(config: BenchConfig, console: Console) -> bench.Bench:

@@ -33,6 +33,22 @@ StreamName = Literal[
 
 CaseName = Literal["mlp", "resnet18s", "vit", "seeds"]
 
+ZooName = Literal[
+    "all",
+    "torchvision",
+    "pytorchcv",
+    "vit_pytorch",
+    "segmentation_models_pytorch",
+    "monai",
+    "transformers",
+    "x_transformers",
+    "torchaudio",
+    "braindecode",
+    "torchcrepe",
+    "resemblyzer",
+    "torch_geometric",
+]
+
 ChapterName = Literal[
     "continual",
     "baselines",
@@ -46,18 +62,20 @@ ChapterName = Literal[
 
 @dataclass(frozen=True)
 class TraceConfig:
-    """Find the wiring of a timm model, and show how good it is."""
+    """Find the wiring of a model of timm or of another library, and show how good it is."""
 
     model: tyro.conf.Positional[str | None] = None
-    """The name of any timm model."""
+    """The name of any timm model; with --zoo, of a model in the table of these libraries."""
     all: bool = False
     """Trace the smallest model of every family of timm instead of one model."""
+    zoo: tuple[ZooName, ...] = ()
+    """Trace small models of these other libraries instead, with random weights; all: of each."""
     verify: bool = False
     """Also prove the wiring by perturbation."""
     side: int | None = None
-    """Pixels per side of the image; None: the smallest common size that the model accepts."""
+    """Pixels per side of an image for timm; None: the smallest common size that the model accepts."""
     out: Path | None = None
-    """File for the table of --all, in Markdown."""
+    """File for the table of --all or --zoo, in Markdown."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hatfn.experiments import atlas, cli
+from hatfn.experiments import atlas, cli, rows
 from hatfn.wiring import Measures
 
 
@@ -34,20 +34,20 @@ def test_hatfn_trace_refuses(
 
 def test_the_table_of_families_tells_good_from_bad() -> None:
     measures = Measures(1.0, 0.99, 0.25, 8)
-    good = atlas.Entry("a", "a_1", "64 px", 10, measures, 1, untested=())
-    bad = atlas.Entry("b", "b_1", "64 px", 10, measures._replace(shared=0.5), 1, untested=("w",))
-    broken = atlas.Entry("c", "c_1", error="RuntimeError: no")
-    assert [atlas.good(entry) for entry in (good, bad, broken)] == [True, False, False]
-    text = atlas.markdown([good, bad, broken])
+    good = rows.Entry("a", "a_1", "64 px", 10, measures, 1, untested=())
+    bad = rows.Entry("b", "b_1", "64 px", 10, measures._replace(shared=0.5), 1, untested=("w",))
+    broken = rows.Entry("c", "c_1", error="RuntimeError: no")
+    assert [rows.good(entry) for entry in (good, bad, broken)] == [True, False, False]
+    text = rows.markdown([good, bad, broken], atlas.PAGE)
     assert "Traced: 2 of 3. Passed the perturbation test: 2 (1 parameters" in text
     assert "| passed; not tested: w |" in text
-    assert "- c: RuntimeError: no" in text
+    assert "- c c_1: RuntimeError: no" in text
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
 
 @pytest.mark.slow
 def test_the_sweep_traces_the_smallest_of_a_family() -> None:
-    (entry,) = atlas.sweep(True, ["starnet"])
+    (entry,) = atlas.entries(["starnet"], True)
     assert entry.model == "starnet_s050"
-    assert atlas.good(entry)
+    assert rows.good(entry)
     assert entry.untested == ()

@@ -1,0 +1,1 @@
+"""Models of other libraries to trace, with random weights: nothing is downloaded."""
