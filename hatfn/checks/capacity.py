@@ -100,9 +100,10 @@ def check_shared(wiring: Wiring, where: str = "build") -> None:
 
     A single layer has no units between layers, so there is nothing that tasks could share.
     """
-    shared = wiring.measures.shared
-    own = {n: torch.Size(p.shape).numel() for n, p in wiring.params.items() if p.kind == "task"}
-    layers = {name.rpartition(".")[0] for name, p in wiring.params.items() if p.kind != "head"}
+    sizes = {n: torch.Size(p.shape).numel() for n, p in wiring.params.items() if p.kind != "head"}
+    own = {name: size for name, size in sizes.items() if wiring.params[name].kind == "task"}
+    shared = 1 - sum(own.values()) / max(sum(sizes.values()), 1)
+    layers = {name.rpartition(".")[0] for name in sizes}
     if shared < 0.5 and own and len(layers) > 1:
         largest = sorted(own, key=lambda name: -own[name])[:4]
         why = f"No gate reaches {_listed(largest)}"
