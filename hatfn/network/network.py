@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from hatfn.network.checkpointing import recomputes, start_checkpointing, stop_checkpointing
 from hatfn.network.copies import first_names, measure_statistics, meta_copy
@@ -95,6 +96,8 @@ def make_network(
         for name, role in wiring.params.items()
     }
     wiring = replace(wiring, params=roles)
+    with unset_fake_temporarily():  # a wiring has numbers, also where a learner is built without any
+        outputs = wiring.outputs
     device = next((tensor.device for tensor in initial.values()), torch.device("cpu"))
 
     train, evaluate, calibrate = (meta_copy(module, training) for training in (True, False, False))
@@ -106,7 +109,7 @@ def make_network(
     if grad_checkpointing:
         start_checkpointing(train)
     for each in (train, evaluate, calibrate):
-        hook_gates(each, wiring.outputs)
+        hook_gates(each, outputs)
     hook_skips(evaluate, skippable.layers)
     measure_statistics(calibrate)
     return Network(
@@ -115,7 +118,7 @@ def make_network(
         calibrate=calibrate,
         plain=plain,
         wiring=wiring.to(device),
-        outputs={path: units.to(device) for path, units in wiring.outputs.items()},
+        outputs={path: units.to(device) for path, units in outputs.items()},
         skippable=skippable,
         initial=initial,
         constants={name: initial[name] for name in buffers if name not in wiring.buffers},

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from hatfn.network.hooks import BACK, COLUMNS
 from hatfn.wiring import OPEN, Units, Wiring
@@ -176,7 +177,9 @@ def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> S
         wiring: its wiring.
         device: the device of the indices.
     """
-    found, ends = {}, layer_ends(wiring)
+    found = {}
+    with unset_fake_temporarily():  # a wiring has numbers, also where a learner is built without any
+        ends = layer_ends(wiring)
     for path, (out, into) in ends.of_layers.items():
         child, layer = module.get_submodule(path), wiring.layers[path]
         plain = type(child).forward in _PLAIN and "forward" not in vars(child)
