@@ -157,7 +157,6 @@ def build(
     if classes is not None and not wiring.heads:  # the features that a head behind reads have gates
         wiring = wiring.gated or wiring
     check_groups(wiring, tasks)
-    check_shared(wiring)
     check_number("build", "clamp", clamp)
     if max_norm is not None:
         check_number("build", "max_norm", max_norm)
@@ -188,6 +187,7 @@ def build(
         "quota": check_each("quota", quota, tasks),
     }
     network = make_network(module, wiring, classes, precision, grad_checkpointing)
+    check_shared(network.wiring)
     check_compile(compile, pure, ranks, network.recomputes)
     device = next((value.device for value in network.initial.values()), "cpu")
     return HAT(

@@ -100,7 +100,8 @@ def check_shared(wiring: Wiring, where: str = "build") -> None:
 
     A single layer has no units between layers, so there is nothing that tasks could share.
     """
-    sizes = {n: torch.Size(p.shape).numel() for n, p in wiring.params.items() if p.kind != "head"}
+    trained = {n: p for n, p in wiring.params.items() if p.kind not in ("head", "untrained")}
+    sizes = {name: torch.Size(param.shape).numel() for name, param in trained.items()}
     own = {name: size for name, size in sizes.items() if wiring.params[name].kind == "task"}
     shared = 1 - sum(own.values()) / max(sum(sizes.values()), 1)
     layers = {name.rpartition(".")[0] for name in sizes}

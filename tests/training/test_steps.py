@@ -110,8 +110,10 @@ def test_frozen_parameters_are_gated_and_not_trained() -> None:
     hat = learner(module, x, optimizer=torchopt.adamw(1e-2, weight_decay=0.1))
     start = hat.init(0)
     state = learn(hat, learn(hat, start, x, 0), x, 2)
-    assert torch.equal(state.params["conv1.weight"], start.params["conv1.weight"])
-    assert torch.equal(state.task_params["norm1.bias"], start.task_params["norm1.bias"])
+    frozen = {"conv1.weight": module.conv1.weight, "norm1.bias": module.norm1.bias}
+    assert not frozen.keys() & {*state.params, *state.task_params}, "kept once, in the network"
+    assert equal(hat.network.untrained, {name: p.detach() for name, p in frozen.items()})
+    assert hat.network.wiring.params["conv1.weight"].out_units is not None
     assert not torch.equal(state.params["conv2.weight"], start.params["conv2.weight"])
     assert not torch.equal(state.task_params["norm1.weight"], start.task_params["norm1.weight"])
 
