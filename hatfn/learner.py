@@ -17,6 +17,7 @@ from hatfn.checks.batches import (
 from hatfn.checks.calls import (
     check_active,
     check_chosen,
+    check_donatable,
     check_each_task,
     check_init_from,
     check_learned,
@@ -134,6 +135,7 @@ class HAT(Spec):
         batch: tuple[X, Tensor],
         task: int | Sequence[int],
         scale: float | Tensor | None,
+        donate: bool = False,
     ) -> tuple[HATState, Info]:
         """Train the open tasks for one step.
 
@@ -153,13 +155,17 @@ class HAT(Spec):
                 the task. K tasks need an axis over tasks in front: x (K, B, ...), y (K, B).
             task: the task or the list of tasks that :meth:`begin` opened.
             scale: the mask scale s in (0, s_max]. None: binary gates; the embeddings do not change.
+            donate: let the step use the memory of ``state`` again, as in JAX. The given state is spent:
+                its leaves are empty, and every function refuses it. The result is the same to the bit,
+                also if the step is refused. A step that raises an error spends nothing. Other states
+                stay whole, except copies that ``state._replace`` made, which share its tensors.
 
         Returns:
             The new state, and :class:`~hatfn.training.types.Info` with losses and logits of the step.
 
         Raises:
-            TypeError, ValueError: a wrong task, batch or scale; a task that is not open.
-
+            TypeError, ValueError: a wrong task, batch or scale; a task that is not open; ``donate``
+                inside a transform, or of a tensor that something outside of Python holds.
         """
         check_state("update", state, self.wiring, self.tasks)
         rows = check_tasks("update", task, self.tasks)
@@ -169,7 +175,10 @@ class HAT(Spec):
         batches = check_batches(batch, task, rows, [self.labels(row) for row in rows], self.wiring)
         if nested := is_nested(state, batches, scale):
             check_checkpointing("update", self.network.recomputes)
-        new, applied = step(self, state, batches, rows, scale, nested=nested)
+        check_kind("update", "donate", donate, bool, "True or False")
+        if donate:
+            check_donatable("update", state, nested)
+        new, applied = step(self, state, batches, rows, scale, nested=nested, donate=donate)
         return new, report(applied, is_several(task))
 
     def recalibrate(self, state: HATState, batches: Iterable[tuple[X, Any] | X], task: int) -> HATState:

@@ -21,6 +21,7 @@ from hatfn.checks.batches import (
 from hatfn.checks.calls import (
     check_active,
     check_chosen,
+    check_donatable,
     check_learned,
     check_locked,
     check_state,
@@ -44,7 +45,7 @@ from hatfn.checks.replicas import (
     check_stacked,
 )
 from hatfn.checks.settings import check_checkpointing
-from hatfn.checks.values import check_count, check_learner, check_list
+from hatfn.checks.values import check_count, check_kind, check_learner, check_list
 from hatfn.learner import HAT, X
 from hatfn.lifecycle.begin import begin
 from hatfn.lifecycle.consolidate import consolidate, recalibrate
@@ -54,6 +55,7 @@ from hatfn.numerics.arguments import Inputs, map_leaves
 from hatfn.numerics.trees import tree_map
 from hatfn.numerics.vmap import batchable, batched
 from hatfn.state import HATState
+from hatfn.training.objective import is_nested
 from hatfn.training.step import step
 from hatfn.training.types import Info, Scale, report
 
@@ -192,6 +194,7 @@ class Replicas(NamedTuple):
         task: int | Sequence[int],
         scale: float | Tensor | None,
         shared: bool | None = None,
+        donate: bool = False,
     ) -> tuple[HATState, Info]:
         """:meth:`hatfn.HAT.update` for every replica, on its own batch (S, B, ...) or one (B, ...).
 
@@ -211,8 +214,11 @@ class Replicas(NamedTuple):
         labels = [hat.labels(row) for row in rows]
         batches = check_batches(batch, task, rows, labels, hat.wiring, lead=0 if shared else 1)
         check_scales("update", scale, states.hyper["s_max"])
+        check_kind("update", "donate", donate, bool, "True or False")
+        if donate:
+            check_donatable("update", states, is_nested(states, batches, scale))
         with batchable(states.learned.device):
-            new, applied = step(hat, states, batches, rows, scale, lead=1, shared=shared)
+            new, applied = step(hat, states, batches, rows, scale, lead=1, shared=shared, donate=donate)
         return new, report(applied, is_several(task))
 
     def recalibrate(

@@ -19,6 +19,7 @@ from hatfn.method.masks import binary_gates
 from hatfn.method.names import Init
 from hatfn.method.protection import Lock, Locked
 from hatfn.network.network import Network
+from hatfn.numerics.concrete import is_concrete
 from hatfn.numerics.trees import over_groups, take
 from hatfn.state import HATState
 from hatfn.wiring import Wiring
@@ -124,9 +125,9 @@ class Spec:
 
         Of stacked states it is {group: (S, U)}.
         """
-        if self.protection.units == "binary":
-            return self._used(state, binary_gates(state))
         locked = state.locked[..., None]
+        if self.protection.units == "binary":
+            return over_groups(lambda on: (on & locked).any(-2), binary_gates(state))
         soft = self.gates(state.embeddings, state.hyper["s_max"][..., None, None])
         return over_groups(lambda a: (a * locked).amax(-2), soft)
 
@@ -142,18 +143,36 @@ class Spec:
         Returns:
             The protection {name: tensor}, and the cumulative mask as from :meth:`used`.
         """
-        gates = binary_gates(state)
-        binary = self.protection.units == "binary"
-        used = self._used(state, gates) if binary else self.used(state)
-        inputs = Locked(gates, used, state.locked, state.params, before.protection, before.locked)
+        added = _added(state.locked, before.locked)
+        used = self.used(state) if added is None else self._more_used(state, before.used, added)
+        inputs = Locked(state, used, before.protection, before.locked, added)
         protection = self.protection.rule(self.network.wiring, inputs)
         unread = {name: before.protection[name] for name in self.network.wiring.unread}
         return protection | unread, used
 
     def flags(self, state: HATState, rows: Sequence[int]) -> Tensor:
         """(T,) bool, True for the tasks in ``rows``."""
-        return torch.tensor([t in rows for t in range(self.tasks)], device=state.learned.device)
+        flags = torch.zeros(self.tasks, dtype=torch.bool)
+        flags[[*rows]] = True
+        return flags.to(state.learned.device)
 
-    def _used(self, state: HATState, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        locked = state.locked[..., None]
-        return over_groups(lambda on: (on & locked).any(-2), gates)
+    def _more_used(
+        self, state: HATState, before: dict[str, Tensor], added: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """The cumulative mask, from that without the tasks ``added``."""
+        if not added:
+            return before
+        if self.protection.units == "binary":
+            more = over_groups(lambda on: on.any(-2), binary_gates(state, added))
+        else:
+            rows = {group: e[[*added]] for group, e in state.embeddings.items()}
+            more = over_groups(lambda a: a.amax(-2), self.gates(rows, state.hyper["s_max"]))
+        return over_groups(torch.maximum, before, more)
+
+
+def _added(locked: Tensor, before: Tensor) -> list[int] | None:
+    """The tasks that are protected now and were not before; None if one that was is so no longer."""
+    if not is_concrete(locked) or bool((before & ~locked).any()):
+        return None
+    added: list[int] = (locked & ~before).nonzero().flatten().tolist()
+    return added

@@ -9,11 +9,15 @@ import optree
 from torch import Tensor
 
 from hatfn.numerics.concrete import is_concrete
+from hatfn.numerics.ownership import EMPTY
 from hatfn.numerics.trees import Tree, take_rows
 
 
 class HATState(NamedTuple):
     """Everything that learning changes. Every leaf is a tensor; nothing is ever changed in place.
+
+    The one exception is a state that its owner hands over, with ``hat.update(..., donate=True)``: its
+    leaves are empty afterwards, and every function refuses it.
 
     T is the number of tasks, U the number of units of a group. In leaves whose first axis is T,
     ``leaf[t]`` belongs to task t, and ``vmap`` over that axis computes all tasks at once. The stacked
@@ -29,6 +33,8 @@ class HATState(NamedTuple):
         locked: (T,) bool, the tasks that ``protection`` protects.
         active: (T,) bool, the tasks that ``begin`` opened; ``update`` writes to no other.
         protection: {name: tensor shaped like the weight}: bool, or in [0, 1] for soft rules.
+        used: {group: (U,)}, the cumulative mask: the units that the tasks of ``locked`` use: bool, or
+            in [0, 1] for rules that read soft gates.
         hyper: {name: ()}: "lr" (a factor), "s_max", "compensation", and {name: (T,)}: "sparsity" and
             "quota", one for each task. They are tensors of the state so that replicas can differ.
         seed: () int64, the seed of the initial values.
@@ -46,6 +52,7 @@ class HATState(NamedTuple):
     locked: Tensor
     active: Tensor
     protection: dict[str, Tensor]
+    used: dict[str, Tensor]
     hyper: dict[str, Tensor]
     seed: Tensor
     fresh: Tensor
@@ -53,6 +60,8 @@ class HATState(NamedTuple):
 
     def __repr__(self) -> str:
         """One line: the number of tasks, the learned and the open ones, the size."""
+        if is_spent(self):
+            return "HATState(spent: its memory was given away by donate=True)"
         if not is_concrete(self.learned):
             return f"HATState(inside a transform, learned {tuple(self.learned.shape)})"
         many = f"{len(self.learned)} replicas of " if self.learned.dim() > 1 else ""
@@ -67,6 +76,11 @@ class HATState(NamedTuple):
             f"HATState({many}{tasks} tasks, learned {learned}, open {opened}, {size / 1e6:.1f} MB on "
             f"{self.learned.device})"
         )
+
+
+def is_spent(state: HATState) -> bool:
+    """Whether the state was donated, so that its leaves are empty."""
+    return EMPTY in (state.learned.shape, state.locked.shape, state.active.shape, state.seed.shape)
 
 
 class Trainable(NamedTuple):

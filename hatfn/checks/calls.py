@@ -6,13 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
 from hatfn.checks.values import check_learner, check_list
 from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.concrete import integer, read
-from hatfn.state import HATState
+from hatfn.numerics.ownership import is_exported
+from hatfn.state import HATState, is_spent
 from hatfn.wiring import Wiring
 
 
@@ -40,6 +42,7 @@ def check_state(where: str, state: Any, wiring: Wiring, tasks: int | None = None
             f"{where}: state is a {type(state).__name__}. Expected a HATState, as hat.init(seed=0) "
             f"gives; update, forget and prune return it with a report: state, info = hat.update(...)."
         )
+    check_unspent(where, state)
     shape = tuple(state.learned.shape)
     if len(shape) != 1 or tasks not in (None, *shape):
         raise ValueError(
@@ -53,6 +56,34 @@ def check_state(where: str, state: Any, wiring: Wiring, tasks: int | None = None
             f"{where}: the state is of another learner: it has the groups {groups}. Expected a state "
             f"of this learner, such as hat.init(seed=0), with the groups {dict(wiring.groups)}."
         )
+
+
+def check_unspent(where: str, state: HATState) -> None:
+    """Check that a state was not donated."""
+    if is_spent(state):
+        raise ValueError(
+            f"{where}: the state is spent: an update with donate=True took its memory, or that of a "
+            f"copy that shares its tensors. Use the state that this update returned: state, info = "
+            f"hat.update(state, ..., donate=True); or leave donate out to keep the old state."
+        )
+
+
+def check_donatable(where: str, state: HATState, nested: bool) -> None:
+    """Check that a state can give its memory away."""
+    if nested:
+        raise ValueError(
+            f"{where}: donate=True inside a transform, or on a state that requires gradients: its "
+            f"memory is still needed. Expected donate=False."
+        )
+    paths, leaves, _ = optree.tree_flatten_with_path(state)  # type: ignore[arg-type]
+    for path, leaf in zip(paths, leaves, strict=True):
+        if is_exported(leaf):  # type: ignore[arg-type]
+            name = "/".join(map(str, (HATState._fields[path[0]], *path[1:])))
+            raise ValueError(
+                f"{where}: donate=True, but something outside of Python also holds state.{name}, such "
+                f"as an array made by DLPack or a graph of autograd. Expected donate=False, or an "
+                f"array of a copy: leaf.clone()."
+            )
 
 
 def check_owned(where: str, hat: Any, state: Any) -> None:

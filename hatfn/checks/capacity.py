@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hatfn.numerics.concrete import read
+from hatfn.numerics.concrete import is_concrete, read
 from hatfn.state import HATState
 from hatfn.wiring import Wiring
 
@@ -124,8 +124,8 @@ def check_unfinished(where: str, rows: Sequence[int], state: HATState) -> None:
         rows: the tasks that it opens.
         state: the state before. Stacked states all have the same open tasks.
     """
-    active = read(state.active)
-    lost = [task for task, on in enumerate(active or ()) if on and task not in rows]
+    active = state.active.nonzero().flatten().tolist() if is_concrete(state.active) else []
+    lost = [task for task in active if task not in rows]
     if lost:
         one = lost[0]
         warn(

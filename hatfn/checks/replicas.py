@@ -9,7 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
-from hatfn.checks.calls import check_scale
+from hatfn.checks.calls import check_scale, check_unspent
 from hatfn.checks.settings import check_number
 from hatfn.checks.values import check_integer, check_kind, check_list, check_seed
 from hatfn.state import HATState
@@ -51,6 +51,7 @@ def check_replicated(
 def check_stacked(where: str, states: Any) -> None:
     """Check that states are stacked."""
     check_kind(where, "states", states, HATState, "stacked ones: hatfn.replicate(hat, seeds)")
+    check_unspent(where, states)
     if states.learned.dim() != 2:
         raise ValueError(
             f"{where}: states.learned has shape {tuple(states.learned.shape)}. Expected states "
@@ -72,6 +73,7 @@ def check_alike_states(states: Any) -> None:
     check_list("stack", "states", states, "a list of states [state, ...]")
     for state in states:
         check_kind("stack", "states", state, HATState, "a list of states [state, ...]")
+        check_unspent("stack", state)
     shapes = [[leaf.shape for leaf in optree.tree_leaves(state)] for state in states]
     if not shapes or any(other != shapes[0] for other in shapes):
         raise ValueError(

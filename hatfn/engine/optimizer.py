@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -28,6 +28,40 @@ class Optimizer(Protocol):
         """From gradients and optimizer state to updates and the next optimizer state."""
 
 
+class Use(Protocol):
+    """What to do with a piece of the updates, before the next piece is computed."""
+
+    def __call__(self, index: int, start: int, step: Tensor, kept: list[Tensor]) -> None:
+        """Use one piece.
+
+        Args:
+            index: which of the parameters the piece is of.
+            start: the first of its numbers.
+            step: (n,), its updates; the callee may overwrite them.
+            kept: the pieces (n,) of the parameter's new optimizer state.
+        """
+
+
+class ByPiece(Protocol):
+    """An update that hands over its results piece by piece, so that they never exist as a whole."""
+
+    def __call__(
+        self, gradients: Sequence[Tensor], state: Any, params: Sequence[Tensor], use: Use, lead: int
+    ) -> Any:
+        """Compute one update.
+
+        Args:
+            gradients: dense tensors on a CPU.
+            state: the optimizer state of their parameters.
+            params: the parameters.
+            use: receives each piece.
+            lead: the number of axes, 0 or 1, in front of every leaf that count states.
+
+        Returns:
+            The new optimizer state; None if these states cannot advance together.
+        """
+
+
 class PureOptimizer(NamedTuple):
     """An (init, update) pair that does not change its arguments.
 
@@ -35,11 +69,15 @@ class PureOptimizer(NamedTuple):
         init: from parameters to the optimizer state.
         update: from gradients and optimizer state to updates and the next optimizer state.
         stacked: ``update`` for the stacked trees of S replicas; None: ``update`` under ``vmap``.
+        by_piece: ``update`` for flat pieces of large tensors, see
+            :func:`hatfn.engine.torch_optim.from_torch`; None: the optimizer does not treat every number
+            by itself.
     """
 
     init: Callable[[Any], Any]
     update: Callable[..., tuple[Any, Any]]
     stacked: Callable[..., tuple[Any, Any]] | None = None
+    by_piece: ByPiece | None = None
 
 
 def fresh_opt_state(optimizer: Optimizer, state: HATState) -> Any:
@@ -113,9 +151,9 @@ def advanced(optimizer: Optimizer, gradients: Any, opt_state: Any, params: Any) 
     try:
         steps, new = optimizer.update(gradients, opt_state, params=params)
     except RuntimeError:
-        _check_opt_state(opt_state, optimizer.init(params))
+        check_opt_state(opt_state, optimizer.init(params))
         raise
-    _check_opt_state(steps, params)
+    check_opt_state(steps, params)
     return steps, new
 
 
@@ -151,7 +189,8 @@ def check_optimizer(optimizer: Any) -> PureOptimizer:
             "build: the optimizer returned different updates for the same arguments, so it has hidden "
             "state (as torchopt's sgd with dampening). Expected a pure update: leave dampening at 0."
         )
-    return PureOptimizer(init, update, getattr(optimizer, "stacked", None))
+    optional = (getattr(optimizer, name, None) for name in ("stacked", "by_piece"))
+    return PureOptimizer(init, update, *optional)
 
 
 def check_carried(where: str, carried: Any, fresh: Any, count: int) -> Any:
@@ -164,7 +203,7 @@ def check_carried(where: str, carried: Any, fresh: Any, count: int) -> Any:
     return carried
 
 
-def _check_opt_state(given: Any, expected: Any) -> None:
+def check_opt_state(given: Any, expected: Any) -> None:
     """Check the shapes that show whether the optimizer state is that of the open tasks alone."""
     if not _same_shapes(given, expected):
         raise ValueError(

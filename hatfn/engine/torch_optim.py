@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
 
-from hatfn.engine.optimizer import PureOptimizer
-from hatfn.numerics.concrete import read
+from hatfn.engine.optimizer import PureOptimizer, Use, check_opt_state
+from hatfn.numerics.concrete import is_concrete
 from hatfn.numerics.trees import Tree, tree_map
+
+GROUP = 2**18
+"""How many numbers one step of the optimizer's kernels takes at a time: few enough for the cache."""
 
 Kept = tuple[dict[str, Tensor], ...]
 """For each parameter, in the order of the tree, {name: tensor}, such as Adam's "exp_avg"."""
@@ -66,6 +70,7 @@ def from_torch(kind: type[torch.optim.Optimizer], **settings: Any) -> PureOptimi
             f"step takes gradients: from_torch(torch.optim.Adam, lr=1e-3)."
         )
     position_free, elementwise = _is_position_free(kind, settings), _is_elementwise(kind, settings)
+    from_zeros = _starts_from_zeros(kind, settings)
 
     def init(params: Tree) -> TorchState:
         leaves: list[Tensor] = optree.tree_leaves(params)
@@ -74,21 +79,37 @@ def from_torch(kind: type[torch.optim.Optimizer], **settings: Any) -> PureOptimi
         begun = torch.zeros((), dtype=torch.bool, device=leaves[0].device)
         return TorchState(begun, tree_map(torch.zeros_like, kept))
 
-    def update(gradients: Tree, state: TorchState, params: Tree) -> tuple[Tree, TorchState]:
-        begun = read(state.begun)
-        if begun is None:
+    def entries(state: TorchState) -> Kept | None:
+        """The state of each parameter; None before a first step that differs from later ones."""
+        if not is_concrete(state.begun):
             raise ValueError(
                 f"update: vmap cannot batch torch.optim's {kind.__name__}. Expected hatfn.Replicas, "
                 f"which steps it without vmap, or an optimizer that vmap can batch, such as "
                 f"torchopt.adam(1e-3)."
             )
+        return state.kept if from_zeros or bool(state.begun) else None
+
+    def update(gradients: Tree, state: TorchState, params: Tree) -> tuple[Tree, TorchState]:
+        kept_before = entries(state)
         slopes: list[Tensor]
         slopes, structure = optree.tree_flatten(gradients)
         old: list[Tensor] = optree.tree_leaves(params)
         start = [torch.zeros_like(leaf) if position_free else leaf.clone() for leaf in old]
-        new, kept = _step(kind, settings, start, slopes, state.kept if begun else None)
+        new, kept = _step(kind, settings, start, slopes, kept_before)
         steps = new if position_free else [a - b for a, b in zip(new, old, strict=True)]
         return optree.tree_unflatten(structure, steps), TorchState(torch.ones_like(state.begun), kept)
+
+    def by_piece(
+        gradients: Sequence[Tensor], state: TorchState, params: Sequence[Tensor], use: Use, lead: int
+    ) -> TorchState | None:
+        before = _common(state, params) if lead else state
+        if before is None:
+            return None
+        kept = _step_by_piece(
+            kind, settings, gradients, entries(before), None if position_free else params, use
+        )
+        new = TorchState(torch.ones_like(before.begun), kept)
+        return _spread(new, state) if lead else new
 
     def stacked(gradients: Tree, state: TorchState, params: Tree) -> tuple[Tree, TorchState]:
         count = len(state.begun)
@@ -96,18 +117,14 @@ def from_torch(kind: type[torch.optim.Optimizer], **settings: Any) -> PureOptimi
         together = _common(state, leaves) if elementwise else None
         if together is not None:
             steps, new = update(gradients, together, params)
-            return steps, tree_map(
-                lambda leaf, old: leaf.expand_as(old).clone() if leaf.dim() < old.dim() else leaf,
-                new,
-                state,
-            )
+            return steps, _spread(new, state)
         trees = [tree_map(lambda leaf, i=i: leaf[i], (gradients, state, params)) for i in range(count)]
         results: tuple[Tree, TorchState] = tree_map(
             lambda *each: torch.stack(each), *(update(*tree) for tree in trees)
         )
         return results
 
-    return PureOptimizer(init, update, stacked)
+    return PureOptimizer(init, update, stacked, by_piece if elementwise else None)
 
 
 def _step(
@@ -137,7 +154,103 @@ def _step(
     return [param.detach() for param in params], new  # detach drops the attribute grad
 
 
-def _common(state: TorchState, leaves: list[Tensor]) -> TorchState | None:
+def _step_by_piece(
+    kind: type[torch.optim.Optimizer],
+    settings: dict[str, Any],
+    gradients: Sequence[Tensor],
+    kept: Kept | None,
+    params: Sequence[Tensor] | None,
+    use: Use,
+) -> Kept:
+    """One step of an elementwise optimizer, group of pieces by group of pieces.
+
+    Args:
+        kind: the class.
+        settings: its arguments.
+        gradients: dense tensors on a CPU.
+        kept: the state of each parameter, or None before the first step.
+        params: the parameters; None if the step does not depend on them.
+        use: receives each piece of the updates.
+
+    Returns:
+        The new state of each parameter.
+    """
+    new: Kept = tuple({} for _ in gradients)
+    for room, entry, gradient in zip(new, kept or (), gradients, strict=kept is not None):
+        for name, old in entry.items():
+            if old.dim():
+                check_opt_state(old, gradient)
+            room[name] = torch.empty_like(old, memory_format=torch.contiguous_format)
+    optimizer = kind([torch.zeros(1)], **settings)
+    for group in _groups([slope.numel() for slope in gradients]):
+        optimizer.state.clear()
+        moving = []
+        for i, start, stop in group:
+            whole = gradients[i]
+            slope = whole.view(-1)[start:stop] if whole.dim() else whole
+            old = None if params is None else params[i].reshape(-1)[start:stop].view_as(slope)
+            piece = torch.zeros_like(slope) if old is None else old.clone()
+            piece.grad = slope
+            if kept is not None:
+                optimizer.state[piece] = {
+                    name: _piece(new[i][name], before, start, stop) for name, before in kept[i].items()
+                }
+            moving.append((i, start, stop, piece, old))
+        optimizer.param_groups[0]["params"] = [piece for _, _, _, piece, _ in moving]
+        optimizer.step()
+        for i, start, stop, piece, old in moving:
+            parts = []
+            for name, value in optimizer.state[piece].items():
+                if not isinstance(value, Tensor):
+                    continue
+                if value.dim() == 0:  # a count of steps, or the entry of a single number
+                    new[i][name] = value
+                    parts.append(value.view(-1))
+                    continue
+                whole = new[i].setdefault(name, torch.empty_like(gradients[i], dtype=value.dtype))
+                part = whole.view(-1)[start:stop]
+                if part.data_ptr() != value.data_ptr():
+                    part.copy_(value)
+                parts.append(part)
+            piece.grad = None
+            step = piece if old is None else piece.sub_(old)
+            use(i, start, step.view(-1), parts)
+    return new
+
+
+def _piece(room: Tensor, before: Tensor, start: int, stop: int) -> Tensor:
+    """A piece of an entry, copied to its new memory, where the optimizer changes it."""
+    if before.dim() == 0:
+        return before.clone()
+    return room.view(-1)[start:stop].copy_(before.reshape(-1)[start:stop])
+
+
+def _groups(sizes: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Pieces (index, start, stop) of tensors, in groups of about ``GROUP`` numbers."""
+    group: list[tuple[int, int, int]] = []
+    room = GROUP
+    for i, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            stop = min(size, start + room)
+            group.append((i, start, stop))
+            room, start = room - (stop - start), stop
+            if not room:
+                yield group
+                group, room = [], GROUP
+    if group:
+        yield group
+
+
+def _spread(common: TorchState, like: TorchState) -> TorchState:
+    """The states of all replicas, from one state in which counts occur only once."""
+    states: TorchState = tree_map(
+        lambda leaf, old: leaf.expand_as(old).clone() if leaf.dim() < old.dim() else leaf, common, like
+    )
+    return states
+
+
+def _common(state: TorchState, leaves: Sequence[Tensor]) -> TorchState | None:
     """The states of all replicas as one state of stacked parameters, in which counts occur only once.
 
     Returns:
@@ -163,6 +276,17 @@ def _is_position_free(kind: type[torch.optim.Optimizer], settings: dict[str, Any
     here, there = (torch.full_like(_SLOPES, value) for value in (0.0, 1024.0))
     near, far = (_step(kind, settings, [at.clone()], [_SLOPES], None)[0][0] for at in (here, there))
     return torch.allclose(far - there, near, rtol=1e-9, atol=1e-12)
+
+
+def _starts_from_zeros(kind: type[torch.optim.Optimizer], settings: dict[str, Any]) -> bool:
+    """Whether a first step equals a step from a state of zeros, as it does not with dampening."""
+    (first,), kept = _step(kind, settings, [torch.zeros_like(_SLOPES)], [_SLOPES], None)
+    zeros: Kept = tree_map(torch.zeros_like, kept)
+    (again,), then = _step(kind, settings, [torch.zeros_like(_SLOPES)], [_SLOPES], zeros)
+    same: list[tuple[Tensor, Tensor]] = [
+        *zip(optree.tree_leaves([first, kept]), optree.tree_leaves([again, then]), strict=True)  # type: ignore[arg-type]
+    ]
+    return all(torch.equal(a, b) for a, b in same)
 
 
 def _is_elementwise(kind: type[torch.optim.Optimizer], settings: dict[str, Any]) -> bool:

@@ -88,6 +88,7 @@ def memory(state: HATState) -> pd.Series[int]:
         "opt_state" and "rest" (numbers and flags); their sum is the size of the state.
     """
     check_kind("memory", "state", state, HATState, "a HATState, or stacked ones")
+    check_unspent("memory", state)
     parts = {
         name: sum(leaf.numel() * leaf.element_size() for leaf in optree.tree_leaves(part))
         for name, part in state._asdict().items()

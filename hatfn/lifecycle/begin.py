@@ -11,6 +11,8 @@ from torch import Tensor
 from hatfn.checks.batches import Batch
 from hatfn.engine.optimizer import check_carried
 from hatfn.lifecycle.similarity import errors
+from hatfn.numerics.concrete import read
+from hatfn.numerics.ownership import aliased
 from hatfn.numerics.trees import over_groups, put, take
 from hatfn.spec import Spec
 from hatfn.state import HATState, trainable
@@ -25,9 +27,12 @@ def begin(
 ) -> tuple[HATState, dict[str, Tensor]]:
     """The state with open tasks, and the cumulative mask; see :meth:`hatfn.HAT.begin`."""
     active = spec.flags(state, rows)
-    learned = state.learned & ~active
+    learned, masks = state.learned & ~active, state.masks
+    again = read(state.learned[[*rows]].any())
+    if again is not False:  # None inside a transform
+        masks = {group: mask & ~active[:, None] for group, mask in masks.items()}
     opened = state._replace(
-        masks={group: mask & ~active[:, None] for group, mask in state.masks.items()},
+        masks=masks,
         learned=learned,
         locked=learned if locked is None else spec.flags(state, locked),
         active=active,
@@ -36,7 +41,8 @@ def begin(
     if carry:
         opt_state = check_carried("begin", state.opt_state, opt_state, len(rows))
     protection, used = spec.protect(opened, state)
-    return opened._replace(protection=protection, opt_state=opt_state), used
+    whole = opened._replace(protection=protection, used=used, opt_state=opt_state)
+    return aliased(whole), used
 
 
 def warm_start(

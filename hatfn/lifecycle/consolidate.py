@@ -17,6 +17,7 @@ from hatfn.method.masks import binary_gates
 from hatfn.network.call import call
 from hatfn.network.outputs import forward
 from hatfn.numerics.arguments import Inputs
+from hatfn.numerics.ownership import aliased
 from hatfn.numerics.trees import over_groups, put, take
 from hatfn.spec import Spec
 from hatfn.state import HATState
@@ -145,7 +146,8 @@ def recalibrate(spec: Spec, state: HATState, inputs: Iterable[Inputs], task: int
     mean = spec.ranks.mean(mean, weight=len(statistics))
     counts = {name: torch.zeros_like(old) for name, old in before.items() if is_count(name)}
     new = transforms.choose(transforms.finite(mean), before | mean | counts, before)
-    return state._replace(task_buffers=put(state.task_buffers, task, new))
+    settled: HATState = aliased(state._replace(task_buffers=put(state.task_buffers, task, new)))
+    return settled
 
 
 def settle(
@@ -184,11 +186,13 @@ def is_count(name: str) -> bool:
 def consolidate(spec: Spec, state: HATState, task: int) -> HATState:
     """The state with a task closed; see :meth:`hatfn.HAT.consolidate`."""
     closed = spec.flags(state, [task])
-    gates = take(binary_gates(state), task)
+    gates = take(binary_gates(state, [task]), 0)
     statistics = spec.ranks.mean(take(state.task_buffers, task), weight=1)
-    return state._replace(
+    ended = state._replace(
         task_buffers=put(state.task_buffers, task, statistics),
         masks=put(state.masks, task, gates),
         learned=state.learned | closed,
         active=state.active & ~closed,
     )
+    whole: HATState = aliased(ended)
+    return whole

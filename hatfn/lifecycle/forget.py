@@ -13,6 +13,7 @@ from hatfn.engine.optimizer import fresh_opt_state
 from hatfn.lifecycle.init import TaskValues, initial_values
 from hatfn.method.masks import binary_gates
 from hatfn.method.protection import exact_protection
+from hatfn.numerics.ownership import aliased
 from hatfn.numerics.trees import put
 from hatfn.spec import Spec
 from hatfn.state import HATState
@@ -66,7 +67,7 @@ def forget(
     still_used |= {name: ~freed[name] for name in unread}
     report = Forgotten(tuple(touched), freed, _counts(freed, still_used))
     if dry_run or not touched:
-        return state, report
+        return aliased(state), report
 
     values = TaskValues(state.task_params, state.task_buffers, state.embeddings)
     for row, reset in touched.items():
@@ -81,8 +82,9 @@ def forget(
         locked=state.locked & stays,
         active=state.active & ~forgotten,
     )
-    protection, _ = spec.protect(new, state)
-    return new._replace(protection=protection, opt_state=fresh_opt_state(spec.optimizer, new)), report
+    protection, used = spec.protect(new, state)
+    opt_state = fresh_opt_state(spec.optimizer, new)
+    return aliased(new._replace(protection=protection, used=used, opt_state=opt_state)), report
 
 
 def _untouched(state: HATState, task: int, initial: TaskValues) -> bool:

@@ -18,6 +18,7 @@ from hatfn.checks.values import check_list
 from hatfn.engine.optimizer import Optimizer, fresh_opt_state, possible_opt_states
 from hatfn.lifecycle.init import TaskValues, initial_values, padded
 from hatfn.method.losses import Loss, Losses, check_losses, warn_one_class
+from hatfn.numerics.ownership import aliased
 from hatfn.numerics.trees import tree_map
 from hatfn.spec import Spec
 from hatfn.state import HATState
@@ -98,7 +99,8 @@ def grow(
         active=torch.cat([state.active, false]),
         hyper={name: _longer(value, more) for name, value in state.hyper.items()},
     )
-    return grown, new._replace(opt_state=_wider_opt_state(hat.optimizer, state.opt_state, new))
+    opt_state = _wider_opt_state(hat.optimizer, state.opt_state, new)
+    return grown, aliased(new._replace(opt_state=opt_state))
 
 
 def _more_losses(hat: Spec, more: int, loss: Sequence[Loss] | None) -> Losses:

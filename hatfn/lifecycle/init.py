@@ -53,6 +53,7 @@ def init(spec: Spec, seed: int, fresh: bool) -> HATState:
         locked=no_task.clone(),
         active=no_task.clone(),
         protection={name: torch.zeros_like(p, dtype=kind) for name, p in params.items()},
+        used={},
         hyper={
             name: torch.tensor(value, dtype=torch.float64, device=device)
             for name, value in spec.hyper.items()
@@ -61,7 +62,7 @@ def init(spec: Spec, seed: int, fresh: bool) -> HATState:
         fresh=torch.tensor(fresh, device=device),
         opt_state=(),
     )
-    return state._replace(opt_state=spec.optimizer.init(trainable(state, [0])))
+    return state._replace(used=spec.used(state), opt_state=spec.optimizer.init(trainable(state, [0])))
 
 
 def initial_values(

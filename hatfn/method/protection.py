@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import reduce
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hatfn.method.masks import binary_gates
 from hatfn.method.names import LockName
 from hatfn.numerics.concrete import read
+from hatfn.state import HATState
 from hatfn.wiring import ParamWiring, Units, Wiring
 
 __all__ = [
@@ -27,25 +30,42 @@ __all__ = [
 ]
 
 
-class Locked(NamedTuple):
+@dataclass(frozen=True)
+class Locked:
     """What a protection rule receives.
 
     Attributes:
-        gates: {group: (T, U)} bool, the binary gates of all tasks.
+        state: the state with the new ``locked``.
         used: {group: (U,)}, the cumulative mask of the protected tasks: bool, or in [0, 1] if the
             rule has ``units="soft"``.
         locked: (T,) bool, the tasks to protect.
         params: {name: tensor}, the shared weights.
         before: {name: tensor}, the protection until now.
         locked_before: (T,) bool, the tasks that were protected until now.
+        added: the tasks that become protected, if all that were protected stay so; None if a task loses
+            its protection, or if numbers cannot be read.
     """
 
-    gates: dict[str, Tensor]
+    state: HATState
     used: dict[str, Tensor]
-    locked: Tensor
-    params: dict[str, Tensor]
     before: dict[str, Tensor]
     locked_before: Tensor
+    added: Sequence[int] | None
+
+    @property
+    def locked(self) -> Tensor:
+        """(T,) bool, the tasks to protect."""
+        return self.state.locked
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """{name: tensor}, the shared weights."""
+        return self.state.params
+
+    @cached_property
+    def gates(self) -> dict[str, Tensor]:
+        """{group: (T, U)} bool, the binary gates of all tasks."""
+        return binary_gates(self.state)
 
 
 class Lock(NamedTuple):
@@ -71,7 +91,18 @@ class Lock(NamedTuple):
 
 def exact() -> Lock:
     """Protect the entries that a protected task depends on, and no others: :func:`exact_protection`."""
-    return Lock(lambda wiring, inputs: exact_protection(wiring, inputs.gates, inputs.locked))
+
+    def rule(wiring: Wiring, inputs: Locked) -> dict[str, Tensor]:
+        if inputs.added is None:
+            return exact_protection(wiring, inputs.gates, inputs.locked)
+        before = {name: inputs.before[name] for name in wiring.shared}
+        if not inputs.added:
+            return before
+        gates, every = binary_gates(inputs.state, inputs.added), [True] * len(inputs.added)
+        more = exact_protection(wiring, gates, torch.tensor(every, device=inputs.locked.device))
+        return {name: before[name] | more[name] for name in before}
+
+    return Lock(rule)
 
 
 def paper() -> Lock:

@@ -98,7 +98,7 @@ def clip_by_norm(tree: Tree, max_norm: float | None, lead: int = 0) -> tuple[Tre
     if max_norm is None:
         return tree, norm
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    if _agreed(factor) == 1.0:
+    if agreed(factor) == 1.0:
         return tree, norm
     return tree_map(lambda leaf: leaf * spread(factor, leaf.dim()).to(leaf.dtype), tree), norm
 
@@ -170,7 +170,7 @@ def finite(tree: Tree, lead: int = 0) -> Tensor:
     return torch.isfinite(torch.stack(sums)).all(0)
 
 
-def _agreed(numbers: Tensor) -> Any:
+def agreed(numbers: Tensor) -> Any:
     """The common value of the numbers, if they are all the same and reading them is free; else None.
 
     Reading is free on a CPU and outside ``vmap``. Callers use the value to save work; it never
@@ -191,7 +191,7 @@ def choose(condition: Tensor, new: Tree, old: Tree) -> Tree:
         new: a tree of tensors.
         old: a tree of the same structure and shapes.
     """
-    known = _agreed(condition)
+    known = agreed(condition)
     if known is not None:
         return new if known else old
     return tree_map(lambda new, old: torch.where(spread(condition, new.dim()), new, old), new, old)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -9,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from hatfn.numerics.concrete import read
 
 PIECE = 2**17
-"""How many numbers :func:`add` processes at a time."""
+"""How many numbers are processed at a time, so that intermediate results stay in the cache."""
 
 _WIDTHS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -40,6 +42,20 @@ def drop(off: Tensor, value: Tensor) -> Tensor:
     return ones.bitwise_and_(bits).view(value.dtype)  # in place: new memory would cost more
 
 
+def drop_(off: Tensor, value: Tensor) -> None:
+    """:func:`drop` in place, for tensors of one shape on a CPU, outside of gradients."""
+    integers = _WIDTHS.get(value.element_size())
+    if integers is None:
+        value.masked_fill_(off, 0)
+    else:
+        value.view(integers).bitwise_and_((off.view(torch.int8) - 1).to(integers))
+
+
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The numbers of dense tensors of one size, a piece of each at a time, as views."""
+    return zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
+
+
 def add(off: Tensor, old: Tensor, update: Tensor, rate: Tensor) -> Tensor:
     """``old + rate * update``; where ``off``, it is ``old``, even if the update is not finite.
 
@@ -60,8 +76,7 @@ def add(off: Tensor, old: Tensor, update: Tensor, rate: Tensor) -> Tensor:
     if not _in_pieces(rate, *tensors):
         return torch.addcmul(old, drop(off, update), rate)
     new = torch.empty_like(old)
-    for to, *pieces in zip(*(t.view(-1).split(PIECE) for t in (new, *tensors)), strict=True):
-        flags, here, step = pieces
+    for to, flags, here, step in pieces(new, *tensors):
         torch.addcmul(here, drop(flags, step), rate.view(()), out=to)
     return new
 

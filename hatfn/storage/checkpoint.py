@@ -20,6 +20,7 @@ from hatfn.engine.optimizer import possible_opt_states
 from hatfn.learner import HAT
 from hatfn.numerics.digests import digest
 from hatfn.numerics.trees import Tree
+from hatfn.spec import Spec
 from hatfn.state import HATState
 from hatfn.storage.container import CheckpointError, read, read_header, write
 from hatfn.wiring import Wiring
@@ -105,10 +106,12 @@ def load(
     check_owner(path, header, expected, hat if isinstance(hat, Wiring) else hat.wiring)
     opt_leaves = {name: leaves.pop(name) for name in [*leaves] if name.startswith("opt_state")}
     if not isinstance(hat, HAT):
-        return _of_wiring(path, _assembled(path, leaves), hat, header)
+        state = _of_wiring(path, _assembled(path, leaves), hat, header)
+        locked = state.locked[:, None]
+        return state._replace(used={g: (mask & locked).any(0) for g, mask in state.masks.items()})
     leaves = _without_untrained(path, leaves, hat)
     fresh = hat.init(0)
-    state = restored(path, leaves, fresh._replace(opt_state=()))
+    state = restored(path, leaves, fresh._replace(opt_state=()), hat)
     if hyper == "learner":
         state = state._replace(hyper=fresh.hyper)
     elif hyper is None:
@@ -213,9 +216,14 @@ def _computes_otherwise(theirs: Any, ours: list[str] | None) -> bool:
 
 
 def flatten(state: HATState) -> dict[str, Tensor]:
-    """Every leaf of a state under its name: "params/0.weight", "learned", "opt_state[0].mu[1]"."""
+    """Every leaf of a state under its name: "params/0.weight", "learned", "opt_state[0].mu[1]".
+
+    The cumulative mask is left out, because it follows from the others.
+    """
     flat: dict[str, Tensor] = {}
     for field, value in state._asdict().items():
+        if field == "used":
+            continue
         if field == "opt_state":
             flat |= _named_opt_state(value)
         elif isinstance(value, dict):
@@ -225,13 +233,14 @@ def flatten(state: HATState) -> dict[str, Tensor]:
     return flat
 
 
-def restored(path: Path, leaves: Mapping[str, Tensor], template: HATState) -> HATState:
+def restored(path: Path, leaves: Mapping[str, Tensor], template: HATState, spec: Spec) -> HATState:
     """The state with these leaves, each on the device of the template's leaf.
 
     Args:
         path: the path of the file, for messages.
         leaves: {name: tensor}, named as :func:`flatten` does.
         template: a state with the same structure, shapes and dtypes.
+        spec: the settings of the learner.
 
     Raises:
         CheckpointError: a leaf is missing, left over, or of another shape or dtype.
@@ -245,7 +254,8 @@ def restored(path: Path, leaves: Mapping[str, Tensor], template: HATState) -> HA
         name: leaves[name].to(leaf.device)
         for name, leaf in flatten(template._replace(opt_state=())).items()
     }
-    return _assembled(path, placed)._replace(opt_state=_filled(template.opt_state, leaves))
+    state = _assembled(path, placed)
+    return state._replace(used=spec.used(state), opt_state=_filled(template.opt_state, leaves))
 
 
 def _misfit(leaves: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
@@ -296,7 +306,8 @@ def _filled(opt_state: Tree, leaves: Mapping[str, Tensor]) -> Tree:
 
 def _assembled(path: Path, leaves: Mapping[str, Tensor]) -> HATState:
     """A state that follows from the names of its leaves alone, without optimizer state."""
-    hints = {name: hint for name, hint in get_type_hints(HATState).items() if name != "opt_state"}
+    derived = ("used", "opt_state")
+    hints = {name: hint for name, hint in get_type_hints(HATState).items() if name not in derived}
     fields: dict[str, Any] = {name: {} for name, hint in hints.items() if hint != Tensor}
     for key, leaf in leaves.items():
         field, slash, name = key.partition("/")
@@ -308,7 +319,7 @@ def _assembled(path: Path, leaves: Mapping[str, Tensor]) -> HATState:
             fields[field] = leaf
     if missing := sorted(hints.keys() - fields.keys()):
         raise CheckpointError(f"load: {path} is not a whole state: {', '.join(missing)} is missing.")
-    return HATState(**fields, opt_state=())
+    return HATState(**fields, used={}, opt_state=())
 
 
 def _without_untrained(path: Path, leaves: Mapping[str, Tensor], hat: HAT) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from hatfn.method import transforms
 from hatfn.numerics.trees import tree_map
 from hatfn.spec import Spec
 from hatfn.state import Trainable
+from hatfn.training import pieces
+from hatfn.training.pieces import Moved
 from hatfn.training.types import Applied, ForwardResult, Scale, StepInputs, StepOutputs
 
 
@@ -21,6 +23,7 @@ def apply(
     scale: Scale,
     samples: int,
     lead: int = 0,
+    eager: bool = False,
 ) -> Applied:
     """Compute the values that a step may write from the gradient.
 
@@ -33,13 +36,16 @@ def apply(
         samples: the number of samples in this process's batch; the mean over processes weights
             gradients by it.
         lead: the number of axes, 0 or 1, in front of every leaf that count states.
+        eager: whether the gradient is on a CPU, outside of transforms and graphs, so that its memory
+            is used again for the new values.
     """
     own, protection, hyper = inputs.own, inputs.protection, inputs.hyper
     on_update = spec.protection.on == "update"
     whole = protection
     if on_update:  # the optimizer sees the full gradient of entries that may change a little
         whole = {name: p == 1 for name, p in protection.items()}
-    gradients = raw._replace(params=transforms.protect(raw.params, whole))
+    protect = pieces.protect if eager else transforms.protect
+    gradients = raw._replace(params=protect(raw.params, whole))
     if scale is not None and spec.compensated:
         s, s_max, factor = (  # of embeddings (K, U), or (S, K, U)
             transforms.spread(number, 2 + lead) if isinstance(number, Tensor) else number
@@ -54,18 +60,28 @@ def apply(
     seen = seen._replace(loss=loss, penalty=penalty)
     gradients, norm = transforms.clip_by_norm(gradients, spec.max_norm, lead)
     decayed = own if spec.decay_embeddings else own._replace(embeddings=_zeros(own.embeddings))
+    moved = pieces.moved(spec, gradients, inputs, decayed, scale, lead) if eager else None
+    if moved is None:
+        moved = _moved(spec, gradients, inputs, decayed, scale, lead)
+    new = moved.own._replace(embeddings=transforms.clamp_embeddings(moved.own.embeddings, spec.clamp))
+    # ``sound`` is the mean over processes: if one process must refuse the step, all refuse it.
+    ok = moved.finite & transforms.finite(new.embeddings, lead) & (sound == 1) & inputs.open
+    return Applied(seen, StepOutputs(new, seen.buffers, moved.opt_state), norm, ok)
+
+
+def _moved(
+    spec: Spec, gradients: Trainable, inputs: StepInputs, decayed: Trainable, scale: Scale, lead: int
+) -> Moved:
+    """The new values by an update of all tensors at once; the arguments are those of :func:`apply`."""
+    own, protection = inputs.own, inputs.protection
     optimizer = stacked(spec.optimizer) if lead else spec.optimizer
     steps, opt_state = advanced(optimizer, gradients, inputs.opt_state, decayed)
     if scale is None:
         steps = steps._replace(embeddings=_zeros(own.embeddings))
-    if on_update:
+    if spec.protection.on == "update":
         steps = steps._replace(params=transforms.protect(steps.params, protection))
-    new = transforms.apply_updates(own, steps, hyper["lr"], protection)
-    new = new._replace(embeddings=transforms.clamp_embeddings(new.embeddings, spec.clamp))
-
-    # ``sound`` is the mean over processes: if one process must refuse the step, all refuse it.
-    ok = transforms.finite((new, opt_state), lead) & (sound == 1) & inputs.open
-    return Applied(seen, StepOutputs(new, seen.buffers, opt_state), norm, ok)
+    new = transforms.apply_updates(own, steps, inputs.hyper["lr"], protection)
+    return Moved(new, opt_state, transforms.finite((new._replace(embeddings={}), opt_state), lead))
 
 
 def chosen(ok: Tensor, outputs: StepOutputs, inputs: StepInputs) -> StepOutputs:

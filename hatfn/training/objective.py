@@ -16,6 +16,7 @@ from hatfn.network.network import Output
 from hatfn.network.outputs import cut_heads
 from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.concrete import is_transformed
+from hatfn.numerics.ownership import owned
 from hatfn.numerics.trees import map_output, take, tree_map
 from hatfn.numerics.vmap import batched
 from hatfn.spec import Spec
@@ -185,7 +186,12 @@ def gradient(
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
         total, seen = objective(optree.tree_unflatten(structure, leaves))  # type: ignore[arg-type]
         try:
-            slopes = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+            slopes = [
+                slope.detach()
+                for slope in torch.autograd.grad(
+                    total, leaves, allow_unused=True, materialize_grads=True
+                )
+            ]
         except RuntimeError as error:
             if "meta" not in str(error):
                 raise
@@ -193,5 +199,8 @@ def gradient(
                 "update: the module recomputes activations in the backward pass, and does not say so. "
                 "Expected module.grad_checkpointing = True, set before build()."
             ) from error
-    raw: Trainable = optree.tree_unflatten(structure, slopes)  # type: ignore[assignment]
+    # A step on a CPU writes to its gradient, which a hook of the module may have kept.
+    raw: Trainable = optree.tree_unflatten(  # type: ignore[assignment]
+        structure, owned(slopes) if slopes and slopes[0].is_cpu else slopes
+    )
     return raw, map_output(torch.Tensor.detach, seen)

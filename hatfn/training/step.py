@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hatfn.engine.compiled import widened
+from hatfn.numerics.ownership import aliased, empty, write_rows
 from hatfn.numerics.trees import put_rows, take_rows
 from hatfn.spec import Spec
 from hatfn.state import HATState, Trainable, trainable
@@ -35,6 +36,7 @@ def step(
     nested: bool = False,
     lead: int = 0,
     shared: bool = False,
+    donate: bool = False,
 ) -> tuple[HATState, Applied]:
     """Train the open tasks for one step.
 
@@ -48,11 +50,31 @@ def step(
             :func:`~hatfn.training.objective.is_nested`.
         lead: the number of axes, 0 or 1, in front of every leaf that count states.
         shared: whether all states get the same batches.
+        donate: whether the state gives its memory away. It stays whole if the step raises an error.
 
     Returns:
         The state after the step, and the results of the step.
     """
+    outputs, applied = _computed(spec, state, batches, rows, scale, nested, lead, shared)
+    new = write(state, rows, outputs, lead, donate)
+    if donate:
+        empty(state)
+    return new, applied
+
+
+def _computed(
+    spec: Spec,
+    state: HATState,
+    batches: Batches,
+    rows: Sequence[int],
+    scale: Scale,
+    nested: bool,
+    lead: int,
+    shared: bool,
+) -> tuple[StepOutputs, Applied]:
+    """The values to write, and the results of the step; the arguments are those of :func:`step`."""
     inputs = read_inputs(spec, state, rows, lead)
+    eager = not nested and spec.compile is None and state.learned.is_cpu
 
     def gradient(inputs: StepInputs, batches: Batches, scale: Scale) -> tuple[Trainable, ForwardResult]:
         def objective(
@@ -65,7 +87,7 @@ def step(
         return accumulated(objective, inputs, parts, nested, lead)
 
     def after(inputs: StepInputs, raw: Trainable, seen: ForwardResult, scale: Scale) -> Applied:
-        return apply(spec, inputs, raw, seen, scale, batches[0][0].samples, lead)
+        return apply(spec, inputs, raw, seen, scale, batches[0][0].samples, lead, eager)
 
     def whole(inputs: StepInputs, batches: Batches, scale: Scale) -> Applied:
         return after(inputs, *gradient(inputs, batches, scale), scale)
@@ -87,7 +109,7 @@ def step(
             lean: tuple[Any, ...] = wide._replace(buffers={}, used={}), raw, seen._replace(logits=())
             applied = spec.graphs.run(after, ("update", lead), *lean, scale)
             applied = applied._replace(forward=applied.forward._replace(logits=seen.logits))
-    return write(state, rows, chosen(applied.ok, applied.outputs, inputs), lead), applied
+    return chosen(applied.ok, applied.outputs, inputs), applied
 
 
 def read_inputs(spec: Spec, state: HATState, rows: Sequence[int], lead: int = 0) -> StepInputs:
@@ -96,17 +118,20 @@ def read_inputs(spec: Spec, state: HATState, rows: Sequence[int], lead: int = 0)
     opened = torch.stack([state.active.select(lead, row) for row in rows]).all(0)
     of_tasks = {name: value for name, value in state.hyper.items() if value.dim() > lead}
     hyper = state.hyper | take_rows(of_tasks, rows, lead)
-    used = spec.used(state)
-    return StepInputs(own, buffers, used, state.protection, hyper, state.opt_state, opened)
+    return StepInputs(own, buffers, state.used, state.protection, hyper, state.opt_state, opened)
 
 
-def write(state: HATState, rows: Sequence[int], new: StepOutputs, lead: int = 0) -> HATState:
+def write(
+    state: HATState, rows: Sequence[int], new: StepOutputs, lead: int = 0, donate: bool = False
+) -> HATState:
     """The state with the values that a step writes; see :func:`step` for the arguments."""
-    put = partial(put_rows, rows=rows, lead=lead)
-    return state._replace(
+    put = partial(write_rows if donate else put_rows, rows=rows, lead=lead)
+    written = state._replace(
         params=new.own.params,
         task_params=put(state.task_params, new.own.task_params),
         task_buffers=put(state.task_buffers, new.buffers),
         embeddings=put(state.embeddings, new.own.embeddings),
         opt_state=new.opt_state,
     )
+    result: HATState = aliased(written)
+    return result

@@ -125,7 +125,7 @@ class RunFolder:
             for data, _ in zip(header["results"], run.seeds, strict=True)
         ]
         seconds = float(header["seconds"])
-        state = checkpoint.restored(path, leaves, opened(run, progress))
+        state = checkpoint.restored(path, leaves, opened(run, progress), run.hat)
         with log.open("rb") as file:
             check_log(log, file.read(length))
         run.state, run.progress, run.logits, run.seconds = state, progress, logits, seconds

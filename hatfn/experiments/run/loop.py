@@ -124,7 +124,7 @@ def _learn_tasks(run: Run, rows: list[int]) -> Iterator[Step]:
                 falling = torch.full_like(run.state.hyper["lr"], 1 - step / steps)
                 run.state = run.state._replace(hyper=run.state.hyper | {"lr": falling})
             with seeded(config.device, mixed(config.seed, rows[-1], epoch, position, run.ranks.rank)):
-                run.state, info = learner.update(run.state, (x, y), task, scale)
+                run.state, info = learner.update(run.state, (x, y), task, scale, donate=True)
             if not info.ok.all():
                 raise NonFiniteStepError(
                     f"run: step {step} of task {task} ({run.stream[rows[-1]].name}) gave loss "
