@@ -155,10 +155,9 @@ class HAT(Spec):
                 the task. K tasks need an axis over tasks in front: x (K, B, ...), y (K, B).
             task: the task or the list of tasks that :meth:`begin` opened.
             scale: the mask scale s in (0, s_max]. None: binary gates; the embeddings do not change.
-            donate: let the step use the memory of ``state`` again, as in JAX. The given state is spent:
-                its leaves are empty, and every function refuses it. The result is the same to the bit,
-                also if the step is refused. A step that raises an error spends nothing. Other states
-                stay whole, except copies that ``state._replace`` made, which share its tensors.
+            donate: let the step use the memory of ``state`` again, as in JAX. The result is the same to
+                the bit, and the given state is spent: its leaves are empty, and every function refuses
+                it, as it does copies by ``state._replace``. A step that raises an error spends nothing.
 
         Returns:
             The new state, and :class:`~hatfn.training.types.Info` with losses and logits of the step.
@@ -175,9 +174,7 @@ class HAT(Spec):
         batches = check_batches(batch, task, rows, [self.labels(row) for row in rows], self.wiring)
         if nested := is_nested(state, batches, scale):
             check_checkpointing("update", self.network.recomputes)
-        check_kind("update", "donate", donate, bool, "True or False")
-        if donate:
-            check_donatable("update", state, nested)
+        check_donatable("update", donate, state, nested)
         new, applied = step(self, state, batches, rows, scale, nested=nested, donate=donate)
         return new, report(applied, is_several(task))
 

@@ -45,7 +45,7 @@ from hatfn.checks.replicas import (
     check_stacked,
 )
 from hatfn.checks.settings import check_checkpointing
-from hatfn.checks.values import check_count, check_kind, check_learner, check_list
+from hatfn.checks.values import check_count, check_learner, check_list
 from hatfn.learner import HAT, X
 from hatfn.lifecycle.begin import begin
 from hatfn.lifecycle.consolidate import consolidate, recalibrate
@@ -214,9 +214,7 @@ class Replicas(NamedTuple):
         labels = [hat.labels(row) for row in rows]
         batches = check_batches(batch, task, rows, labels, hat.wiring, lead=0 if shared else 1)
         check_scales("update", scale, states.hyper["s_max"])
-        check_kind("update", "donate", donate, bool, "True or False")
-        if donate:
-            check_donatable("update", states, is_nested(states, batches, scale))
+        check_donatable("update", donate, states, is_nested(states, batches, scale))
         with batchable(states.learned.device):
             new, applied = step(hat, states, batches, rows, scale, lead=1, shared=shared, donate=donate)
         return new, report(applied, is_several(task))

@@ -95,6 +95,7 @@ def test_settings_differ_per_replica(
     lr: list[float], sparsity: list[float], s_max: list[float]
 ) -> None:
     """Each equals a learner that was built with them, its scale annealed to its own s_max."""
+    torch.manual_seed(0)
     module, x = MLP(5, 3, width=16).double(), torch.randn(8, 5).double()
     y, wiring = torch.randint(2, (8,)), hatfn.trace(MLP(5, 3, width=16).double(), x[:1])
 

@@ -10,7 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
-from hatfn.checks.values import check_learner, check_list
+from hatfn.checks.values import check_kind, check_learner, check_list
 from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.concrete import integer, read
 from hatfn.numerics.ownership import is_exported
@@ -68,16 +68,20 @@ def check_unspent(where: str, state: HATState) -> None:
         )
 
 
-def check_donatable(where: str, state: HATState, nested: bool) -> None:
-    """Check that a state can give its memory away."""
+def check_donatable(where: str, donate: Any, state: HATState, nested: bool) -> None:
+    """Check that a state can give its memory away, if ``donate`` says that it does."""
+    check_kind(where, "donate", donate, bool, "True or False")
+    if not donate:
+        return
     if nested:
         raise ValueError(
             f"{where}: donate=True inside a transform, or on a state that requires gradients: its "
             f"memory is still needed. Expected donate=False."
         )
+    leaves: list[Tensor]
     paths, leaves, _ = optree.tree_flatten_with_path(state)  # type: ignore[arg-type]
     for path, leaf in zip(paths, leaves, strict=True):
-        if is_exported(leaf):  # type: ignore[arg-type]
+        if is_exported(leaf):
             name = "/".join(map(str, (HATState._fields[path[0]], *path[1:])))
             raise ValueError(
                 f"{where}: donate=True, but something outside of Python also holds state.{name}, such "

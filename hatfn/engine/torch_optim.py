@@ -186,8 +186,7 @@ def _step_by_piece(
         optimizer.state.clear()
         moving = []
         for i, start, stop in group:
-            whole = gradients[i]
-            slope = whole.view(-1)[start:stop] if whole.dim() else whole
+            slope = gradients[i].view(-1)[start:stop] if gradients[i].dim() else gradients[i]
             old = None if params is None else params[i].reshape(-1)[start:stop].view_as(slope)
             piece = torch.zeros_like(slope) if old is None else old.clone()
             piece.grad = slope

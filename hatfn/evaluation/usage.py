@@ -8,7 +8,7 @@ import numpy as np
 import optree
 import pandas as pd
 
-from hatfn.checks.calls import check_state
+from hatfn.checks.calls import check_state, check_unspent
 from hatfn.checks.values import check_kind
 from hatfn.method.protection import exact_protection
 from hatfn.numerics.trees import unstack

@@ -67,7 +67,7 @@ def forget(
     still_used |= {name: ~freed[name] for name in unread}
     report = Forgotten(tuple(touched), freed, _counts(freed, still_used))
     if dry_run or not touched:
-        return aliased(state), report
+        return state, report
 
     values = TaskValues(state.task_params, state.task_buffers, state.embeddings)
     for row, reset in touched.items():

@@ -61,7 +61,7 @@ def empty(tree: Tree) -> None:
     with torch.no_grad():
         for leaf in leaves:
             with torch.inference_mode(leaf.is_inference()):
-                leaf.set_()
+                leaf.set_()  # type: ignore[call-overload]
 
 
 def write_rows(

@@ -81,13 +81,15 @@ def moved(
         The new values. None if the optimizer must see whole tensors, or if states differ in what they
         need, as in a rate of their own; the caller then updates all tensors at once.
     """
+    lr = inputs.hyper["lr"].reshape(-1)[0]
     rate = transforms.agreed(inputs.hyper["lr"])
     old: list[Tensor]
     old, structure = optree.tree_flatten(inputs.own)  # type: ignore[arg-type]
     slopes: list[Tensor] = optree.tree_leaves(gradients)  # type: ignore[arg-type]
     shared = len(inputs.protection)
     dense = all(p.is_contiguous() for p in (*slopes, *old[:shared]))
-    if spec.optimizer.by_piece is None or rate is None or not dense:
+    by_piece = getattr(spec.optimizer, "by_piece", None)
+    if by_piece is None or rate is None or not dense:
         return None
     flags: list[Tensor] = optree.tree_leaves(inputs.protection)  # type: ignore[arg-type]
     flat_old, flat_new, flat_flags = (
@@ -109,16 +111,14 @@ def moved(
             else:
                 zeros.drop_(off if off.dtype == torch.bool else off == 1, step)
         new = flat_new[index][place]  # the optimizer has read the gradient
-        torch.add(flat_old[index][place], step, alpha=rate, out=new)
+        if rate == 1.0:
+            torch.add(flat_old[index][place], step, out=new)
+        else:  # rounded as by the update of all tensors at once
+            torch.addcmul(flat_old[index][place], step, lr.to(step.dtype), out=new)
         sums.append(new.sum(dtype=wide))
 
-    opt_state = spec.optimizer.by_piece(
-        slopes,
-        inputs.opt_state,
-        optree.tree_leaves(decayed),
-        use,
-        lead,  # type: ignore[arg-type]
-    )
+    start: list[Tensor] = optree.tree_leaves(decayed)  # type: ignore[arg-type]
+    opt_state = by_piece(slopes, inputs.opt_state, start, use, lead)
     if opt_state is None:
         return None
     new: Trainable = optree.tree_unflatten(structure, slopes)  # type: ignore[assignment]

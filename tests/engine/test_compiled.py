@@ -74,7 +74,7 @@ def test_it_is_the_step(network: str, part: str) -> None:
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(
-    ("optimizer", "lock"), zip(["decay", "adam", "adamw", "rmsprop"], LOCKS, strict=True)
+    ("optimizer", "lock"), [*zip(["decay", "adam", "adamw", "rmsprop"], LOCKS, strict=True)]
 )
 def test_with_every_optimizer_and_lock(optimizer: str, lock: str, part: str) -> None:
     """Also with several tasks at once, in parts, clipped, without compensation and under binary gates."""

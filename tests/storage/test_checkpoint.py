@@ -145,7 +145,7 @@ def test_a_state_on_cuda_is_loaded_where_the_learner_is(saved, tmp_path: Path) -
     assert equal(loaded, state)
     assert {leaf.device.type for leaf in optree.tree_leaves(loaded)} == {"cpu"}
     far = optree.tree_map(lambda leaf: leaf.to("meta"), state)
-    found = optree.tree_leaves(checkpoint.restored(path, container.read(path)[1], far))
+    found = optree.tree_leaves(checkpoint.restored(path, container.read(path)[1], far, hat))
     assert {leaf.device.type for leaf in found} == {"meta"}, "and the other way round"
 
 
