@@ -52,6 +52,7 @@ from hatfn.lifecycle.consolidate import consolidate, recalibrate
 from hatfn.network.network import Output
 from hatfn.network.outputs import forward, predict
 from hatfn.numerics.arguments import Inputs, map_leaves
+from hatfn.numerics.ownership import aliased
 from hatfn.numerics.trees import tree_map
 from hatfn.numerics.vmap import batchable, batched
 from hatfn.state import HATState
@@ -138,7 +139,7 @@ def replica(states: HATState, index: int) -> HATState:
     """
     check_stacked("replica", states)
     check_replica(index, len(states.learned))
-    one: HATState = tree_map(lambda leaf: leaf[index], states)
+    one: HATState = aliased(tree_map(lambda leaf: leaf[index], states))
     return one
 
 

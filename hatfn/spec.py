@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hatfn.checks.values import shortened
 from hatfn.engine.compiled import Graphs, Part
+from hatfn.engine.memory import Memory
 from hatfn.engine.optimizer import PureOptimizer
 from hatfn.engine.ranks import Ranks
 from hatfn.method.gates import flush, gate, hard_gate
@@ -51,6 +52,7 @@ class Spec:
         accumulate: the number of micro-batches that a batch is split into.
         compile: the part of a step that is compiled, or None.
         graphs: the graphs compiled so far; they save work and change no result.
+        memory: the free memory of donated steps; it saves work and changes no result.
     """
 
     network: Network
@@ -71,6 +73,7 @@ class Spec:
     accumulate: int
     compile: Part | None
     graphs: Graphs = field(default_factory=Graphs, init=False, repr=False)
+    memory: Memory = field(default_factory=Memory, init=False, repr=False)
 
     def __repr__(self) -> str:
         """One line: the module, tasks, classes, units, shared weights."""

@@ -84,9 +84,9 @@ def check_donatable(where: str, donate: Any, state: HATState, nested: bool) -> N
         if is_exported(leaf):
             name = "/".join(map(str, (HATState._fields[path[0]], *path[1:])))
             raise ValueError(
-                f"{where}: donate=True, but something outside of Python also holds state.{name}, such "
-                f"as an array made by DLPack or a graph of autograd. Expected donate=False, or an "
-                f"array of a copy: leaf.clone()."
+                f"{where}: donate=True, but state.{name} is also held by a view of it, such as "
+                f"leaf[0], by an array made by DLPack or by a graph of autograd. Expected "
+                f"donate=False, or a copy in their place: leaf.clone()."
             )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from hatfn.engine.memory import Room
 from hatfn.numerics.vmap import batched, is_unbatchable
 from hatfn.state import HATState, trainable
 
@@ -46,7 +47,13 @@ class ByPiece(Protocol):
     """An update that hands over its results piece by piece, so that they never exist as a whole."""
 
     def __call__(
-        self, gradients: Sequence[Tensor], state: Any, params: Sequence[Tensor], use: Use, lead: int
+        self,
+        gradients: Sequence[Tensor],
+        state: Any,
+        params: Sequence[Tensor],
+        use: Use,
+        lead: int,
+        room: Room,
     ) -> Any:
         """Compute one update.
 
@@ -56,6 +63,7 @@ class ByPiece(Protocol):
             params: the parameters.
             use: receives each piece.
             lead: the number of axes, 0 or 1, in front of every leaf that count states.
+            room: from a shape and a type to memory for a part of the new optimizer state.
 
         Returns:
             The new optimizer state; None if these states cannot advance together.

@@ -10,11 +10,12 @@ import optree
 import torch
 from torch import Tensor
 
+from hatfn.engine.memory import Room
 from hatfn.engine.optimizer import PureOptimizer, Use, check_opt_state
 from hatfn.numerics.concrete import is_concrete
 from hatfn.numerics.trees import Tree, tree_map
 
-GROUP = 2**18
+GROUP = 2**20
 """How many numbers one step of the optimizer's kernels takes at a time: few enough for the cache."""
 
 Kept = tuple[dict[str, Tensor], ...]
@@ -100,14 +101,18 @@ def from_torch(kind: type[torch.optim.Optimizer], **settings: Any) -> PureOptimi
         return optree.tree_unflatten(structure, steps), TorchState(torch.ones_like(state.begun), kept)
 
     def by_piece(
-        gradients: Sequence[Tensor], state: TorchState, params: Sequence[Tensor], use: Use, lead: int
+        gradients: Sequence[Tensor],
+        state: TorchState,
+        params: Sequence[Tensor],
+        use: Use,
+        lead: int,
+        room: Room,
     ) -> TorchState | None:
         before = _common(state, params) if lead else state
         if before is None:
             return None
-        kept = _step_by_piece(
-            kind, settings, gradients, entries(before), None if position_free else params, use
-        )
+        start = None if position_free else params
+        kept = _step_by_piece(kind, settings, gradients, entries(before), start, use, room)
         new = TorchState(torch.ones_like(before.begun), kept)
         return _spread(new, state) if lead else new
 
@@ -161,6 +166,7 @@ def _step_by_piece(
     kept: Kept | None,
     params: Sequence[Tensor] | None,
     use: Use,
+    room: Room,
 ) -> Kept:
     """One step of an elementwise optimizer, group of pieces by group of pieces.
 
@@ -171,33 +177,34 @@ def _step_by_piece(
         kept: the state of each parameter, or None before the first step.
         params: the parameters; None if the step does not depend on them.
         use: receives each piece of the updates.
+        room: from a shape and a type to memory for the new state.
 
     Returns:
         The new state of each parameter.
     """
     new: Kept = tuple({} for _ in gradients)
-    for room, entry, gradient in zip(new, kept or (), gradients, strict=kept is not None):
+    for after, entry, gradient in zip(new, kept or (), gradients, strict=kept is not None):
         for name, old in entry.items():
             if old.dim():
                 check_opt_state(old, gradient)
-            room[name] = torch.empty_like(old, memory_format=torch.contiguous_format)
+            after[name] = room(old.shape, old.dtype)
     optimizer = kind([torch.zeros(1)], **settings)
     for group in _groups([slope.numel() for slope in gradients]):
         optimizer.state.clear()
         moving = []
         for i, start, stop in group:
             slope = gradients[i].view(-1)[start:stop] if gradients[i].dim() else gradients[i]
-            old = None if params is None else params[i].reshape(-1)[start:stop].view_as(slope)
-            piece = torch.zeros_like(slope) if old is None else old.clone()
+            start_at = None if params is None else params[i].reshape(-1)[start:stop].view_as(slope)
+            piece = torch.zeros_like(slope) if start_at is None else start_at.clone()
             piece.grad = slope
             if kept is not None:
                 optimizer.state[piece] = {
                     name: _piece(new[i][name], before, start, stop) for name, before in kept[i].items()
                 }
-            moving.append((i, start, stop, piece, old))
+            moving.append((i, start, stop, piece, start_at))
         optimizer.param_groups[0]["params"] = [piece for _, _, _, piece, _ in moving]
         optimizer.step()
-        for i, start, stop, piece, old in moving:
+        for i, start, stop, piece, start_at in moving:
             parts = []
             for name, value in optimizer.state[piece].items():
                 if not isinstance(value, Tensor):
@@ -206,14 +213,18 @@ def _step_by_piece(
                     new[i][name] = value
                     parts.append(value.view(-1))
                     continue
-                whole = new[i].setdefault(name, torch.empty_like(gradients[i], dtype=value.dtype))
-                part = whole.view(-1)[start:stop]
+                if name not in new[i]:
+                    new[i][name] = room(gradients[i].shape, value.dtype)
+                part = new[i][name].view(-1)[start:stop]
                 if part.data_ptr() != value.data_ptr():
                     part.copy_(value)
                 parts.append(part)
             piece.grad = None
-            step = piece if old is None else piece.sub_(old)
+            step = piece if start_at is None else piece.sub_(start_at)
             use(i, start, step.view(-1), parts)
+    # The optimizer is part of a cycle: until it is collected it would hold the last pieces.
+    optimizer.state.clear()
+    optimizer.param_groups.clear()
     return new
 
 

@@ -26,6 +26,7 @@ def begin(
     carry: bool,
 ) -> tuple[HATState, dict[str, Tensor]]:
     """The state with open tasks, and the cumulative mask; see :meth:`hatfn.HAT.begin`."""
+    spec.memory.clear()
     active = spec.flags(state, rows)
     learned, masks = state.learned & ~active, state.masks
     again = read(state.learned[[*rows]].any())

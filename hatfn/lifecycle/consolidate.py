@@ -185,6 +185,7 @@ def is_count(name: str) -> bool:
 
 def consolidate(spec: Spec, state: HATState, task: int) -> HATState:
     """The state with a task closed; see :meth:`hatfn.HAT.consolidate`."""
+    spec.memory.clear()
     closed = spec.flags(state, [task])
     gates = take(binary_gates(state, [task]), 0)
     statistics = spec.ranks.mean(take(state.task_buffers, task), weight=1)

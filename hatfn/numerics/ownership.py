@@ -31,7 +31,7 @@ def is_owned(tensor: Tensor) -> bool:
 
 
 def is_exported(tensor: Tensor) -> bool:
-    """Whether something outside of Python holds the tensor, such as DLPack or a graph of autograd."""
+    """Whether a view of the tensor, an array made by DLPack or a graph of autograd holds it."""
     count = getattr(tensor, "_use_count", None)  # PyTorch has it since 2.10
     return count is not None and count() > 1
 

@@ -35,20 +35,33 @@ def drop(off: Tensor, value: Tensor) -> Tensor:
     eager = value.device.type == "cpu" and not (value.requires_grad or isinstance(value, FakeTensor))
     if integers is None or not eager:
         return torch.where(off, 0, value)
-    ones = (off.view(torch.int8) - 1).to(integers)  # 0 where off, else -1: every bit is one
+    ones = bits_to_keep(off, value.dtype)
     bits = value.view(integers)
     if ones.shape != bits.shape:
         return (ones & bits).view(value.dtype)
     return ones.bitwise_and_(bits).view(value.dtype)  # in place: new memory would cost more
 
 
-def drop_(off: Tensor, value: Tensor) -> None:
-    """:func:`drop` in place, for tensors of one shape on a CPU, outside of gradients."""
-    integers = _WIDTHS.get(value.element_size())
-    if integers is None:
-        value.masked_fill_(off, 0)
+def bits_to_keep(off: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask with which :func:`drop_` is fastest: integers as wide as the numbers that it is for.
+
+    Args:
+        off: bool.
+        dtype: the type of these numbers.
+
+    Returns:
+        0 where ``off``, else -1: every bit is one. For a type without integers of its width, ``off``.
+    """
+    integers = _WIDTHS.get(dtype.itemsize)
+    return off if integers is None else (off.view(torch.int8) - 1).to(integers)
+
+
+def drop_(mask: Tensor, value: Tensor) -> None:
+    """:func:`drop` in place, with a mask from :func:`bits_to_keep` of the same shape."""
+    if mask.dtype == torch.bool:
+        value.masked_fill_(mask, 0)
     else:
-        value.view(integers).bitwise_and_((off.view(torch.int8) - 1).to(integers))
+        value.view(mask.dtype).bitwise_and_(mask)
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

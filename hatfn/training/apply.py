@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hatfn.engine.memory import Room, new_memory
 from hatfn.engine.optimizer import advanced, stacked
 from hatfn.method import transforms
 from hatfn.numerics.trees import tree_map
@@ -24,6 +25,7 @@ def apply(
     samples: int,
     lead: int = 0,
     eager: bool = False,
+    room: Room | None = None,
 ) -> Applied:
     """Compute the values that a step may write from the gradient.
 
@@ -38,14 +40,18 @@ def apply(
         lead: the number of axes, 0 or 1, in front of every leaf that count states.
         eager: whether the gradient is on a CPU, outside of transforms and graphs, so that its memory
             is used again for the new values.
+        room: from a shape and a type to memory for a new optimizer state; None: new memory.
     """
     own, protection, hyper = inputs.own, inputs.protection, inputs.hyper
     on_update = spec.protection.on == "update"
     whole = protection
     if on_update:  # the optimizer sees the full gradient of entries that may change a little
         whole = {name: p == 1 for name, p in protection.items()}
-    protect = pieces.protect if eager else transforms.protect
-    gradients = raw._replace(params=protect(raw.params, whole))
+    if eager:
+        shared = pieces.protect(raw.params, whole, spec.memory)
+    else:
+        shared = transforms.protect(raw.params, whole)
+    gradients = raw._replace(params=shared)
     if scale is not None and spec.compensated:
         s, s_max, factor = (  # of embeddings (K, U), or (S, K, U)
             transforms.spread(number, 2 + lead) if isinstance(number, Tensor) else number
@@ -60,7 +66,10 @@ def apply(
     seen = seen._replace(loss=loss, penalty=penalty)
     gradients, norm = transforms.clip_by_norm(gradients, spec.max_norm, lead)
     decayed = own if spec.decay_embeddings else own._replace(embeddings=_zeros(own.embeddings))
-    moved = pieces.moved(spec, gradients, inputs, decayed, scale, lead) if eager else None
+    moved = None
+    if eager:
+        place = room or new_memory
+        moved = pieces.moved(spec, gradients, inputs, decayed, scale, lead, spec.memory, place)
     if moved is None:
         moved = _moved(spec, gradients, inputs, decayed, scale, lead)
     new = moved.own._replace(embeddings=transforms.clamp_embeddings(moved.own.embeddings, spec.clamp))

@@ -10,6 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
+from hatfn.engine.memory import HUGE, Room, products_in
 from hatfn.method.losses import explained
 from hatfn.network.call import call
 from hatfn.network.network import Output
@@ -122,6 +123,7 @@ def accumulated(
     parts: Sequence[tuple[float, Any]],
     nested: bool,
     lead: int = 0,
+    room: Room | None = None,
 ) -> tuple[Trainable, ForwardResult]:
     """The gradient of a batch, as the weighted mean of the gradients of its micro-batches.
 
@@ -134,13 +136,14 @@ def accumulated(
         parts: the shares and micro-batches, from :func:`split`.
         nested: see :func:`is_nested`.
         lead: the number of axes of outputs in front of the one that counts samples.
+        room: memory for huge gradients; None: new memory.
 
     Returns:
         The gradient, and the results of the forward pass for the whole batch.
     """
 
     def of_part(buffers: dict[str, Tensor], part: Any) -> tuple[Trainable, ForwardResult]:
-        return gradient(lambda own: objective(own, buffers, part), inputs.own, nested)
+        return gradient(lambda own: objective(own, buffers, part), inputs.own, nested, room)
 
     (_, first), *rest = parts
     raw, seen = of_part(inputs.buffers, first)
@@ -164,7 +167,10 @@ def is_nested(*trees: Any) -> bool:
 
 
 def gradient(
-    objective: Callable[[Trainable], tuple[Tensor, ForwardResult]], own: Trainable, nested: bool
+    objective: Callable[[Trainable], tuple[Tensor, ForwardResult]],
+    own: Trainable,
+    nested: bool,
+    room: Room | None = None,
 ) -> tuple[Trainable, ForwardResult]:
     """The gradient of an objective, and the other results of the objective.
 
@@ -173,25 +179,25 @@ def gradient(
         own: the trained tensors, at which to take the gradient.
         nested: from :func:`is_nested`. If True, ``torch.func.grad`` computes the gradient. Else
             autograd does, which takes a third off the time of a small network's step.
+        room: memory for huge gradients; None: new memory.
 
     Raises:
         ValueError: the module recomputes activations, and hatfn does not know it.
     """
     if nested:
-        found: tuple[Trainable, ForwardResult] = torch.func.grad(objective, has_aux=True)(own)
-        return found
+        both: tuple[Trainable, ForwardResult] = torch.func.grad(objective, has_aux=True)(own)
+        return both
     leaves: list[Tensor]
     leaves, structure = optree.tree_flatten(own)  # type: ignore[arg-type]
     with torch.enable_grad():
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
         total, seen = objective(optree.tree_unflatten(structure, leaves))  # type: ignore[arg-type]
+        huge = any(leaf.numel() * leaf.element_size() >= HUGE for leaf in leaves)
         try:
-            slopes = [
-                slope.detach()
-                for slope in torch.autograd.grad(
-                    total, leaves, allow_unused=True, materialize_grads=True
-                )
-            ]
+            with products_in(room if huge else None):
+                found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+            slopes = [slope.detach() for slope in found]
+            del found
         except RuntimeError as error:
             if "meta" not in str(error):
                 raise

@@ -14,6 +14,7 @@ import optree
 import torch
 from torch import Tensor
 
+from hatfn.engine.memory import Memory, Room
 from hatfn.method import transforms
 from hatfn.numerics import zeros
 from hatfn.spec import Spec
@@ -35,19 +36,22 @@ class Moved(NamedTuple):
     finite: Tensor
 
 
-def protect(gradients: Mapping[str, Tensor], protection: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def protect(
+    gradients: Mapping[str, Tensor], protection: Mapping[str, Tensor], memory: Memory
+) -> dict[str, Tensor]:
     """:func:`hatfn.method.transforms.protect` in the gradients' own memory.
 
     Args:
-        gradients: {name: dense tensor}, which are overwritten.
+        gradients: {name: tensor on a CPU}, which are overwritten.
         protection: {name: tensor of the same shape}: bool, or p in [0, 1].
+        memory: where masks are kept.
     """
     for name, gradient in gradients.items():
-        if gradient.is_contiguous():
-            for value, p in zeros.pieces(gradient, protection[name].contiguous()):
-                _reduce(value, p)
+        p = protection[name]
+        if p.dtype == torch.bool and gradient.is_contiguous():
+            zeros.drop_(memory.mask(name, p, gradient.dtype), gradient)
         else:
-            _reduce(gradient, protection[name])
+            _reduce(gradient, p)
     return dict(gradients)
 
 
@@ -56,7 +60,7 @@ def _reduce(value: Tensor, p: Tensor) -> None:
     if p.dtype != torch.bool:
         value.mul_((1 - p).to(value.dtype))
         p = p == 1
-    zeros.drop_(p, value)
+    zeros.drop_(zeros.bits_to_keep(p, value.dtype), value)
 
 
 def moved(
@@ -66,6 +70,8 @@ def moved(
     decayed: Trainable,
     scale: Scale,
     lead: int,
+    memory: Memory,
+    room: Room,
 ) -> Moved | None:
     """The new values, in the memory of the gradients.
 
@@ -76,6 +82,8 @@ def moved(
         decayed: the values that weight decay acts on.
         scale: the mask scale; None: embeddings keep their values.
         lead: the number of axes, 0 or 1, in front of every leaf that count states.
+        memory: where masks are kept.
+        room: from a shape and a type to memory for a part of the new optimizer state.
 
     Returns:
         The new values. None if the optimizer must see whole tensors, or if states differ in what they
@@ -91,7 +99,10 @@ def moved(
     by_piece = getattr(spec.optimizer, "by_piece", None)
     if by_piece is None or rate is None or not dense:
         return None
-    flags: list[Tensor] = optree.tree_leaves(inputs.protection)  # type: ignore[arg-type]
+    flags = [
+        memory.mask(name, p, inputs.own.params[name].dtype) if p.dtype == torch.bool else p
+        for name, p in sorted(inputs.protection.items())
+    ]
     flat_old, flat_new, flat_flags = (
         [leaf.reshape(-1) for leaf in tree] for tree in (old, slopes, flags)
     )
@@ -106,10 +117,10 @@ def moved(
         place = slice(start, start + len(step))
         if index < shared:
             off = flat_flags[index][place]
-            if spec.protection.on == "update":
-                _reduce(step, off)
+            if not off.is_floating_point():
+                zeros.drop_(off, step)
             else:
-                zeros.drop_(off if off.dtype == torch.bool else off == 1, step)
+                _reduce(step, off if spec.protection.on == "update" else off == 1)
         new = flat_new[index][place]  # the optimizer has read the gradient
         if rate == 1.0:
             torch.add(flat_old[index][place], step, out=new)
@@ -118,7 +129,7 @@ def moved(
         sums.append(new.sum(dtype=wide))
 
     start: list[Tensor] = optree.tree_leaves(decayed)  # type: ignore[arg-type]
-    opt_state = by_piece(slopes, inputs.opt_state, start, use, lead)
+    opt_state = by_piece(slopes, inputs.opt_state, start, use, lead, room)
     if opt_state is None:
         return None
     new: Trainable = optree.tree_unflatten(structure, slopes)  # type: ignore[assignment]

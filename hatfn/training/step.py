@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor
 
 from hatfn.engine.compiled import widened
+from hatfn.engine.memory import Room
 from hatfn.numerics.ownership import aliased, empty, write_rows
 from hatfn.numerics.trees import put_rows, take_rows
 from hatfn.spec import Spec
@@ -55,8 +57,11 @@ def step(
     Returns:
         The state after the step, and the results of the step.
     """
-    outputs, applied = _computed(spec, state, batches, rows, scale, nested, lead, shared)
+    room = spec.memory.take if donate and state.learned.is_cpu else None
+    outputs, applied = _computed(spec, state, batches, rows, scale, nested, lead, shared, room)
     new = write(state, rows, outputs, lead, donate)
+    if room:
+        spec.memory.give(optree.tree_leaves((state.params, state.opt_state)))  # type: ignore[arg-type]
     if donate:
         empty(state)
     return new, applied
@@ -71,8 +76,12 @@ def _computed(
     nested: bool,
     lead: int,
     shared: bool,
+    room: Room | None,
 ) -> tuple[StepOutputs, Applied]:
-    """The values to write, and the results of the step; the arguments are those of :func:`step`."""
+    """The values to write, and the results of the step; the arguments are those of :func:`step`.
+
+    ``room`` gives memory of earlier donated steps; None: the step takes new memory.
+    """
     inputs = read_inputs(spec, state, rows, lead)
     eager = not nested and spec.compile is None and state.learned.is_cpu
 
@@ -84,10 +93,10 @@ def _computed(
             return total_loss(spec, of_part, part, rows, scale, lead, shared)
 
         parts = split(batches, spec.accumulate, axis=0 if shared else lead)
-        return accumulated(objective, inputs, parts, nested, lead)
+        return accumulated(objective, inputs, parts, nested, lead, room)
 
     def after(inputs: StepInputs, raw: Trainable, seen: ForwardResult, scale: Scale) -> Applied:
-        return apply(spec, inputs, raw, seen, scale, batches[0][0].samples, lead, eager)
+        return apply(spec, inputs, raw, seen, scale, batches[0][0].samples, lead, eager, room)
 
     def whole(inputs: StepInputs, batches: Batches, scale: Scale) -> Applied:
         return after(inputs, *gradient(inputs, batches, scale), scale)

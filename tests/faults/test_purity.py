@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import optree
 import pytest
 import torch
 import torchopt
@@ -13,6 +14,7 @@ import hatfn
 from hatfn import testing
 from hatfn.evaluation import metrics
 from hatfn.method.sparsity import sparsity
+from hatfn.numerics.ownership import empty
 from hatfn.state import HATState
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
@@ -148,3 +150,26 @@ def test_import_registers_networks_only_when_asked() -> None:
 
     code = "import hatfn, timm; assert not timm.is_model('resnet18s')"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+INNER = ("HAT.gates", "HAT.gates_of", "HAT.used", "HAT.protect", "HAT.flags")
+"""What the learner's own functions call, after a check of the state."""
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in INNER])
+def test_every_public_function_refuses_a_spent_state(name: str) -> None:
+    function, args, kwargs = CALLS[name]
+    found = []
+
+    def spent(leaf: object) -> object:
+        if not isinstance(leaf, HATState):
+            return leaf
+        copy = optree.tree_map(torch.clone, leaf)
+        empty(copy)
+        found.append(copy)
+        return copy
+
+    args = optree.tree_map(spent, args, is_leaf=lambda leaf: isinstance(leaf, HATState))
+    if found:
+        with pytest.raises(ValueError, match="the state is spent"):
+            function(*args, **kwargs)
