@@ -247,9 +247,9 @@ def test_huge_gradients_go_to_the_memory_of_old_weights() -> None:
     )
     plain = state = hat.begin(hat.init(0), 0)
     seen = []
-    for _ in range(4):
+    for _ in range(9):
         plain, _ = hat.update(plain, (x, Y[:4]), 0, 5.0)
         state, _ = hat.update(state, (x, Y[:4]), 0, 5.0, donate=True)
         assert equal(state, plain)
         seen.append(state.params["0.weight"].data_ptr())
-    assert len({*seen}) < len(seen)
+    assert len({*seen}) <= 5, "weights and moments move between four blocks"
