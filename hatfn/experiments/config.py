@@ -31,7 +31,7 @@ StreamName = Literal[
     "mixture",
 ]
 
-CaseName = Literal["mlp", "resnet18s", "vit", "seeds"]
+CaseName = Literal["mlp", "resnet18s", "vit", "resnet18", "mlp40", "tasks", "seeds"]
 
 ZooName = Literal[
     "all",

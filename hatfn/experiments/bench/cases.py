@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import cycle
-from typing import NamedTuple, cast
+from typing import cast
 
 import timm
 import torch
-import torchopt
 from torch import Tensor, nn
 
 from hatfn.builder import build
 from hatfn.engine.compiled import Part
 from hatfn.engine.optimizer import Optimizer
-from hatfn.engine.torch_optim import from_torch
+from hatfn.experiments.bench.comparison import BATCHES, OPTIMIZERS, SCALE, Comparison, Pair, Target
+from hatfn.experiments.bench.many_tasks import ManyTasks
 from hatfn.experiments.bench.timing import Contender
 from hatfn.learner import HAT
 from hatfn.models import MLP
@@ -25,93 +25,6 @@ from hatfn.replicas import Replicas, stack
 from hatfn.state import HATState
 from hatfn.tracing import trace
 from hatfn.wiring import Wiring
-
-SCALE = 50.0
-"""The mask scale of the training steps."""
-
-BATCHES = 8
-"""The batches that training steps cycle through; with a single one, gradients become subnormal."""
-
-
-class Target(NamedTuple):
-    """The target of a ratio.
-
-    Attributes:
-        bound: the number.
-        least: True if the ratio should be at least the number, False if at most.
-    """
-
-    bound: float
-    least: bool = False
-
-    def met(self, ratio: float) -> bool:
-        """Whether a ratio meets the target."""
-        return ratio >= self.bound if self.least else ratio <= self.bound
-
-    def __str__(self) -> str:
-        return f"{'>=' if self.least else '<='} {self.bound:.2f}"
-
-
-class Comparison(NamedTuple):
-    """Several ways to do the same work; all are compared with the first one.
-
-    Attributes:
-        model: the name of the case.
-        what: the work.
-        optimizer: the optimizer of the learner, or empty.
-        contenders: the ways to do the work; the first is the reference.
-        targets: {name of a contender: the target of its ratio}.
-        throughput: whether the ratio compares throughputs (the reference's time is the numerator)
-            instead of times.
-        state: the state of a learner whose memory gets a row, or None.
-        plain: the optimizer of the reference, or empty.
-    """
-
-    model: str
-    what: str
-    optimizer: str
-    contenders: list[Contender]
-    targets: Mapping[str, Target]
-    throughput: bool = False
-    state: HATState | None = None
-    plain: str = ""
-
-
-class Pair(NamedTuple):
-    """The same optimizer, for a learner and for plain torch.
-
-    Attributes:
-        name: the name of both.
-        pure: makes a pair of pure functions.
-        plain: makes an optimizer of torch from parameters.
-        compiles: whether the functions are made of operators alone.
-    """
-
-    name: str
-    pure: Callable[[], Optimizer]
-    plain: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
-    compiles: bool
-
-
-def _sgd(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.01, momentum=0.9)
-
-
-def _adam(params: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.Adam(params, lr=1e-3)
-
-
-OPTIMIZERS = {
-    "torchopt.sgd, momentum 0.9": Pair("SGD", lambda: torchopt.sgd(0.01, momentum=0.9), _sgd, True),
-    "torch.optim.SGD, momentum 0.9, fused": Pair(
-        "SGD", lambda: from_torch(torch.optim.SGD, lr=0.01, momentum=0.9, fused=True), _sgd, False
-    ),
-    "torchopt.adam": Pair("Adam", lambda: torchopt.adam(1e-3), _adam, True),
-    "torch.optim.Adam, fused": Pair(
-        "Adam", lambda: from_torch(torch.optim.Adam, lr=1e-3, fused=True), _adam, False
-    ),
-}
-"""The optimizers of the training steps, by the name of the learner's optimizer in the table."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +61,12 @@ class Case:
         for name, pair in OPTIMIZERS.items():
             hat, state = self.learned(module, wiring, pair.pure())
             plain = deepcopy(module)
-            contenders = [plain_training(plain, pair, data), hat_training(hat, state, data)]
+            contenders = [plain_training(plain, pair, data)]
+            contenders += [hat_training(hat, state, data, donate) for donate in (False, True)]
             for part in self.parts if compiled and pair.compiles else ():
                 again = replace(hat, compile=part)
                 contenders.append(_compiled(hat_training(again, state, data), part))
-            if "step" in self.parts and len(contenders) > 2:
+            if "step" in self.parts and len(contenders) > 3:
                 graph = cast(nn.Module, torch.compile(deepcopy(module)))
                 contenders.append(_compiled(plain_training(graph, pair, data), "module"))
             targets = _also_compiled(self.targets, self.parts)
@@ -228,13 +142,27 @@ class Seeds:
                 )
 
 
-CASES: dict[str, Case | Seeds] = {
+def resnet18() -> nn.Module:
+    """The ResNet-18 of ImageNet with a stem for small images: its max-pool keeps layers cheap."""
+    module: nn.Module = timm.create_model("resnet18", num_classes=10)
+    module.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    return module
+
+
+def wide_mlp() -> nn.Module:
+    """An MLP with two weights of 40 MB."""
+    layers = (nn.Linear(1024, 10_000), nn.ReLU(), nn.Linear(10_000, 1000), nn.ReLU())
+    return nn.Sequential(*layers, nn.Linear(1000, 10))
+
+
+CASES: dict[str, Case | Seeds | ManyTasks] = {
     case.name: case
     for case in (
         Case(
             "mlp", lambda: MLP(784, 10), (784,), 64, 10,
             targets={
-                "hat.update": Target(1.5), "hat.forward": Target(1.05), "predict": Target(0.3),
+                "hat.update": Target(1.5), "hat.update, donated": Target(1.25),
+                "hat.forward": Target(1.05), "predict": Target(0.3),
             },
             parts=("update", "step"),
         ),
@@ -249,9 +177,21 @@ CASES: dict[str, Case | Seeds] = {
         Case(
             "vit", lambda: timm.create_model("vit_tiny_patch16_224", num_classes=10),
             (3, 224, 224), 4, 5,
-            targets={"hat.update": Target(1.2), "hat.forward": Target(1.05)},
+            targets={
+                "hat.update": Target(1.1), "hat.update, donated": Target(1.06),
+                "hat.forward": Target(1.05),
+            },
             parts=("update",),
         ),
+        Case(
+            "resnet18", resnet18, (3, 32, 32), 32, 5,
+            targets={"hat.update": Target(1.12), "hat.update, donated": Target(1.06)},
+        ),
+        Case(
+            "mlp40", wide_mlp, (1024,), 64, 5,
+            targets={"hat.update": Target(1.5), "hat.update, donated": Target(1.15)},
+        ),
+        ManyTasks("tasks", (5, 500, 20_000), targets={"T = 20000": Target(1.1)}),
         Seeds(
             "seeds", (100, 400, 1000),
             targets={"hatfn.Replicas": Target(4.0, least=True)},
@@ -318,16 +258,18 @@ def plain_training(module: nn.Module, pair: Pair, data: list[tuple[Tensor, Tenso
     return Contender("plain torch", step, optimizer.zero_grad)
 
 
-def hat_training(hat: HAT, state: HATState, data: list[tuple[Tensor, Tensor]]) -> Contender:
+def hat_training(
+    hat: HAT, state: HATState, data: list[tuple[Tensor, Tensor]], donate: bool = False
+) -> Contender:
     """``hat.update`` on the last task, with all others learned and protected."""
     task, batches = hat.tasks - 1, cycle(data)
     state = hat.begin(state, task)
 
     def step() -> None:
         nonlocal state
-        state, _ = hat.update(state, next(batches), task, SCALE)
+        state, _ = hat.update(state, next(batches), task, SCALE, donate=donate)
 
-    return Contender("hat.update", step)
+    return Contender("hat.update, donated" if donate else "hat.update", step)
 
 
 def all_tasks(hat: HAT, state: HATState, plain: nn.Module, x: Tensor) -> list[Contender]:

@@ -15,8 +15,8 @@ import torch
 from rich.table import Table
 
 from hatfn.evaluation.usage import memory
-from hatfn.experiments.bench.cases import SCALE, Comparison, Target
-from hatfn.experiments.bench.timing import Ratio, paired, peak_memory
+from hatfn.experiments.bench.comparison import SCALE, Comparison, Target
+from hatfn.experiments.bench.timing import Ratio, page_faults, paired, peak_memory
 from hatfn.experiments.config import BenchConfig
 from hatfn.experiments.markdown import grid
 
@@ -25,9 +25,9 @@ MIB = 2**20
 
 COLUMNS = (
     "model", "what", "optimizer", "measured", "against", "ratio: median (quartiles)", "target", "",
-    "ms", "peak MiB",
+    "ms", "peak MiB", "page faults",
 )  # fmt: skip
-"""The columns of the table; the last two have the numbers of both contenders."""
+"""The columns of the table; the last three have the numbers of both contenders."""
 
 CHOICE = ("model", "what", "optimizer", "target", "ratio", "", "by")
 """The columns of the table of targets."""
@@ -42,7 +42,9 @@ HOW = """\
 Each of {rounds} rounds runs every way to do the same work, in turn. A ratio compares the times of
 two ways in one round (their throughputs, if the row says so); the table has its median over the
 rounds and its quartiles. `ms` and `peak MiB` give the numbers of both ways, the measured one first.
-A peak is the most memory of one step, on top of the memory before it. In the states every task is
+A peak is the most memory of one step, on top of the memory before it; a page fault is a page of
+memory that the system hands out in a loop of steps. A `donated` step may use the memory of the
+state that it is given. In the states every task is
 learned, and each task has the same share of units on, chosen at random. A training step trains the
 last task, with the others protected, at scale {scale:.0f}. Plain torch uses the optimizer of
 torch.optim in the usual way; the learner uses that of torchopt, or torch's own, fused. `update
@@ -63,6 +65,7 @@ class Row(NamedTuple):
         target: the target of the ratio, or None.
         seconds: the median seconds of a step, of the contender and of the reference.
         peaks: the peak bytes of a step on top of the memory before it, of both.
+        faults: the pages that the system hands out per step, of both.
     """
 
     comparison: Comparison
@@ -72,6 +75,7 @@ class Row(NamedTuple):
     target: Target | None
     seconds: tuple[float, float]
     peaks: tuple[int, int]
+    faults: tuple[float, float]
 
 
 class Bench(NamedTuple):
@@ -102,6 +106,7 @@ def add(
     measured = list(rounds)
     times = {name: [seconds[name] for seconds in measured] for name in names}
     peaks = {contender.name: peak_memory(contender, device) for contender in comparison.contenders}
+    faults = {contender.name: page_faults(contender) for contender in comparison.contenders}
     against, *others = names
 
     def row(name: str) -> Row:
@@ -115,6 +120,7 @@ def add(
             comparison.targets.get(name),
             (median(times[name]), median(times[against])),
             (peaks[name], peaks[against]),
+            (faults[name], faults[against]),
         )
 
     sizes = (
@@ -181,13 +187,15 @@ def choice(row: Row) -> tuple[str, ...]:
 def cells(row: Row) -> tuple[str, ...]:
     """A row as text."""
     comparison, target = row.comparison, row.target
-    milliseconds, peaks = (
+    milliseconds, peaks, faults = (
         " / ".join(form.format(value / unit) for value in pair)
-        for form, unit, pair in (("{:.2f}", 1e-3, row.seconds), ("{:.1f}", MIB, row.peaks))
-    )
+        for form, unit, pair in (
+            ("{:.2f}", 1e-3, row.seconds), ("{:.1f}", MIB, row.peaks), ("{:.0f}", 1, row.faults),
+        )
+    )  # fmt: skip
     return (
         comparison.model, comparison.what, comparison.optimizer, row.measured, row.against,
-        str(row.ratio), "" if target is None else str(target), met(row), milliseconds, peaks,
+        str(row.ratio), "" if target is None else str(target), met(row), milliseconds, peaks, faults,
     )  # fmt: skip
 
 

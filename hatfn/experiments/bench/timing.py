@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
+
+if sys.platform != "win32":
+    import resource
 
 _SECOND = "the step that is measured"
 
@@ -160,6 +164,23 @@ def peak_memory(contender: Contender, device: torch.device | str = "cpu") -> int
     start = next(event.start_ns() for event in events if event.name() == _SECOND)
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
     return highest([change for change in changes if change[0] >= start])
+
+
+def page_faults(contender: Contender, steps: int = 5) -> float:
+    """The pages of memory that the system hands out per step, in a loop of steps; nan on Windows."""
+    if sys.platform == "win32":
+        return math.nan
+
+    def so_far() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    with _no_collection():
+        for _ in range(3):  # until the C library has grown its heap
+            contender.step()
+        start = so_far()
+        for _ in range(steps):
+            contender.step()
+        return (so_far() - start) / steps
 
 
 def highest(changes: Sequence[tuple[int, int]]) -> int:
