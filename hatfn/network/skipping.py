@@ -139,6 +139,20 @@ class _Cut(NamedTuple):
     cols: _Side | None
 
 
+class Plan(NamedTuple):
+    """Where layers are narrowed for T tasks.
+
+    Attributes:
+        cuts: {path: the sides on which a layer is narrowed}; other layers may be missing.
+        bare: as in :class:`Skips`.
+        tasks: T.
+    """
+
+    cuts: dict[str, _Cut]
+    bare: frozenset[str]
+    tasks: int
+
+
 def layer_ends(wiring: Wiring) -> Ends:
     """The units of the rows and columns of the layers' weights.
 
@@ -210,8 +224,6 @@ def skipped(
 ) -> Skips:
     """The smaller weights of the layers that are worth narrowing, for T tasks.
 
-    All tasks get the same shapes, those of the task with the most live units.
-
     Args:
         skippable: from :func:`find_skippable`.
         wiring: the wiring of the module.
@@ -222,6 +234,15 @@ def skipped(
     Returns:
         The parts to skip; every tensor leads with T.
     """
+    return narrowed(skippable, wiring, params, planned(skippable, wiring, masks, samples))
+
+
+def planned(skippable: Skippables, wiring: Wiring, masks: Mapping[str, Tensor], samples: int) -> Plan:
+    """The layers that are worth narrowing for T tasks.
+
+    All tasks get the same shapes, those of the task with the most live units. See :func:`skipped` for
+    the arguments.
+    """
     layers = skippable.layers
     tasks = len(next(iter(masks.values()))) if masks else 0
     # Under vmap, a layer whose input no gate reaches is computed once for all tasks.
@@ -230,7 +251,7 @@ def skipped(
         for path, layer in layers.items()
     }
     if not tasks or max(works.values(), default=0) < SMALL:
-        return NOTHING
+        return Plan({}, frozenset(), tasks)
     flat = [masks[group] for group in wiring.groups]
     on = torch.cat([*flat, torch.ones_like(flat[0][:, :1])], 1)  # OPEN is -1, the last, which is on
     sides: dict[int, _Side] = {}
@@ -254,7 +275,12 @@ def skipped(
         for path, work in works.items()
         if work >= SMALL
     }
-    bare = _bare(layers, cuts, side)
+    return Plan(cuts, frozenset(_bare(layers, cuts, side)), tasks)
+
+
+def narrowed(skippable: Skippables, wiring: Wiring, params: Mapping[str, Tensor], plan: Plan) -> Skips:
+    """The smaller weights of a plan; see :func:`skipped`."""
+    layers, (cuts, bare, tasks) = skippable.layers, plan
     inner = {reader for path in bare if cuts[path].rows is not None for reader in layers[path].readers}
     smaller: dict[str, Tensor] = {}
     hooks: dict[str, Tensor] = {}
@@ -268,7 +294,7 @@ def skipped(
             hooks[f"{path}.{BACK}"] = rows.back()
         if cols is not None and path not in inner:
             hooks[f"{path}.{COLUMNS}"] = cols.order
-    return Skips(smaller, hooks, frozenset(bare))
+    return Skips(smaller, hooks, bare)
 
 
 def _bare(
