@@ -15,6 +15,7 @@ from hatfn.checks.batches import (
     check_inputs,
 )
 from hatfn.checks.calls import (
+    bounded_scale,
     check_active,
     check_chosen,
     check_each_task,
@@ -22,7 +23,6 @@ from hatfn.checks.calls import (
     check_learned,
     check_locked,
     check_sample_tasks,
-    check_scale,
     check_state,
     check_task,
     check_tasks,
@@ -43,7 +43,8 @@ from hatfn.lifecycle.consolidate import consolidate, recalibrate, settle
 from hatfn.lifecycle.forget import Forgotten, forget
 from hatfn.lifecycle.init import init
 from hatfn.network.network import Output
-from hatfn.network.outputs import forward, forward_each, forward_plain, predict
+from hatfn.network.outputs import forward, forward_each, forward_plain, only_learned, predict
+from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.trees import take
 from hatfn.spec import Spec
 from hatfn.state import HATState
@@ -158,14 +159,15 @@ class HAT(Spec):
             The new state, and :class:`~hatfn.training.types.Info` with losses and logits of the step.
 
         Raises:
-            TypeError, ValueError: a wrong task, batch or scale; a task that is not open.
-
+            TypeError, ValueError: a wrong task, batch or scale; a task that is not open. On a GPU
+                nothing is read: a step with a task that is not open, a scale above s_max or a wrong
+                label is refused, and ``info.ok`` is False.
         """
         check_state("update", state, self.wiring, self.tasks)
         rows = check_tasks("update", task, self.tasks)
-        check_active("update", state, rows, together=True)
+        check_active("update", state, rows, together=True, waits=False)
         if scale is not None:
-            check_scale("update", scale, state.hyper["s_max"])
+            scale = bounded_scale("update", scale, state.hyper["s_max"])
         batches = check_batches(batch, task, rows, [self.labels(row) for row in rows], self.wiring)
         if nested := is_nested(state, batches, scale):
             check_checkpointing("update", self.network.recomputes)
@@ -263,7 +265,8 @@ class HAT(Spec):
 
         Raises:
             TypeError, ValueError: a wrong task, input or scale; binary gates of a task that is not
-                learned.
+                learned. On a GPU nothing is read, except a tensor of tasks: the output is nan where the
+                task is not learned, or the scale above s_max.
         """
         check_state("forward", state, self.wiring, self.tasks)
         inputs = check_input("forward", x, self.wiring)
@@ -271,14 +274,16 @@ class HAT(Spec):
             return forward_plain(self.network, state, inputs)
         t = check_sample_tasks("forward", task, inputs, self.tasks)
         if scale is None:
-            check_learned("forward", state, [t] if isinstance(t, int) else t.unique().tolist())
+            asked = [t] if isinstance(t, int) else t.unique().tolist()
+            check_learned("forward", state, asked, waits=False)
         else:
-            check_scale("forward", scale, state.hyper["s_max"])
-        if isinstance(t, int):
-            return forward(self.network, state, inputs, t, self.gates_of(state, t, scale))
-        return forward_each(
-            self.network, state, inputs, t, lambda row: self.gates_of(state, row, scale)
-        )
+            scale = bounded_scale("forward", scale, state.hyper["s_max"])
+
+        def one(x: Inputs, row: int) -> Output:
+            output = forward(self.network, state, x, row, self.gates_of(state, row, scale))
+            return only_learned(state.learned[row], output) if scale is None else output
+
+        return one(inputs, t) if isinstance(t, int) else forward_each(self.network, inputs, t, one)
 
     def predict(
         self,
@@ -304,7 +309,7 @@ class HAT(Spec):
         """
         check_state("predict", state, self.wiring, self.tasks)
         inputs = check_input("predict", x, self.wiring)
-        rows = check_chosen("predict", state, tasks, self.tasks)
+        rows = check_chosen("predict", state, tasks, self.tasks, waits=False)
         if chunk_size is not None:
             check_count("predict", "chunk_size", chunk_size)
         return predict(self.network, state, inputs, rows, chunk_size)

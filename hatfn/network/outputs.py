@@ -15,7 +15,7 @@ from hatfn.network.call import call, run
 from hatfn.network.network import Network, Output
 from hatfn.network.skipping import NOTHING, Skips, skipped
 from hatfn.numerics.arguments import Inputs
-from hatfn.numerics.concrete import read
+from hatfn.numerics.concrete import is_at_hand, reads_freely
 from hatfn.numerics.trees import flatten, map_output, take, unflatten
 from hatfn.numerics.vmap import batchable, batched, is_unbatchable
 from hatfn.state import HATState
@@ -50,10 +50,15 @@ def forward(
 def _skipped(
     network: Network, params: Mapping[str, Tensor], masks: Mapping[str, Tensor], x: Inputs
 ) -> Skips:
-    """The parts that layers skip under the masks of some tasks; NOTHING if masks cannot be read."""
-    if not network.skippable.layers or not masks or read(next(iter(masks.values()))[0, 0]) is None:
+    """The parts that layers skip under the masks of some tasks; NOTHING if masks are not at hand."""
+    if not _can_skip(network, masks):
         return NOTHING
     return skipped(network.skippable, network.wiring, {**network.untrained, **params}, masks, x.samples)
+
+
+def _can_skip(network: Network, masks: Mapping[str, Tensor]) -> bool:
+    """Whether layers can skip units, and the masks are at hand."""
+    return bool(network.skippable.layers) and all(map(is_at_hand, masks.values()))
 
 
 def forward_plain(network: Network, state: HATState, x: Inputs) -> Output:
@@ -113,34 +118,53 @@ def forward_mixed(
 
 
 def forward_each(
-    network: Network,
-    state: HATState,
-    x: Inputs,
-    tasks: Tensor,
-    gates: Callable[[int], Mapping[str, Tensor]],
+    network: Network, x: Inputs, tasks: Tensor, output: Callable[[Inputs, int], Output]
 ) -> Output:
-    """The output of each sample under its own task in eval mode.
+    """The output of each sample under its own task.
 
-    A loop calls :func:`forward` once for each task, on all samples of the task.
+    A loop computes the output of each task once, on all samples of the task.
 
     Args:
         network: the static half of the learner.
-        state: any state.
         x: (B, ...).
-        tasks: (B,) int64, the task of each sample, on the device of x.
-        gates: a function from a task to its gates, {group: (U,)}.
+        tasks: (B,) int64, the task of each sample, on the CPU.
+        output: a function from inputs and a task to the output of the task.
 
     Returns:
         (B, classes of the widest task), -inf for classes that the sample's task lacks.
     """
-    outputs, samples = [], []
-    for task in tasks.unique().tolist() or [0]:  # without samples, any task gives the right shape
-        rows = (tasks == task).nonzero().flatten()
+    order = tasks.argsort(stable=True)
+    # One message to the device, which the CPU does not wait for.
+    order, back = torch.stack([order, order.argsort()]).to(x.device, non_blocking=True)
+    found, counts = (ends.tolist() for ends in tasks.unique(return_counts=True))
+    outputs = []
+    # Without samples, any task gives the right shape.
+    for task, rows in zip(found or [0], order.split(counts or [0]), strict=True):
         inputs = x.map(partial(torch.Tensor.index_select, dim=0, index=rows))
-        outputs.append(widen(network, forward(network, state, inputs, task, gates(task)), task))
-        samples.append(rows)
-    order = torch.cat(samples).argsort()
-    return map_output(lambda *parts: torch.cat(parts)[order], *outputs)
+        outputs.append(widen(network, output(inputs, task), task))
+    return map_output(lambda *parts: torch.cat(parts)[back], *outputs)
+
+
+def only_learned(learned: Tensor, output: Output) -> Output:
+    """The output; on a GPU it is nan where its task is not learned.
+
+    On a CPU a check has refused such tasks before. A GPU is not asked, because the CPU would have to
+    wait for the answer.
+
+    Args:
+        learned: bool, () or (N,), whether the task is learned.
+        output: (...) or (N, ...).
+    """
+    if reads_freely(learned.device):
+        return output
+
+    def shown(value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        flags = learned.reshape(*learned.shape, *(1,) * (value.dim() - learned.dim()))
+        return torch.where(flags, value, torch.nan)
+
+    return map_output(shown, output)
 
 
 def widen(network: Network, output: Output, task: int) -> Output:
@@ -195,7 +219,7 @@ def predict(
     Returns:
         (N, B, classes of the widest task), -inf for classes that a task lacks.
     """
-    rows = torch.as_tensor(tasks, device=x.device)
+    rows = torch.tensor(tasks).to(x.device, non_blocking=True)
     own, buffers, masks = (
         {name: leaf[rows] for name, leaf in tree.items()}
         for tree in (state.task_params, state.task_buffers, state.masks)
@@ -216,6 +240,7 @@ def predict(
                 raise
             slices = ([take(tree, i) for tree in trees] for i in range(len(rows)))
             outputs = map_output(lambda *parts: torch.stack(parts), *(one(*s) for s in slices))
+    outputs = only_learned(state.learned[rows], outputs)
     if network.classes is None or len({*network.classes}) == 1:
         return outputs
     parts = [map_output(itemgetter(i), outputs) for i in range(len(tasks))]
