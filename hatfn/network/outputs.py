@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from hatfn.network.call import call, run
 from hatfn.network.network import Network, Output
-from hatfn.network.skipping import NOTHING, Skips, skipped
+from hatfn.network.skipping import NOTHING, Skips, planned, skipped
+from hatfn.network.together import narrowed_work, tasks_at_once
 from hatfn.numerics.arguments import Inputs
-from hatfn.numerics.concrete import is_at_hand, reads_freely
+from hatfn.numerics.concrete import is_at_hand, is_concrete, reads_freely
 from hatfn.numerics.trees import flatten, map_output, take, unflatten
 from hatfn.numerics.vmap import batchable, batched, is_unbatchable
 from hatfn.state import HATState
@@ -207,24 +208,70 @@ def _class_dims(network: Network, leaves: Sequence[Tensor]) -> Sequence[int | No
 def predict(
     network: Network, state: HATState, x: Inputs, tasks: Sequence[int], chunk_size: int | None
 ) -> Output:
-    """The outputs of N tasks under binary gates in one ``vmap``, or in a loop if vmap cannot.
+    """The outputs of N tasks under binary gates, some tasks at a time.
+
+    One task at a time is a loop over :func:`forward`, equal to it to the bit. Several are one ``vmap``,
+    equal to rounding.
 
     Args:
         network: the static half of the learner.
         state: any state.
         x: (B, ...).
         tasks: the N tasks.
-        chunk_size: the number of tasks to compute at a time; None: all.
+        chunk_size: the number of tasks to compute at a time; None:
+            :func:`~hatfn.network.together.tasks_at_once` chooses it.
 
     Returns:
-        (N, B, classes of the widest task), -inf for classes that a task lacks.
+        (N, B, classes of the widest task), -inf for classes that a task lacks. On a GPU, nan for tasks
+        that are not learned.
     """
-    rows = torch.tensor(tasks).to(x.device, non_blocking=True)
+    size = chunk_size or _chosen_size(network, state, x, tasks)
+    chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    parts = [part for chunk in chunks for part in _outputs(network, state, x, chunk)]
+    return parts[0] if len(parts) == 1 else map_output(lambda *leaves: torch.cat(leaves), *parts)
+
+
+def _chosen_size(network: Network, state: HATState, x: Inputs, tasks: Sequence[int]) -> int:
+    """The number of tasks to compute at a time."""
+    if not is_concrete(state.learned):  # the axes that the transform adds are not seen
+        return len(tasks)
+    size = tasks_at_once(network.work, x.samples, len(tasks), x.device)
+    rows = _rows(tasks, x.device)
+    masks = {group: mask[rows] for group, mask in state.masks.items()} if size > 1 else {}
+    if not masks or not _can_skip(network, masks):
+        return size
+    plan = planned(network.skippable, network.wiring, masks, x.samples)
+    narrowed = narrowed_work(network.wiring, plan, x.samples)
+    return tasks_at_once(network.work, x.samples, len(tasks), x.device, narrowed)
+
+
+def _outputs(network: Network, state: HATState, x: Inputs, tasks: Sequence[int]) -> list[Output]:
+    """The outputs of N tasks: one of all, (N, B, ...), or N of (1, B, ...) if vmap cannot."""
+    if len(tasks) == 1:
+        return [_alone(network, state, x, tasks[0])]
+    try:
+        return [_together(network, state, x, tasks)]
+    except ValueError as error:
+        if not is_unbatchable(error):
+            raise
+    return [_alone(network, state, x, task) for task in tasks]
+
+
+def _alone(network: Network, state: HATState, x: Inputs, task: int) -> Output:
+    """The output of one task, (1, B, ...), equal to that of :func:`forward` to the bit."""
+    output = only_learned(
+        state.learned[task], forward(network, state, x, task, take(state.masks, task))
+    )
+    return map_output(lambda leaf: leaf[None], widen(network, output, task))
+
+
+def _together(network: Network, state: HATState, x: Inputs, tasks: Sequence[int]) -> Output:
+    """The outputs of N tasks in one ``vmap``, (N, B, ...)."""
+    rows = _rows(tasks, x.device)
     own, buffers, masks = (
         {name: leaf[rows] for name, leaf in tree.items()}
         for tree in (state.task_params, state.task_buffers, state.masks)
     )
-
     skips = _skipped(network, {**state.params, **own}, masks, x)
 
     def one(own: dict[str, Tensor], buffers: Any, masks: Any, smaller: Any, hooks: Any) -> Output:
@@ -233,16 +280,17 @@ def predict(
 
     trees = (own, buffers, masks, skips.params, skips.hooks)
     with batchable(x.device):
-        try:
-            outputs = batched(one, (0,) * len(trees), chunk_size)(*trees)
-        except ValueError as error:
-            if not is_unbatchable(error):
-                raise
-            slices = ([take(tree, i) for tree in trees] for i in range(len(rows)))
-            outputs = map_output(lambda *parts: torch.stack(parts), *(one(*s) for s in slices))
+        outputs = batched(one, (0,) * len(trees))(*trees)
     outputs = only_learned(state.learned[rows], outputs)
     if network.classes is None or len({*network.classes}) == 1:
         return outputs
     parts = [map_output(itemgetter(i), outputs) for i in range(len(tasks))]
     parts = [widen(network, part, task) for part, task in zip(parts, tasks, strict=True)]
     return map_output(lambda *parts: torch.stack(parts), *parts)
+
+
+def _rows(tasks: Sequence[int], device: torch.device) -> slice | Tensor:
+    """An index of tasks: a slice, which copies nothing, or a tensor whose sending is not waited for."""
+    if [*tasks] == [*range(tasks[0], tasks[0] + len(tasks))]:
+        return slice(tasks[0], tasks[0] + len(tasks))
+    return torch.tensor(tasks).to(device, non_blocking=True)
