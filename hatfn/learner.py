@@ -159,9 +159,8 @@ class HAT(Spec):
             The new state, and :class:`~hatfn.training.types.Info` with losses and logits of the step.
 
         Raises:
-            TypeError, ValueError: a wrong task, batch or scale; a task that is not open. On a GPU
-                nothing is read: a step with a task that is not open, a scale above s_max or a wrong
-                label is refused, and ``info.ok`` is False.
+            TypeError, ValueError: a wrong task, batch or scale; a task that is not open. A GPU is not
+                read for that: the step is refused instead, see :class:`~hatfn.training.types.Info`.
         """
         check_state("update", state, self.wiring, self.tasks)
         rows = check_tasks("update", task, self.tasks)
@@ -265,8 +264,7 @@ class HAT(Spec):
 
         Raises:
             TypeError, ValueError: a wrong task, input or scale; binary gates of a task that is not
-                learned. On a GPU nothing is read, except a tensor of tasks: the output is nan where the
-                task is not learned, or the scale above s_max.
+                learned. A GPU is read for a tensor of tasks alone; the output is nan instead.
         """
         check_state("forward", state, self.wiring, self.tasks)
         inputs = check_input("forward", x, self.wiring)
@@ -292,20 +290,21 @@ class HAT(Spec):
         tasks: Sequence[int] | None = None,
         chunk_size: int | None = None,
     ) -> Output:
-        """The outputs of several learned tasks on the same inputs, in one ``vmap``.
+        """The outputs of several learned tasks on the same inputs.
 
         Args:
             state: any state.
             x: (B, ...).
-            tasks: the N tasks, in the order of the output. None: all learned tasks, in order.
-            chunk_size: the number of tasks to compute at a time, which bounds memory. None: all.
+            tasks: the N tasks, in the order of the output. None: all learned tasks; a GPU is read.
+            chunk_size: how many tasks to compute at a time. 1: a loop of :meth:`forward`, to the bit;
+                more: a ``vmap``, to rounding. None: the fastest, by sizes, device and skipped units.
 
         Returns:
             (N, B, C), where C is the number of classes of the widest task and classes that a task
             lacks are -inf; a tuple or dict of such outputs if the module returns one.
 
         Raises:
-            TypeError, ValueError: a wrong task or input; a task that is not learned.
+            TypeError, ValueError: a wrong task or input; a task not learned (on a GPU: nan instead).
         """
         check_state("predict", state, self.wiring, self.tasks)
         inputs = check_input("predict", x, self.wiring)
