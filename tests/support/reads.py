@@ -60,3 +60,20 @@ def noted_reads() -> Iterator[list[str]]:
     seen: list[str] = []
     with _Methods(seen), _Operators(seen):
         yield seen
+
+
+class Messages(TorchDispatchMode):
+    """Notes copies between devices that the CPU waits for; also of fake tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func.__name__.split(".")[0]
+        if name in ("_to_copy", "copy_") and not (kwargs.get("non_blocking") or args[2:3] == (True,)):
+            tensors = [one for one in (*args, result) if isinstance(one, Tensor)]
+            self.seen += [name] * (len({one.device.type for one in tensors}) > 1)
+        return result
