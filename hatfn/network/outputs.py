@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hatfn.network.call import call, run
 from hatfn.network.network import Network, Output
-from hatfn.network.skipping import NOTHING, Skips, planned, skipped
+from hatfn.network.skipping import NOTHING, Plan, Skips, planned, skipped
 from hatfn.network.together import narrowed_work, tasks_at_once
 from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.concrete import is_at_hand, is_concrete, reads_freely
@@ -49,12 +49,17 @@ def forward(
 
 
 def _skipped(
-    network: Network, params: Mapping[str, Tensor], masks: Mapping[str, Tensor], x: Inputs
+    network: Network,
+    params: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    x: Inputs,
+    plan: Plan | None = None,
 ) -> Skips:
     """The parts that layers skip under the masks of some tasks; NOTHING if masks are not at hand."""
     if not _can_skip(network, masks):
         return NOTHING
-    return skipped(network.skippable, network.wiring, {**network.untrained, **params}, masks, x.samples)
+    plan = plan or planned(network.skippable, network.wiring, masks, x.samples)
+    return skipped(network.skippable, network.wiring, {**network.untrained, **params}, plan)
 
 
 def _can_skip(network: Network, masks: Mapping[str, Tensor]) -> bool:
@@ -170,7 +175,7 @@ def only_learned(learned: Tensor, output: Output) -> Output:
 
 def widen(network: Network, output: Output, task: int) -> Output:
     """Pad the output of a task (B, ...) to the classes of the widest task with -inf."""
-    if network.classes is None:
+    if network.classes is None or network.classes[task] == max(network.classes):
         return output
     classes, widest = network.classes[task], max(network.classes)
     leaves, structure = flatten(output)
@@ -225,62 +230,69 @@ def predict(
         (N, B, classes of the widest task), -inf for classes that a task lacks. On a GPU, nan for tasks
         that are not learned.
     """
-    size = chunk_size or _chosen_size(network, state, x, tasks)
+    size, plan = (chunk_size, None) if chunk_size else chosen(network, state, x, tasks)
+    if size == 1:
+        return _looped(network, state, x, tasks)
+    if size >= len(tasks):
+        return _together(network, state, x, tasks, plan)
     chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
-    parts = [part for chunk in chunks for part in _outputs(network, state, x, chunk)]
-    return parts[0] if len(parts) == 1 else map_output(lambda *leaves: torch.cat(leaves), *parts)
+    parts = [_together(network, state, x, chunk) for chunk in chunks]
+    return map_output(lambda *leaves: torch.cat(leaves), *parts)
 
 
-def _chosen_size(network: Network, state: HATState, x: Inputs, tasks: Sequence[int]) -> int:
-    """The number of tasks to compute at a time."""
+def chosen(
+    network: Network, state: HATState, x: Inputs, tasks: Sequence[int]
+) -> tuple[int, Plan | None]:
+    """The number of tasks to compute at a time, and the plan of skipping for all; None: not made."""
     if not is_concrete(state.learned):  # the axes that the transform adds are not seen
-        return len(tasks)
-    size = tasks_at_once(network.work, x.samples, len(tasks), x.device)
-    rows = _rows(tasks, x.device)
+        return len(tasks), None
+    given = network.work, x.samples, len(tasks), x.device
+    rows, size = _rows(tasks, x.device), tasks_at_once(*given)
     masks = {group: mask[rows] for group, mask in state.masks.items()} if size > 1 else {}
     if not masks or not _can_skip(network, masks):
-        return size
+        return size, None
     plan = planned(network.skippable, network.wiring, masks, x.samples)
-    narrowed = narrowed_work(network.wiring, plan, x.samples)
-    return tasks_at_once(network.work, x.samples, len(tasks), x.device, narrowed)
+    return tasks_at_once(*given, narrowed_work(network.wiring, plan, x.samples)), plan
 
 
-def _outputs(network: Network, state: HATState, x: Inputs, tasks: Sequence[int]) -> list[Output]:
-    """The outputs of N tasks: one of all, (N, B, ...), or N of (1, B, ...) if vmap cannot."""
+def _looped(network: Network, state: HATState, x: Inputs, tasks: Sequence[int]) -> Output:
+    """The outputs of N tasks, (N, B, ...), one by one."""
+
+    def one(task: int) -> Output:
+        output = forward(network, state, x, task, take(state.masks, task))
+        return widen(network, only_learned(state.learned[task], output), task)
+
+    return map_output(lambda *leaves: torch.stack(leaves), *map(one, tasks))
+
+
+def _together(
+    network: Network, state: HATState, x: Inputs, tasks: Sequence[int], plan: Plan | None = None
+) -> Output:
+    """The outputs of N tasks in one ``vmap``, (N, B, ...), or in a loop if vmap cannot.
+
+    See :func:`predict` for the arguments; ``plan`` is the plan of skipping, if it is known.
+    """
     if len(tasks) == 1:
-        return [_alone(network, state, x, tasks[0])]
-    try:
-        return [_together(network, state, x, tasks)]
-    except ValueError as error:
-        if not is_unbatchable(error):
-            raise
-    return [_alone(network, state, x, task) for task in tasks]
-
-
-def _alone(network: Network, state: HATState, x: Inputs, task: int) -> Output:
-    """The output of one task, (1, B, ...), equal to that of :func:`forward` to the bit."""
-    output = only_learned(
-        state.learned[task], forward(network, state, x, task, take(state.masks, task))
-    )
-    return map_output(lambda leaf: leaf[None], widen(network, output, task))
-
-
-def _together(network: Network, state: HATState, x: Inputs, tasks: Sequence[int]) -> Output:
-    """The outputs of N tasks in one ``vmap``, (N, B, ...)."""
+        return _looped(network, state, x, tasks)
     rows = _rows(tasks, x.device)
     own, buffers, masks = (
         {name: leaf[rows] for name, leaf in tree.items()}
         for tree in (state.task_params, state.task_buffers, state.masks)
     )
-    skips = _skipped(network, {**state.params, **own}, masks, x)
+    skips = _skipped(network, {**state.params, **own}, masks, x, plan)
 
     def one(own: dict[str, Tensor], buffers: Any, masks: Any, smaller: Any, hooks: Any) -> Output:
         params, skip = {**state.params, **own}, Skips(smaller, hooks, skips.bare)
         return call(network, network.evaluate, params, buffers, masks, x, True, skip)[0]
 
     trees = (own, buffers, masks, skips.params, skips.hooks)
-    with batchable(x.device):
-        outputs = batched(one, (0,) * len(trees))(*trees)
+    try:
+        with batchable(x.device):
+            outputs = batched(one, (0,) * len(trees))(*trees)
+    except ValueError as error:
+        if not is_unbatchable(error):
+            raise
+        return _looped(network, state, x, tasks)
     outputs = only_learned(state.learned[rows], outputs)
     if network.classes is None or len({*network.classes}) == 1:
         return outputs

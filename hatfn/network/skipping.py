@@ -215,33 +215,16 @@ def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> S
     return Skippables(layers, tuple(axis.to(device) for axis in ends.axes))
 
 
-def skipped(
-    skippable: Skippables,
-    wiring: Wiring,
-    params: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-    samples: int,
-) -> Skips:
-    """The smaller weights of the layers that are worth narrowing, for T tasks.
+def planned(skippable: Skippables, wiring: Wiring, masks: Mapping[str, Tensor], samples: int) -> Plan:
+    """The layers that are worth narrowing for T tasks.
+
+    All tasks get the same shapes, those of the task with the most live units.
 
     Args:
         skippable: from :func:`find_skippable`.
         wiring: the wiring of the module.
-        params: {name: tensor}; per-task parameters and heads lead with T.
         masks: {group: (T, U)} bool.
         samples: the number of samples in the batch.
-
-    Returns:
-        The parts to skip; every tensor leads with T.
-    """
-    return narrowed(skippable, wiring, params, planned(skippable, wiring, masks, samples))
-
-
-def planned(skippable: Skippables, wiring: Wiring, masks: Mapping[str, Tensor], samples: int) -> Plan:
-    """The layers that are worth narrowing for T tasks.
-
-    All tasks get the same shapes, those of the task with the most live units. See :func:`skipped` for
-    the arguments.
     """
     layers = skippable.layers
     tasks = len(next(iter(masks.values()))) if masks else 0
@@ -278,8 +261,18 @@ def planned(skippable: Skippables, wiring: Wiring, masks: Mapping[str, Tensor], 
     return Plan(cuts, frozenset(_bare(layers, cuts, side)), tasks)
 
 
-def narrowed(skippable: Skippables, wiring: Wiring, params: Mapping[str, Tensor], plan: Plan) -> Skips:
-    """The smaller weights of a plan; see :func:`skipped`."""
+def skipped(skippable: Skippables, wiring: Wiring, params: Mapping[str, Tensor], plan: Plan) -> Skips:
+    """The smaller weights of the layers that are narrowed for T tasks.
+
+    Args:
+        skippable: from :func:`find_skippable`.
+        wiring: the wiring of the module.
+        params: {name: tensor}; per-task parameters and heads lead with T.
+        plan: the layers to narrow, from :func:`planned`.
+
+    Returns:
+        The parts to skip; every tensor leads with T.
+    """
     layers, (cuts, bare, tasks) = skippable.layers, plan
     inner = {reader for path in bare if cuts[path].rows is not None for reader in layers[path].readers}
     smaller: dict[str, Tensor] = {}
