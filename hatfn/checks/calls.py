@@ -156,8 +156,9 @@ def _check_scale(where: str, scale: Any, value: Any, top: Any) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{where}: scale={scale!r}. Expected a number, or None for binary gates.")
     if not math.isfinite(value) or value <= 0 or (top is not None and value > top * ABOVE):
+        most = "s_max" if top is None else f"s_max={top}"
         raise ValueError(
-            f"{where}: scale={value}. Expected a number in (0, s_max={top}]: at 0 every gate is 1/2, "
+            f"{where}: scale={value}. Expected a number in (0, {most}]: at 0 every gate is 1/2, "
             f"and a negative scale inverts masks. Write hatfn.schedule.linear(s_max)(progress), or "
             f"set another s_max: build(s_max=...)."
         )
