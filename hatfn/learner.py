@@ -15,6 +15,7 @@ from hatfn.checks.batches import (
     check_inputs,
 )
 from hatfn.checks.calls import (
+    bounded_scale,
     check_active,
     check_chosen,
     check_donatable,
@@ -23,7 +24,6 @@ from hatfn.checks.calls import (
     check_learned,
     check_locked,
     check_sample_tasks,
-    check_scale,
     check_state,
     check_task,
     check_tasks,
@@ -31,6 +31,7 @@ from hatfn.checks.calls import (
 )
 from hatfn.checks.capacity import (
     check_alive,
+    check_forgotten,
     check_free,
     check_left,
     check_statistics,
@@ -44,7 +45,8 @@ from hatfn.lifecycle.consolidate import consolidate, recalibrate, settle
 from hatfn.lifecycle.forget import Forgotten, forget
 from hatfn.lifecycle.init import init
 from hatfn.network.network import Output
-from hatfn.network.outputs import forward, forward_each, forward_plain, predict
+from hatfn.network.outputs import forward, forward_each, forward_plain, only_learned, predict
+from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.trees import take
 from hatfn.spec import Spec
 from hatfn.state import HATState
@@ -125,8 +127,8 @@ class HAT(Spec):
             given = "begin", batch, self.classes, self.wiring, self.has_real_targets
             pair = batch if batch is None else check_class_batch(*given)
             state = warm_start(self, state, rows[0], init_from, pair)
-        opened, used = begin(self, state, rows, held, carry)
-        check_free("begin", rows, used)
+        opened = begin(self, state, rows, held, carry)
+        check_free("begin", rows, opened.used)
         return opened
 
     def update(
@@ -163,14 +165,14 @@ class HAT(Spec):
             The new state, and :class:`~hatfn.training.types.Info` with losses and logits of the step.
 
         Raises:
-            TypeError, ValueError: a wrong task, batch or scale; a task that is not open; ``donate``
-                inside a transform, or of a tensor that something outside of Python holds.
+            TypeError, ValueError: a wrong task, batch or scale; a state that cannot be donated; a task
+                that is not open. A GPU is not read for that: ``info.ok`` is False instead.
         """
         check_state("update", state, self.wiring, self.tasks)
         rows = check_tasks("update", task, self.tasks)
-        check_active("update", state, rows, together=True)
+        check_active("update", state, rows, together=True, waits=False)
         if scale is not None:
-            check_scale("update", scale, state.hyper["s_max"])
+            scale = bounded_scale("update", scale, state.hyper["s_max"])
         batches = check_batches(batch, task, rows, [self.labels(row) for row in rows], self.wiring)
         if nested := is_nested(state, batches, scale):
             check_checkpointing("update", self.network.recomputes)
@@ -269,7 +271,7 @@ class HAT(Spec):
 
         Raises:
             TypeError, ValueError: a wrong task, input or scale; binary gates of a task that is not
-                learned.
+                learned. A GPU is read for a tensor of tasks alone; the output is nan instead.
         """
         check_state("forward", state, self.wiring, self.tasks)
         inputs = check_input("forward", x, self.wiring)
@@ -277,14 +279,16 @@ class HAT(Spec):
             return forward_plain(self.network, state, inputs)
         t = check_sample_tasks("forward", task, inputs, self.tasks)
         if scale is None:
-            check_learned("forward", state, [t] if isinstance(t, int) else t.unique().tolist())
+            asked = [t] if isinstance(t, int) else t.unique().tolist()
+            check_learned("forward", state, asked, waits=False)
         else:
-            check_scale("forward", scale, state.hyper["s_max"])
-        if isinstance(t, int):
-            return forward(self.network, state, inputs, t, self.gates_of(state, t, scale))
-        return forward_each(
-            self.network, state, inputs, t, lambda row: self.gates_of(state, row, scale)
-        )
+            scale = bounded_scale("forward", scale, state.hyper["s_max"])
+
+        def one(x: Inputs, row: int) -> Output:
+            output = forward(self.network, state, x, row, self.gates_of(state, row, scale))
+            return only_learned(state.learned[row], output) if scale is None else output
+
+        return one(inputs, t) if isinstance(t, int) else forward_each(self.network, inputs, t, one)
 
     def predict(
         self,
@@ -293,24 +297,25 @@ class HAT(Spec):
         tasks: Sequence[int] | None = None,
         chunk_size: int | None = None,
     ) -> Output:
-        """The outputs of several learned tasks on the same inputs, in one ``vmap``.
+        """The outputs of several learned tasks on the same inputs.
 
         Args:
             state: any state.
             x: (B, ...).
-            tasks: the N tasks, in the order of the output. None: all learned tasks, in order.
-            chunk_size: the number of tasks to compute at a time, which bounds memory. None: all.
+            tasks: the N tasks, in the order of the output. None: all learned tasks; a GPU is read.
+            chunk_size: how many tasks to compute at a time. 1: a loop of :meth:`forward`, to the bit;
+                more: a ``vmap``, to rounding. None: the fastest, by sizes, device and skipped units.
 
         Returns:
             (N, B, C), where C is the number of classes of the widest task and classes that a task
             lacks are -inf; a tuple or dict of such outputs if the module returns one.
 
         Raises:
-            TypeError, ValueError: a wrong task or input; a task that is not learned.
+            TypeError, ValueError: a wrong task or input; a task not learned (on a GPU: nan instead).
         """
         check_state("predict", state, self.wiring, self.tasks)
         inputs = check_input("predict", x, self.wiring)
-        rows = check_chosen("predict", state, tasks, self.tasks)
+        rows = check_chosen("predict", state, tasks, self.tasks, waits=False)
         if chunk_size is not None:
             check_count("predict", "chunk_size", chunk_size)
         return predict(self.network, state, inputs, rows, chunk_size)
@@ -347,11 +352,7 @@ class HAT(Spec):
         rows = check_each_task("forget", task, self.tasks)
         kept = check_locked("forget", locked, rows, self.tasks)
         new, found = forget(self, state, rows, kept, dry_run)
-        if untouched := [row for row in rows if row not in found.tasks]:
-            which = ", ".join(map(str, untouched))
-            warn_untouched("forget", f"task {which} was never trained, or was forgotten already")
-        if not rows:
-            warn_untouched("forget", "no task was given")
+        check_forgotten("forget", rows, found.tasks)
         return new, found
 
     def prune(

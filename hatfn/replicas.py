@@ -37,10 +37,10 @@ from hatfn.checks.capacity import (
     check_unfinished,
 )
 from hatfn.checks.replicas import (
+    bounded_scales,
     check_alike_states,
     check_replica,
     check_replicated,
-    check_scales,
     check_seeds,
     check_stacked,
 )
@@ -50,7 +50,7 @@ from hatfn.learner import HAT, X
 from hatfn.lifecycle.begin import begin
 from hatfn.lifecycle.consolidate import consolidate, recalibrate
 from hatfn.network.network import Output
-from hatfn.network.outputs import forward, predict
+from hatfn.network.outputs import forward, only_learned, predict
 from hatfn.numerics.arguments import Inputs, map_leaves
 from hatfn.numerics.ownership import aliased
 from hatfn.numerics.trees import tree_map
@@ -183,9 +183,8 @@ class Replicas(NamedTuple):
         held = check_locked("begin", locked, rows, self.hat.tasks)
         if held is None:
             check_unfinished("begin", rows, first)
-        opened, used = _each(lambda state: begin(self.hat, state, rows, held, carry), states)
-        check_free("begin", rows, used)
-        begun: HATState = opened
+        begun: HATState = _each(lambda state: begin(self.hat, state, rows, held, carry), states)
+        check_free("begin", rows, begun.used)
         return begun
 
     def update(
@@ -209,12 +208,12 @@ class Replicas(NamedTuple):
                 f"learner built without ranks: each process trains its own seeds."
             )
         check_checkpointing("update", hat.network.recomputes)
-        check_active("update", first, rows, together=True)
+        check_active("update", first, rows, together=True, waits=False)
         x, _ = check_pair("update", batch)
         shared = self._is_shared("update", states, x, shared, axes=int(is_several(task)))
         labels = [hat.labels(row) for row in rows]
         batches = check_batches(batch, task, rows, labels, hat.wiring, lead=0 if shared else 1)
-        check_scales("update", scale, states.hyper["s_max"])
+        scale = bounded_scales("update", scale, states.hyper["s_max"])
         check_donatable("update", donate, states, is_nested(states, batches, scale))
         with batchable(states.learned.device):
             new, applied = step(hat, states, batches, rows, scale, lead=1, shared=shared, donate=donate)
@@ -272,13 +271,14 @@ class Replicas(NamedTuple):
         hat, first = self.hat, self._checked("forward", states)
         row = check_task("forward", task, hat.tasks)
         if scale is None:
-            check_learned("forward", first, [row])
-        check_scales("forward", scale, states.hyper["s_max"])
+            check_learned("forward", first, [row], waits=False)
+        scale = bounded_scales("forward", scale, states.hyper["s_max"])
         shared = self._is_shared("forward", states, x, shared)
         inputs = check_input("forward", x, hat.wiring, lead=0 if shared else 1)
 
         def one(state: HATState, x: Inputs, scale: Scale) -> Output:
-            return forward(hat.network, state, x, row, hat.gates_of(state, row, scale))
+            output = forward(hat.network, state, x, row, hat.gates_of(state, row, scale))
+            return only_learned(state.learned[row], output) if scale is None else output
 
         each = 0 if isinstance(scale, Tensor) and scale.dim() == 1 else None
         with batchable(states.learned.device):
@@ -294,7 +294,8 @@ class Replicas(NamedTuple):
     ) -> Output:
         """:meth:`hatfn.HAT.predict` for every replica, (S, N, B, C)."""
         network = self.hat.network
-        rows = check_chosen("predict", self._checked("predict", states), tasks, self.hat.tasks)
+        first = self._checked("predict", states)
+        rows = check_chosen("predict", first, tasks, self.hat.tasks, waits=False)
         shared = self._is_shared("predict", states, x, shared)
         inputs = check_input("predict", x, self.hat.wiring, lead=0 if shared else 1)
         if chunk_size is not None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torchopt
 from nets import ConvNet, Transformer
+from reads import Messages
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -52,7 +53,14 @@ def test_no_leaf_leaves_the_device(
             y = torch.zeros(4, dtype=torch.long)
         hat = hatfn.build(module, wiring, [3, 2, 3], pair, protection=protection)
         state = hat.begin(hat.begin(hat.init(0), 0), 1, locked=[0, 2])
-        state, info = hat.update(state, (x, y), 1, 5.0)
+        with Messages() as messages:
+            assert torch.tensor([1], device="cuda").is_cuda
+            assert messages.seen, "such a tensor comes from the CPU"
+            messages.seen.clear()
+            state, info = hat.update(state, (x, y), 1, 5.0)
+            hat.forward(state, x, 0), hat.forward(state, x, 1, 5.0), hat.forward(state, x, None)
+            hat.predict(state, x, [0, 1]), hat.predict(state, x, [2, 0], chunk_size=1)
+            assert messages.seen == []
         state = hat.consolidate(hat.recalibrate(state, [x, x], 1), 1)
         exported = hatfn.export(hat, state, 1)
         outputs = (

@@ -11,7 +11,7 @@ from torch import Tensor
 from hatfn.checks.calls import is_several
 from hatfn.checks.values import check_list
 from hatfn.numerics.arguments import ALONE, Inputs, Leaf, named_leaves
-from hatfn.numerics.concrete import read
+from hatfn.numerics.concrete import is_at_hand, read
 from hatfn.wiring import Wiring
 
 _IGNORED = -100
@@ -149,7 +149,7 @@ def check_batches(
     else:
         batches = _of_tasks(x, y, rows, wiring, lead)
     for count, (inputs, targets) in zip(labels, batches, strict=True):
-        check_samples("update", inputs, targets, count, lead)
+        check_samples("update", inputs, targets, count, lead, waits=False)
     return tuple(batches)
 
 
@@ -188,7 +188,14 @@ def check_pair(where: str, batch: Any) -> tuple[Any, Tensor]:
     return x, y
 
 
-def check_samples(where: str, x: Inputs, y: Tensor, classes: int | None, lead: int = 0) -> None:
+def check_samples(
+    where: str,
+    x: Inputs,
+    y: Tensor,
+    classes: int | None,
+    lead: int = 0,
+    waits: bool = True,
+) -> None:
     """Check that there are as many targets as samples, and at least one.
 
     Args:
@@ -197,6 +204,7 @@ def check_samples(where: str, x: Inputs, y: Tensor, classes: int | None, lead: i
         y: (B, ...), behind the same axes.
         classes: the number of classes of the task; None: the targets are not class labels.
         lead: number of axes in front that count states.
+        waits: see :func:`check_labels`.
     """
     check_filled(where, x)
     shape = x.batched[0].shape
@@ -205,7 +213,7 @@ def check_samples(where: str, x: Inputs, y: Tensor, classes: int | None, lead: i
             f"{where}: x has {shape[0]} samples and y has shape {tuple(y.shape)}. Expected as many "
             f"targets as samples."
         )
-    check_labels(y, classes, where, lead)
+    check_labels(y, classes, where, lead, waits)
 
 
 def check_inputs(
@@ -274,12 +282,27 @@ def check_filled(where: str, x: Inputs) -> None:
         )
 
 
-def check_labels(y: Tensor, classes: int | None, where: str, lead: int = 0) -> None:
-    """Check that targets, if they are class labels, are from 0 to classes - 1."""
+def check_labels(
+    y: Tensor,
+    classes: int | None,
+    where: str,
+    lead: int = 0,
+    waits: bool = True,
+) -> None:
+    """Check that targets, if they are class labels, are from 0 to classes - 1.
+
+    Args:
+        y: the targets.
+        classes: the number of classes of the task; None: the targets are not class labels.
+        where: the function that was called.
+        lead: number of axes in front that count states.
+        waits: also read labels on a GPU, which must do all its work first.
+    """
     if classes is not None and (y.dim() == 1 + lead or not y.is_floating_point()):
         if y.dtype != torch.int64:
             raise TypeError(f"{where}: labels are {y.dtype}. Expected torch.int64: write y.long().")
-        ends = read(torch.stack([y.min(), y.max()])) if y.numel() else None
+        known = y.numel() and (waits or is_at_hand(y))
+        ends = read(torch.stack([y.min(), y.max()])) if known else None
         if ends is not None and ends[0] == _IGNORED and y.dim() > 1 + lead:
             check_labels(y[y != _IGNORED], classes, where, lead)
         elif ends is not None and not 0 <= ends[0] <= ends[1] < classes:

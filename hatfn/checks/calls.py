@@ -12,10 +12,13 @@ from torch import Tensor
 
 from hatfn.checks.values import check_kind, check_learner, check_list
 from hatfn.numerics.arguments import Inputs
-from hatfn.numerics.concrete import integer, read
+from hatfn.numerics.concrete import integer, is_at_hand, is_concrete, read, reads_freely
 from hatfn.numerics.ownership import is_exported
 from hatfn.state import HATState, is_spent
 from hatfn.wiring import Wiring
+
+ABOVE = 1 + 1e-6
+"""A scale may be larger than s_max by this factor, which a rounding error stays below."""
 
 
 def check_task(where: str, task: Any, tasks: int) -> int:
@@ -123,7 +126,10 @@ def check_each_task(where: str, task: Any, tasks: int) -> list[int]:
 
 
 def check_sample_tasks(where: str, task: Any, x: Inputs, tasks: int) -> int | Tensor:
-    """One task for all samples, as an int, or one for each, as (B,) int64 on the device of x."""
+    """One task for all samples, as an int, or one for each, as (B,) int64 on the CPU.
+
+    The tasks decide which outputs are computed, so they are read, once.
+    """
     if not isinstance(task, Tensor | list | tuple) or (isinstance(task, Tensor) and not task.dim()):
         return check_task(where, task, tasks)
     right = (
@@ -138,16 +144,44 @@ def check_sample_tasks(where: str, task: Any, x: Inputs, tasks: int) -> int | Te
         raise ValueError(
             f"{where}: task has shape {tuple(task.shape)}, but x has {x.samples} samples. {right}."
         )
-    for end in task.aminmax() if len(task) else ():
+    known: Tensor = task.cpu()
+    for end in known.aminmax() if len(known) else ():
         check_task(where, end, tasks)
-    return task.to(x.device)
+    return known
 
 
 def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
     """Check that a mask scale is in (0, s_max], if its number can be read."""
-    value = read(scale) if isinstance(scale, Tensor) else scale
-    top = read(s_max)
-    if isinstance(value, list):
+    _check_scale(where, scale, read(scale) if isinstance(scale, Tensor) else scale, read(s_max))
+
+
+def bounded_scale(where: str, scale: Any, s_max: Tensor) -> float | Tensor:
+    """The mask scale, after a check that it is in (0, s_max].
+
+    If s_max is on a GPU, it is not read. The scale is then a tensor, which is nan if it is too large:
+    it makes outputs nan, and a step with it is refused.
+
+    Args:
+        where: the function that was called.
+        scale: the scale as the caller gave it.
+        s_max: (); for stacked states (S,) with a scale for each.
+    """
+    if reads_freely(s_max.device):
+        check_scale(where, scale, s_max)
+        return scale  # type: ignore[no-any-return]
+    number: Any = scale
+    if isinstance(scale, Tensor):
+        number = read(scale) if is_at_hand(scale) and not scale.dim() else None
+        scale = scale.to(s_max.device, non_blocking=True)
+    _check_scale(where, scale, number, None)
+    if not isinstance(scale, Tensor):
+        scale = s_max.new_full((), scale)
+    return torch.where((scale > 0) & (scale <= s_max * ABOVE), scale, torch.nan)
+
+
+def _check_scale(where: str, scale: Any, value: Any, top: Any) -> None:
+    """Check a mask scale by its number and that of s_max; None: the number is not known."""
+    if isinstance(scale, Tensor) and scale.dim():
         raise ValueError(
             f"{where}: scale has shape {tuple(scale.shape)}. Expected one number; only hatfn.Replicas "
             f"takes several, one for each replica."
@@ -156,20 +190,34 @@ def check_scale(where: str, scale: Any, s_max: Tensor) -> None:
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{where}: scale={scale!r}. Expected a number, or None for binary gates.")
-    if not math.isfinite(value) or value <= 0 or (top is not None and value > top * (1 + 1e-6)):
+    if not math.isfinite(value) or value <= 0 or (top is not None and value > top * ABOVE):
+        most = "s_max" if top is None else f"s_max={top}"
         raise ValueError(
-            f"{where}: scale={value}. Expected a number in (0, s_max={top}]: at 0 every gate is 1/2, "
+            f"{where}: scale={value}. Expected a number in (0, {most}]: at 0 every gate is 1/2, "
             f"and a negative scale inverts masks. Write hatfn.schedule.linear(s_max)(progress), or "
             f"set another s_max: build(s_max=...)."
         )
 
 
-def check_active(where: str, state: HATState, rows: Sequence[int], together: bool = False) -> None:
-    """Check that ``begin`` opened the tasks; with ``together`` also that it opened no others."""
-    active = read(state.active)
-    if active is None:
+def check_active(
+    where: str,
+    state: HATState,
+    rows: Sequence[int],
+    together: bool = False,
+    waits: bool = True,
+) -> None:
+    """Check that ``begin`` opened the tasks.
+
+    Args:
+        where: the function that was called.
+        state: the state.
+        rows: the tasks.
+        together: also check that ``begin`` opened no others.
+        waits: also read a state on a GPU, which must do all its work first.
+    """
+    if not (is_concrete(state.active) if waits else is_at_hand(state.active)):
         return
-    opened, asked = [i for i, on in enumerate(active) if on], list(rows)
+    opened, asked = state.active.nonzero().flatten().tolist(), list(rows)
     one = asked[0] if len(asked) == 1 else asked
     if not set(asked) <= set(opened):
         raise ValueError(
@@ -183,10 +231,18 @@ def check_active(where: str, state: HATState, rows: Sequence[int], together: boo
         )
 
 
-def check_learned(where: str, state: HATState, tasks: Sequence[int]) -> None:
-    """Check that tasks are learned, because other tasks have no binary gates."""
-    learned = read(state.learned)
-    missing = [] if learned is None else [task for task in tasks if not learned[task]]
+def check_learned(where: str, state: HATState, tasks: Sequence[int], waits: bool = True) -> None:
+    """Check that tasks are learned, because other tasks have no binary gates.
+
+    Args:
+        where: the function that was called.
+        state: the state.
+        tasks: the tasks.
+        waits: also read a state on a GPU, which must do all its work first.
+    """
+    known = is_concrete(state.learned) if waits else is_at_hand(state.learned)
+    learned = state.learned[[*tasks]].tolist() if known else [True] * len(tasks)
+    missing = [task for task, is_learned in zip(tasks, learned, strict=True) if not is_learned]
     if missing:
         task = missing[0]
         why = "it is open for training" if read(state.active[task]) else "it was never learned"
@@ -196,8 +252,18 @@ def check_learned(where: str, state: HATState, tasks: Sequence[int]) -> None:
         )
 
 
-def check_chosen(where: str, state: HATState, tasks: Sequence[int] | None, count: int) -> list[int]:
-    """The tasks as ints, after a check that they are learned; None stands for all learned tasks."""
+def check_chosen(
+    where: str, state: HATState, tasks: Sequence[int] | None, count: int, waits: bool = True
+) -> list[int]:
+    """The tasks as ints, after a check that they are learned.
+
+    Args:
+        where: the function that was called.
+        state: the state.
+        tasks: the tasks as the caller gave them; None: all learned tasks, which are always read.
+        count: the number of tasks of the learner.
+        waits: see :func:`check_learned`.
+    """
     if tasks is None:
         tasks = state.learned.nonzero().flatten().tolist()
     check_list(where, "tasks", tasks, "a list of tasks, such as [0, 1]")
@@ -206,7 +272,7 @@ def check_chosen(where: str, state: HATState, tasks: Sequence[int] | None, count
         raise ValueError(
             f"{where}: no tasks. Expected at least one learned task: call hat.consolidate first."
         )
-    check_learned(where, state, rows)
+    check_learned(where, state, rows, waits)
     return rows
 
 

@@ -79,6 +79,15 @@ def check_alive(where: str, task: int, masks: Mapping[str, Tensor]) -> None:
         )
 
 
+def check_forgotten(where: str, asked: Sequence[int], forgotten: Sequence[int]) -> None:
+    """Warn of tasks that had nothing to forget, and of a call without tasks."""
+    if untouched := [task for task in asked if task not in forgotten]:
+        which = ", ".join(map(str, untouched))
+        warn_untouched(where, f"task {which} was never trained, or was forgotten already")
+    if not asked:
+        warn_untouched(where, "no task was given")
+
+
 def warn_untouched(where: str, why: str) -> None:
     """Warn that tasks have only their initial values."""
     warn(f"{where}: nothing to forget: {why}.")

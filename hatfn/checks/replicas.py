@@ -9,9 +9,10 @@ import optree
 import torch
 from torch import Tensor
 
-from hatfn.checks.calls import check_scale, check_unspent
+from hatfn.checks.calls import bounded_scale, check_unspent
 from hatfn.checks.settings import check_number
 from hatfn.checks.values import check_integer, check_kind, check_list, check_seed
+from hatfn.numerics.concrete import reads_freely
 from hatfn.state import HATState
 
 
@@ -82,17 +83,20 @@ def check_alike_states(states: Any) -> None:
         )
 
 
-def check_scales(where: str, scale: Any, s_max: Tensor) -> None:
-    """Check one scale for all replicas, or (S,) scales, one for each; None for binary gates."""
+def bounded_scales(where: str, scale: Any, s_max: Tensor) -> float | Tensor | None:
+    """One scale for all replicas, or (S,), one for each, after a check; None for binary gates.
+
+    See :func:`~hatfn.checks.calls.bounded_scale` for states on a GPU.
+    """
     if scale is None:
-        return
+        return None
     if not isinstance(scale, Tensor) or not scale.dim():
-        check_scale(where, scale, s_max.min())
-        return
+        return bounded_scale(where, scale, s_max.min())
     if scale.shape != s_max.shape:
         raise ValueError(
             f"{where}: scale has shape {tuple(scale.shape)} for {len(s_max)} replicas. Expected one "
             f"number, or one for each, ({len(s_max)},)."
         )
-    for one, top in zip(scale, s_max, strict=True):
-        check_scale(where, one, top)
+    pairs = zip(scale.unbind(), s_max.unbind(), strict=True)
+    each: list[Any] = [bounded_scale(where, one, top) for one, top in pairs]
+    return scale if reads_freely(s_max.device) else torch.stack(each)

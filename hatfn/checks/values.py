@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hatfn.numerics.concrete import integer, read
+from hatfn.numerics.concrete import integer, is_at_hand
 
 
 def shortened(items: Sequence[object], most: int = 8) -> str:
@@ -77,11 +77,14 @@ def check_seed(where: str, seed: Any) -> int:
 def check_real(
     where: str, name: str, value: Any, right: Callable[[float], bool], expected: str
 ) -> None:
-    """Check that a number, or every number of a tensor, is in a range; ``vmap`` skips the check."""
+    """Check that a number, or every number of a tensor, is in a range.
+
+    Tensors inside ``vmap`` and on a GPU are not checked, because they would have to be read.
+    """
     numbers = [value]
     if isinstance(value, Tensor):
-        ends = map(read, value.aminmax()) if value.numel() else ()
-        numbers = [end for end in ends if end is not None]
+        known = value.numel() and is_at_hand(value)
+        numbers = [end.item() for end in value.aminmax()] if known else []
     for number in numbers:
         if not isinstance(number, Real):
             raise TypeError(f"{where}: {name}={number!r}. Expected a number {expected}.")

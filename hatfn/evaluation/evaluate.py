@@ -98,7 +98,7 @@ def evaluate(
             task. Loaders of tasks that are not learned are not read. If processes train together, each
             passes its share, and their counts are summed.
         method: how :func:`infer_task` chooses among the learned tasks.
-        chunk_size: how many tasks to compute at a time, which limits memory.
+        chunk_size: as for :meth:`HAT.predict`.
         metrics: {name: metric} of torchmetrics, or a list with such a dict, or None, for each task. A
             copy of a metric receives the task's output for each batch, or the ``logits`` of the output,
             with the task's classes alone, and the targets. It must give one number. It averages over

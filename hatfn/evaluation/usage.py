@@ -85,7 +85,7 @@ def memory(state: HATState) -> pd.Series[int]:
 
     Returns:
         Bytes of "params", "protection", "task_params", "task_buffers", "embeddings", "masks",
-        "opt_state" and "rest" (numbers and flags); their sum is the size of the state.
+        "opt_state" and "rest" (flags and other small leaves). Their sum is the size of the state.
     """
     check_kind("memory", "state", state, HATState, "a HATState, or stacked ones")
     check_unspent("memory", state)

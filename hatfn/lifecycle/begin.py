@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor
-
 from hatfn.checks.batches import Batch
 from hatfn.engine.optimizer import check_carried
 from hatfn.lifecycle.similarity import errors
@@ -24,8 +22,8 @@ def begin(
     rows: Sequence[int],
     locked: Sequence[int] | None,
     carry: bool,
-) -> tuple[HATState, dict[str, Tensor]]:
-    """The state with open tasks, and the cumulative mask; see :meth:`hatfn.HAT.begin`."""
+) -> HATState:
+    """The state with open tasks; see :meth:`hatfn.HAT.begin`."""
     spec.memory.clear()
     active = spec.flags(state, rows)
     learned, masks = state.learned & ~active, state.masks
@@ -42,8 +40,8 @@ def begin(
     if carry:
         opt_state = check_carried("begin", state.opt_state, opt_state, len(rows))
     protection, used = spec.protect(opened, state)
-    whole = opened._replace(protection=protection, used=used, opt_state=opt_state)
-    return aliased(whole), used
+    begun: HATState = aliased(opened._replace(protection=protection, used=used, opt_state=opt_state))
+    return begun
 
 
 def warm_start(

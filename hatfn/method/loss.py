@@ -29,7 +29,7 @@ def cross_entropy(output: Any, y: Tensor, **options: Any) -> Tensor:
         >>> cross_entropy((logits, logits), y) == cross_entropy({"logits": logits}, y)
         tensor(True)
     """
-    losses = [nn.functional.cross_entropy(logits, y, **options) for logits in _every_logits(output)]
+    losses = [nn.functional.cross_entropy(logits, y, **options) for logits in every_logits(output)]
     return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
@@ -40,7 +40,8 @@ def logits_of(output: Any) -> Any:
     return getattr(output, "logits", output)
 
 
-def _every_logits(output: Any) -> list[Tensor]:
+def every_logits(output: Any) -> list[Tensor]:
+    """The logits of what a module returns: one tensor, or several of a tuple or dict of logits."""
     found = logits_of(output)
     if type(found) in (dict, OrderedDict):
         found = tuple(found.values())

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hatfn.checks.capacity import warn
 from hatfn.checks.values import check_callable
-from hatfn.method.loss import cross_entropy, logits_of
+from hatfn.method.loss import cross_entropy, every_logits, logits_of
+from hatfn.numerics.concrete import reads_freely
 
 Loss = Callable[[Any, Tensor], Tensor]
 """(output of the module, target) -> ()."""
@@ -34,6 +36,9 @@ class Told:
         """The loss of the task."""
         return self.function(output, y, task=self.task)
 
+
+_IGNORED = -100
+"""The label that PyTorch's cross entropy leaves out by default."""
 
 Losses = Loss | tuple[Loss, ...]
 """The losses of all tasks: one for all, which may be :class:`Told` the task, or one for each."""
@@ -57,6 +62,9 @@ def reads_labels(loss: Loss) -> bool:
 def explained(loss: Loss, task: int, output: Any, y: Tensor) -> Tensor:
     """The loss; if it fails, a note on the error names the task, the output and the target.
 
+    Labels on a GPU are not read. If one of them is no class of the output, the loss is nan, so that the
+    step is refused. Without that, the GPU would stop the whole process.
+
     Args:
         loss: the loss of the task.
         task: the task.
@@ -64,7 +72,10 @@ def explained(loss: Loss, task: int, output: Any, y: Tensor) -> Tensor:
         y: the target.
     """
     try:
-        return loss(output, y)
+        if reads_freely(y.device) or y.is_floating_point() or not reads_labels(loss):
+            return loss(output, y)
+        safe, right = _inside(loss, output, y)
+        return torch.where(right, loss(output, safe), torch.nan)
     except (RuntimeError, ValueError, IndexError) as error:
         logits = logits_of(output)
         got = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
@@ -74,6 +85,21 @@ def explained(loss: Loss, task: int, output: Any, y: Tensor) -> Tensor:
             f"{tuple(y.shape)} and {y.dtype}. Expected a target that the loss takes.{mend}"
         )
         raise
+
+
+def _inside(loss: Loss, output: Any, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels that the loss can take, and whether they are those that were given, () bool.
+
+    Args:
+        loss: a cross entropy.
+        output: the output of the module.
+        y: labels of any value.
+    """
+    last = min(logits.shape[min(1, logits.dim() - 1)] for logits in every_logits(output)) - 1
+    options = getattr(loss, "keywords", {})
+    ignored = getattr(loss, "ignore_index", options.get("ignore_index", _IGNORED))
+    safe, known = y.clamp(0, last), y == ignored
+    return torch.where(known, y, safe), (known | (safe == y)).all()
 
 
 def check_losses(where: str, loss: Any, tasks: int) -> Losses:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hatfn.checks.values import check_alike, check_kind, check_real
-from hatfn.numerics.concrete import read
+from hatfn.numerics.concrete import read_at_hand
 from hatfn.numerics.trees import Tree, over_groups, tree_map
 from hatfn.numerics.zeros import add, drop
 from hatfn.state import Trainable
@@ -171,12 +171,11 @@ def finite(tree: Tree, lead: int = 0) -> Tensor:
 
 
 def agreed(numbers: Tensor) -> Any:
-    """The common value of the numbers, if they are all the same and reading them is free; else None.
+    """The common value of the numbers, if they are all the same and at hand; else None.
 
-    Reading is free on a CPU and outside ``vmap``. Callers use the value to save work; it never
-    changes a result.
+    Callers use the value to save work; it never changes a result.
     """
-    known = read(numbers) if numbers.device.type == "cpu" else None
+    known = read_at_hand(numbers)
     values = {*known} if isinstance(known, list) else {known}
     return values.pop() if len(values) == 1 else None
 

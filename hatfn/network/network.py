@@ -15,6 +15,7 @@ from hatfn.network.copies import first_names, measure_statistics, meta_copy
 from hatfn.network.head import inner_names, with_head
 from hatfn.network.hooks import hook_gates, hook_outputs, hook_skips
 from hatfn.network.skipping import Skippables, find_skippable
+from hatfn.network.together import Work, measured
 from hatfn.wiring import Units, Wiring
 
 Output = Any
@@ -32,6 +33,7 @@ class Network(NamedTuple):
         wiring: the wiring of the module, including an added head.
         outputs: {path of a layer: units}, the layers whose output can be gated instead of parameters.
         skippable: the layers that can skip dead units, in eval mode.
+        work: the work of the module for one sample.
         initial: {name: tensor}, the values of parameters and buffers at build().
         constants: {name: tensor}, the buffers that training does not change.
         classes: the number of classes of each task; None: tasks use the module's own output.
@@ -50,6 +52,7 @@ class Network(NamedTuple):
     wiring: Wiring
     outputs: dict[str, Units]
     skippable: Skippables
+    work: Work
     initial: dict[str, Tensor]
     constants: dict[str, Tensor]
     classes: tuple[int, ...] | None
@@ -120,6 +123,7 @@ def make_network(
         wiring=wiring.to(device),
         outputs={path: units.to(device) for path, units in outputs.items()},
         skippable=skippable,
+        work=measured(module, wiring, names),
         initial=initial,
         constants={name: initial[name] for name in buffers if name not in wiring.buffers},
         classes=None if classes is None else tuple(classes),

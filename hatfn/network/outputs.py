@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from hatfn.network.call import call, run
 from hatfn.network.network import Network, Output
-from hatfn.network.skipping import NOTHING, Skips, skipped
+from hatfn.network.skipping import NOTHING, Plan, Skips, planned, skipped
+from hatfn.network.together import narrowed_work, tasks_at_once
 from hatfn.numerics.arguments import Inputs
-from hatfn.numerics.concrete import read
+from hatfn.numerics.concrete import is_at_hand, is_concrete, reads_freely
 from hatfn.numerics.trees import flatten, map_output, take, unflatten
 from hatfn.numerics.vmap import batchable, batched, is_unbatchable
 from hatfn.state import HATState
@@ -48,12 +49,22 @@ def forward(
 
 
 def _skipped(
-    network: Network, params: Mapping[str, Tensor], masks: Mapping[str, Tensor], x: Inputs
+    network: Network,
+    params: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    x: Inputs,
+    plan: Plan | None = None,
 ) -> Skips:
-    """The parts that layers skip under the masks of some tasks; NOTHING if masks cannot be read."""
-    if not network.skippable.layers or not masks or read(next(iter(masks.values()))[0, 0]) is None:
+    """The parts that layers skip under the masks of some tasks; NOTHING if masks are not at hand."""
+    if not _can_skip(network, masks):
         return NOTHING
-    return skipped(network.skippable, network.wiring, {**network.untrained, **params}, masks, x.samples)
+    plan = plan or planned(network.skippable, network.wiring, masks, x.samples)
+    return skipped(network.skippable, network.wiring, {**network.untrained, **params}, plan)
+
+
+def _can_skip(network: Network, masks: Mapping[str, Tensor]) -> bool:
+    """Whether layers can skip units, and the masks are at hand."""
+    return bool(network.skippable.layers) and all(map(is_at_hand, masks.values()))
 
 
 def forward_plain(network: Network, state: HATState, x: Inputs) -> Output:
@@ -113,39 +124,58 @@ def forward_mixed(
 
 
 def forward_each(
-    network: Network,
-    state: HATState,
-    x: Inputs,
-    tasks: Tensor,
-    gates: Callable[[int], Mapping[str, Tensor]],
+    network: Network, x: Inputs, tasks: Tensor, output: Callable[[Inputs, int], Output]
 ) -> Output:
-    """The output of each sample under its own task in eval mode.
+    """The output of each sample under its own task.
 
-    A loop calls :func:`forward` once for each task, on all samples of the task.
+    A loop computes the output of each task once, on all samples of the task.
 
     Args:
         network: the static half of the learner.
-        state: any state.
         x: (B, ...).
-        tasks: (B,) int64, the task of each sample, on the device of x.
-        gates: a function from a task to its gates, {group: (U,)}.
+        tasks: (B,) int64, the task of each sample, on the CPU.
+        output: a function from inputs and a task to the output of the task.
 
     Returns:
         (B, classes of the widest task), -inf for classes that the sample's task lacks.
     """
-    outputs, samples = [], []
-    for task in tasks.unique().tolist() or [0]:  # without samples, any task gives the right shape
-        rows = (tasks == task).nonzero().flatten()
+    order = tasks.argsort(stable=True)
+    # One message to the device, which the CPU does not wait for.
+    order, back = torch.stack([order, order.argsort()]).to(x.device, non_blocking=True)
+    found, counts = (ends.tolist() for ends in tasks.unique(return_counts=True))
+    outputs = []
+    # Without samples, any task gives the right shape.
+    for task, rows in zip(found or [0], order.split(counts or [0]), strict=True):
         inputs = x.map(partial(torch.Tensor.index_select, dim=0, index=rows))
-        outputs.append(widen(network, forward(network, state, inputs, task, gates(task)), task))
-        samples.append(rows)
-    order = torch.cat(samples).argsort()
-    return map_output(lambda *parts: torch.cat(parts)[order], *outputs)
+        outputs.append(widen(network, output(inputs, task), task))
+    return map_output(lambda *parts: torch.cat(parts)[back], *outputs)
+
+
+def only_learned(learned: Tensor, output: Output) -> Output:
+    """The output; on a GPU it is nan where its task is not learned.
+
+    On a CPU a check has refused such tasks before. A GPU is not asked, because the CPU would have to
+    wait for the answer.
+
+    Args:
+        learned: bool, () or (N,), whether the task is learned.
+        output: (...) or (N, ...).
+    """
+    if reads_freely(learned.device):
+        return output
+
+    def shown(value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        flags = learned.reshape(*learned.shape, *(1,) * (value.dim() - learned.dim()))
+        return torch.where(flags, value, torch.nan)
+
+    return map_output(shown, output)
 
 
 def widen(network: Network, output: Output, task: int) -> Output:
     """Pad the output of a task (B, ...) to the classes of the widest task with -inf."""
-    if network.classes is None:
+    if network.classes is None or network.classes[task] == max(network.classes):
         return output
     classes, widest = network.classes[task], max(network.classes)
     leaves, structure = flatten(output)
@@ -183,41 +213,96 @@ def _class_dims(network: Network, leaves: Sequence[Tensor]) -> Sequence[int | No
 def predict(
     network: Network, state: HATState, x: Inputs, tasks: Sequence[int], chunk_size: int | None
 ) -> Output:
-    """The outputs of N tasks under binary gates in one ``vmap``, or in a loop if vmap cannot.
+    """The outputs of N tasks under binary gates, some tasks at a time.
+
+    One task at a time is a loop over :func:`forward`, equal to it to the bit. Several are one ``vmap``,
+    equal to rounding.
 
     Args:
         network: the static half of the learner.
         state: any state.
         x: (B, ...).
         tasks: the N tasks.
-        chunk_size: the number of tasks to compute at a time; None: all.
+        chunk_size: the number of tasks to compute at a time; None:
+            :func:`~hatfn.network.together.tasks_at_once` chooses it.
 
     Returns:
-        (N, B, classes of the widest task), -inf for classes that a task lacks.
+        (N, B, classes of the widest task), -inf for classes that a task lacks. On a GPU, nan for tasks
+        that are not learned.
     """
-    rows = torch.as_tensor(tasks, device=x.device)
+    size, plan = (chunk_size, None) if chunk_size else chosen(network, state, x, tasks)
+    if size == 1:
+        return _looped(network, state, x, tasks)
+    if size >= len(tasks):
+        return _together(network, state, x, tasks, plan)
+    chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    parts = [_together(network, state, x, chunk) for chunk in chunks]
+    return map_output(lambda *leaves: torch.cat(leaves), *parts)
+
+
+def chosen(
+    network: Network, state: HATState, x: Inputs, tasks: Sequence[int]
+) -> tuple[int, Plan | None]:
+    """The number of tasks to compute at a time, and the plan of skipping for all; None: not made."""
+    if not is_concrete(state.learned):  # the axes that the transform adds are not seen
+        return len(tasks), None
+    given = network.work, x.samples, len(tasks), x.device
+    rows, size = _rows(tasks, x.device), tasks_at_once(*given)
+    masks = {group: mask[rows] for group, mask in state.masks.items()} if size > 1 else {}
+    if not masks or not _can_skip(network, masks):
+        return size, None
+    plan = planned(network.skippable, network.wiring, masks, x.samples)
+    return tasks_at_once(*given, narrowed_work(network.wiring, plan, x.samples)), plan
+
+
+def _looped(network: Network, state: HATState, x: Inputs, tasks: Sequence[int]) -> Output:
+    """The outputs of N tasks, (N, B, ...), one by one."""
+
+    def one(task: int) -> Output:
+        output = forward(network, state, x, task, take(state.masks, task))
+        return widen(network, only_learned(state.learned[task], output), task)
+
+    return map_output(lambda *leaves: torch.stack(leaves), *map(one, tasks))
+
+
+def _together(
+    network: Network, state: HATState, x: Inputs, tasks: Sequence[int], plan: Plan | None = None
+) -> Output:
+    """The outputs of N tasks in one ``vmap``, (N, B, ...), or in a loop if vmap cannot.
+
+    See :func:`predict` for the arguments; ``plan`` is the plan of skipping, if it is known.
+    """
+    if len(tasks) == 1:
+        return _looped(network, state, x, tasks)
+    rows = _rows(tasks, x.device)
     own, buffers, masks = (
         {name: leaf[rows] for name, leaf in tree.items()}
         for tree in (state.task_params, state.task_buffers, state.masks)
     )
-
-    skips = _skipped(network, {**state.params, **own}, masks, x)
+    skips = _skipped(network, {**state.params, **own}, masks, x, plan)
 
     def one(own: dict[str, Tensor], buffers: Any, masks: Any, smaller: Any, hooks: Any) -> Output:
         params, skip = {**state.params, **own}, Skips(smaller, hooks, skips.bare)
         return call(network, network.evaluate, params, buffers, masks, x, True, skip)[0]
 
     trees = (own, buffers, masks, skips.params, skips.hooks)
-    with batchable(x.device):
-        try:
-            outputs = batched(one, (0,) * len(trees), chunk_size)(*trees)
-        except ValueError as error:
-            if not is_unbatchable(error):
-                raise
-            slices = ([take(tree, i) for tree in trees] for i in range(len(rows)))
-            outputs = map_output(lambda *parts: torch.stack(parts), *(one(*s) for s in slices))
+    try:
+        with batchable(x.device):
+            outputs = batched(one, (0,) * len(trees))(*trees)
+    except ValueError as error:
+        if not is_unbatchable(error):
+            raise
+        return _looped(network, state, x, tasks)
+    outputs = only_learned(state.learned[rows], outputs)
     if network.classes is None or len({*network.classes}) == 1:
         return outputs
     parts = [map_output(itemgetter(i), outputs) for i in range(len(tasks))]
     parts = [widen(network, part, task) for part, task in zip(parts, tasks, strict=True)]
     return map_output(lambda *parts: torch.stack(parts), *parts)
+
+
+def _rows(tasks: Sequence[int], device: torch.device) -> slice | Tensor:
+    """An index of tasks: a slice, which copies nothing, or a tensor whose sending is not waited for."""
+    if [*tasks] == [*range(tasks[0], tasks[0] + len(tasks))]:
+        return slice(tasks[0], tasks[0] + len(tasks))
+    return torch.tensor(tasks).to(device, non_blocking=True)

@@ -139,6 +139,20 @@ class _Cut(NamedTuple):
     cols: _Side | None
 
 
+class Plan(NamedTuple):
+    """Where layers are narrowed for T tasks.
+
+    Attributes:
+        cuts: {path: the sides on which a layer is narrowed}; other layers may be missing.
+        bare: as in :class:`Skips`.
+        tasks: T.
+    """
+
+    cuts: dict[str, _Cut]
+    bare: frozenset[str]
+    tasks: int
+
+
 def layer_ends(wiring: Wiring) -> Ends:
     """The units of the rows and columns of the layers' weights.
 
@@ -201,26 +215,16 @@ def find_skippable(module: nn.Module, wiring: Wiring, device: torch.device) -> S
     return Skippables(layers, tuple(axis.to(device) for axis in ends.axes))
 
 
-def skipped(
-    skippable: Skippables,
-    wiring: Wiring,
-    params: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-    samples: int,
-) -> Skips:
-    """The smaller weights of the layers that are worth narrowing, for T tasks.
+def planned(skippable: Skippables, wiring: Wiring, masks: Mapping[str, Tensor], samples: int) -> Plan:
+    """The layers that are worth narrowing for T tasks.
 
     All tasks get the same shapes, those of the task with the most live units.
 
     Args:
         skippable: from :func:`find_skippable`.
         wiring: the wiring of the module.
-        params: {name: tensor}; per-task parameters and heads lead with T.
         masks: {group: (T, U)} bool.
         samples: the number of samples in the batch.
-
-    Returns:
-        The parts to skip; every tensor leads with T.
     """
     layers = skippable.layers
     tasks = len(next(iter(masks.values()))) if masks else 0
@@ -230,7 +234,7 @@ def skipped(
         for path, layer in layers.items()
     }
     if not tasks or max(works.values(), default=0) < SMALL:
-        return NOTHING
+        return Plan({}, frozenset(), tasks)
     flat = [masks[group] for group in wiring.groups]
     on = torch.cat([*flat, torch.ones_like(flat[0][:, :1])], 1)  # OPEN is -1, the last, which is on
     sides: dict[int, _Side] = {}
@@ -254,7 +258,22 @@ def skipped(
         for path, work in works.items()
         if work >= SMALL
     }
-    bare = _bare(layers, cuts, side)
+    return Plan(cuts, frozenset(_bare(layers, cuts, side)), tasks)
+
+
+def skipped(skippable: Skippables, wiring: Wiring, params: Mapping[str, Tensor], plan: Plan) -> Skips:
+    """The smaller weights of the layers that are narrowed for T tasks.
+
+    Args:
+        skippable: from :func:`find_skippable`.
+        wiring: the wiring of the module.
+        params: {name: tensor}; per-task parameters and heads lead with T.
+        plan: the layers to narrow, from :func:`planned`.
+
+    Returns:
+        The parts to skip; every tensor leads with T.
+    """
+    layers, (cuts, bare, tasks) = skippable.layers, plan
     inner = {reader for path in bare if cuts[path].rows is not None for reader in layers[path].readers}
     smaller: dict[str, Tensor] = {}
     hooks: dict[str, Tensor] = {}
@@ -268,7 +287,7 @@ def skipped(
             hooks[f"{path}.{BACK}"] = rows.back()
         if cols is not None and path not in inner:
             hooks[f"{path}.{COLUMNS}"] = cols.order
-    return Skips(smaller, hooks, frozenset(bare))
+    return Skips(smaller, hooks, bare)
 
 
 def _bare(

@@ -1,4 +1,8 @@
-"""Reading numbers out of tensors, and telling whether a tensor has numbers to read."""
+"""Reading numbers out of tensors, and telling whether a tensor has numbers to read.
+
+A read from a GPU waits until the GPU has done all work that it was given. So code that runs at every
+call reads only numbers that are at hand, and lets the device itself decide about all others.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,19 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch._subclasses.fake_tensor import FakeTensor
+
+FREE = frozenset({"cpu"})
+"""The kinds of device from which a read waits for no work."""
+
+
+def reads_freely(device: torch.device) -> bool:
+    """Whether a read from a device waits for no work of the device."""
+    return device.type in FREE
+
+
+def is_at_hand(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers, and a read of them waits for no device."""
+    return reads_freely(tensor.device) and is_concrete(tensor)
 
 
 def is_transformed(tensor: Tensor) -> bool:
@@ -28,6 +45,11 @@ def is_concrete(tensor: Tensor) -> bool:
 def read(tensor: Tensor) -> Any:
     """The numbers of a small tensor, as ``tolist`` gives them; None if it has no numbers to read."""
     return tensor.tolist() if is_concrete(tensor) else None
+
+
+def read_at_hand(tensor: Tensor) -> Any:
+    """As :func:`read`, but also None for a tensor on a device that a read would wait for."""
+    return tensor.tolist() if is_at_hand(tensor) else None
 
 
 def integer(value: Any) -> int | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hatfn.numerics.concrete import read
+from hatfn.numerics.concrete import is_concrete
 
 PIECE = 2**17
 """How many numbers are processed at a time, so that intermediate results stay in the cache."""
@@ -103,5 +103,5 @@ def _in_pieces(rate: Tensor, off: Tensor, old: Tensor, update: Tensor) -> bool:
         and old.dtype == update.dtype
         and not any(tensor.requires_grad for tensor in every)
         and all(t.shape == old.shape and t.is_contiguous() and t.device.type == "cpu" for t in same)
-        and all(read(tensor.view(-1)[0]) is not None for tensor in every)
+        and all(map(is_concrete, every))
     )

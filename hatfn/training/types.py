@@ -90,7 +90,8 @@ class Info(NamedTuple):
             if the module returns one. For a list of tasks, a tuple of K outputs.
         grad_norm: (), the 2-norm of the gradient of all that the step trains, after protection and
             compensation and before the clip.
-        ok: () bool; False if a result was not finite, so that the step was refused.
+        ok: () bool; False if the step was refused: a result was not finite or, on a GPU, a task was not
+            open, the scale above s_max, or a label wrong.
     """
 
     loss: Tensor

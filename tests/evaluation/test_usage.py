@@ -57,7 +57,8 @@ def test_memory_of_an_mlp_by_hand() -> None:
         "embeddings": 3 * 4 * units,
         "masks": 3 * units,
         "opt_state": 4 * (shared + head + units),  # momentum of the weights and of one task's own
-        "rest": 3 * (3 + 2 * 8) + 3 * 8 + 9,  # flags and settings per task, settings, seed and fresh
+        # Flags and settings per task, settings, seed and fresh, the cumulative mask.
+        "rest": 3 * (3 + 2 * 8) + 3 * 8 + 9 + units,
     }
     assert memory.sum() == bytes_held(state)
 
@@ -80,7 +81,7 @@ def test_memory_of_resnet18s_by_hand() -> None:
         "task_buffers": tasks * (4 * norms + 8 * count),  # mean and variance, as many as the affine
         "embeddings": tasks * 4 * units,
         "masks": tasks * units,
-        "rest": tasks * (3 + 2 * 8) + 3 * 8 + 9,
+        "rest": tasks * (3 + 2 * 8) + 3 * 8 + 9 + units,
     }
     moments = 2 * 4 * (convs + norms + head + units)
     steps = len(hat.wiring.params) + len(hat.wiring.groups)  # torchopt counts them for each leaf

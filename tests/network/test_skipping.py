@@ -54,7 +54,9 @@ def handed(hat: hatfn.HAT, state: HATState, x: Tensor, task: int) -> dict[str, T
     """What layers are handed for a task."""
     masks = {group: mask[task][None] for group, mask in state.masks.items()}
     params = {**state.params, **{n: leaf[task][None] for n, leaf in state.task_params.items()}}
-    skips = skipping.skipped(hat.network.skippable, hat.network.wiring, params, masks, len(x))
+    skippable, wiring = hat.network.skippable, hat.network.wiring
+    plan = skipping.planned(skippable, wiring, masks, len(x))
+    skips = skipping.skipped(skippable, wiring, params, plan)
     return {**skips.params, **skips.hooks}
 
 

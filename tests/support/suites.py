@@ -24,7 +24,14 @@ SUITES = {
     "network, subnet": Suite(200, ("network", "subnet", "models")),
     "method, engine": Suite(150, ("numerics", "checks", "method", "engine")),
     "learner, training": Suite(
-        200, ("training", "test_learner.py", "test_learner_architectures.py", "test_learner_devices.py")
+        200,
+        (
+            "training",
+            "test_learner.py",
+            "test_learner_architectures.py",
+            "test_learner_devices.py",
+            "test_learner_waits.py",
+        ),
     ),
     "trees, transformers": Suite(120, ("test_learner_trees.py", "test_learner_transformers.py")),
     "lifecycle": Suite(60, ("lifecycle",)),
