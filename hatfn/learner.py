@@ -144,8 +144,7 @@ class HAT(Spec):
         The step computes the gradient, applies the protection to it, compensates the gradients of the
         embeddings, clips the norm, calls the optimizer, applies the protection to the update and clamps
         the embeddings. If a result is not finite, the step is refused: the values of the state stay the
-        same, and ``info.ok`` is False. Of several tasks, each uses its own gates and head, and their
-        gradients are summed on the shared weights.
+        same, and ``info.ok`` is False. On the shared weights the gradients of several tasks are summed.
 
         Dropout draws its masks from PyTorch's global random state. No value of a tensor decides which
         operators run, so ``vmap(hat.update, in_dims=(0, 0, None, None), randomness="different")``
