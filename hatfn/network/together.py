@@ -18,10 +18,10 @@ from torch.nn.modules.conv import _ConvNd
 from hatfn.network.skipping import Plan
 from hatfn.wiring import Wiring
 
-# The constants for a CPU were fitted to 106 measurements on one core of an AMD EPYC, and checked with
-# 40 more: MLPs, convolutional networks, a ViT and a BERT, with 2 to 50 tasks and 1 to 256 samples. The
-# choice takes 1.6 % longer than the best way in the mean, and 28 % at most. In single cases one vmap
-# takes 4 times as long as the best way, and a loop 17 times.
+# The constants for a CPU were fitted to 106 measurements on one core of an AMD EPYC that other work
+# shared, and 40 of them were repeated: MLPs, convolutional networks, a ViT and a BERT, with 2 to 50
+# tasks and 1 to 256 samples. By these times the choice takes 1.6 % longer than the best way in the
+# mean, and 28 % at most; always one vmap takes up to 4 times as long, and always a loop 17 times.
 
 CALL = 2**20
 """The number of multiplications that take as long as a loop takes to call one layer, about 0.1 ms."""

@@ -6,13 +6,13 @@ import pytest
 import timm
 import torch
 from architectures import ARCHITECTURES, build
-from nets import MODULES, Recurrent, learner
+from nets import Recurrent, learner
 from torch import nn
 
 import hatfn
 from hatfn.experiments.bench.cases import with_density
 from hatfn.models import MLP
-from hatfn.network import outputs, together
+from hatfn.network import outputs
 from hatfn.network.together import Work, tasks_at_once
 
 pytestmark = pytest.mark.filterwarnings("ignore::hatfn.HATWarning")
@@ -112,9 +112,9 @@ def test_every_number_at_a_time_gives_the_same(kind: str, monkeypatch: pytest.Mo
     state = with_density(hat, 0.6, seed=0)
     tasks = [2, 0, 1, 3, 0]
     loop = [hat.forward(state, x, task) for task in tasks]
-    for size in (1, 2, 3, 5, 8):
+    for size in (1, 2, 5):
         chunked = hat.predict(state, x, tasks, chunk_size=size)
-        monkeypatch.setattr(outputs, "tasks_at_once", lambda *_, size=size: min(size, 5))
+        monkeypatch.setattr(outputs, "tasks_at_once", lambda *_, size=size: size)
         chosen = hat.predict(state, x, tasks)
         assert torch.equal(chosen, chunked)
         for row, task, alone in zip(chosen, tasks, loop, strict=True):
@@ -123,17 +123,3 @@ def test_every_number_at_a_time_gives_the_same(kind: str, monkeypatch: pytest.Mo
             assert rest.eq(-torch.inf).all()
             if size == 1:
                 assert torch.equal(own, alone)
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_one_at_a_time_is_the_loop_to_the_bit(name: str) -> None:
-    make, inputs = MODULES[name]
-    module, x = make(), inputs()
-    hat = hatfn.build(
-        module, hatfn.trace(module, x[:1]), [3, 2, 3], hatfn.from_torch(torch.optim.SGD, lr=0.1)
-    )
-    state = with_density(hat, 0.6, seed=0)
-    logits = hat.predict(state, x, [2, 0, 1], chunk_size=1)
-    for row, task in zip(logits, [2, 0, 1], strict=True):
-        assert torch.equal(row[:, : hat.classes[task]], hat.forward(state, x, task))
-    assert together.tasks_at_once(hat.network.work, 10**6, 3, CPU) in (1, 3)
