@@ -117,11 +117,12 @@ def build(
             setting. If your module calls ``torch.utils.checkpoint`` directly, set
             ``module.grad_checkpointing = True``.
         compile: the part of a step that PyTorch's Inductor compiles, at the first call and again for
-            each new shape. "update": everything after the gradient (protection, clip, optimizer); one
-            graph serves all batches and tasks. "step": the gradient as well, with a graph for each
-            shape of the batch and number of classes; the fastest for a small module. Losses and
-            weights are the same up to rounding, outputs of locked tasks to the bit. It needs an
-            optimizer made of operators alone, such as TorchOpt's, and on a CPU a C++ compiler. None:
+            each new shape. A later process finds it on disk; ``logging`` tells of it at level INFO.
+            "update": everything after the gradient (protection, clip, optimizer); one graph serves all
+            batches and tasks. "step": the gradient as well, with a graph for each shape of the batch
+            and number of classes; the fastest for a small module. Losses and weights are the same up
+            to rounding, outputs of locked tasks to the bit. It needs an optimizer made of operators
+            alone, such as TorchOpt's, and on a CPU a C++ compiler. None:
             nothing is compiled.
 
     Returns:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +12,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import optree
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from hatfn.checks.settings import check_choice
 from hatfn.engine.optimizer import Optimizer
@@ -49,6 +54,8 @@ def check_compile(part: Any, optimizer: Optimizer, ranks: Ranks, recomputes: boo
             f"hatfn.from_torch do. Expected functions made of operators alone: torchopt.adam(1e-3)."
         ) from error
 
+
+_log = logging.getLogger(__name__)  # tells what takes long: logging.basicConfig(level="INFO")
 
 Part = Literal["update", "step"]
 """The part of a step that is compiled: "update" is all that follows the gradient, "step" is all."""
@@ -116,14 +123,21 @@ def _compiled(function: Callable[..., Any], trees: Any, leaves: Any) -> tuple[Ca
             f"gate or, with compile='step', the module reads numbers out of tensors. Expected "
             f"functions made of operators alone, such as torch.where; or build with compile=None."
         ) from error
+    _log.info("compiling a step: seconds to minutes, once for each shape")
+    start = time.perf_counter()
     try:
-        with torch.no_grad():
-            return torch._inductor.compile(graph, leaves), structure
+        # Inductor looks into its cache on disk only if it finds a mode with an environment of shapes.
+        fake = FakeTensorMode(shape_env=ShapeEnv())
+        like = [fake.from_tensor(leaf, static_shapes=True) for leaf in leaves]
+        with torch.no_grad(), tracing(TracingContext(fake)):
+            run = torch._inductor.compile(graph, like)
     except Exception as error:
         raise RuntimeError(
             f"update: PyTorch could not compile the step: {error}. Expected a C++ compiler, such as "
             f"g++, if the step runs on a CPU; without one, build with compile=None."
         ) from error
+    _log.info("compiled in %.1f s", time.perf_counter() - start)
+    return run, structure
 
 
 def captured(function: Callable[..., Any], *trees: Any) -> tuple[torch.fx.GraphModule, Any]:

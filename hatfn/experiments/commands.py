@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from dataclasses import replace
@@ -9,6 +10,7 @@ from functools import partial
 
 import torch
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -44,6 +46,7 @@ def execute(config: RunConfig | TraceConfig | BenchConfig | ReproduceConfig) -> 
     """Run a command; an error becomes one red line and an exit code."""
     console = Console()
     try:
+        _show_log(console)
         if isinstance(config, RunConfig):
             run_and_report(config, console)
         elif isinstance(config, BenchConfig):
@@ -70,6 +73,13 @@ def execute(config: RunConfig | TraceConfig | BenchConfig | ReproduceConfig) -> 
     ) as error:
         console.print(str(error), style="red", markup=False)
         sys.exit(1)
+
+
+def _show_log(console: Console) -> None:
+    """Show what the library logs, such as that it compiles a step."""
+    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    logging.basicConfig(handlers=[handler], format="%(message)s", force=True)
+    logging.getLogger("hatfn").setLevel(logging.INFO)
 
 
 def _to_go_on(config: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import optree
@@ -13,6 +14,7 @@ import torchopt
 from nets import ConvNet, Fn, Recurrent, Transformer, equal, learn, learner, mlp
 from optimizers import OPTIMIZERS
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import hatfn
 from hatfn.engine.ranks import Ranks
@@ -249,3 +251,27 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     state = hat.begin(hat.init(0), 0)
     with pytest.raises(RuntimeError, match=r"no such file: g\+\+.*compile=None"):
         hat.update(state, (x, torch.zeros(4).long()), 0, 5.0)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_the_log_tells_that_a_step_is_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    _, compiled, x = twins("mlp", "update")
+    state = compiled.begin(compiled.init(0), 0)
+    y = torch.zeros(len(x), dtype=torch.int64)
+    with caplog.at_level("INFO", logger="hatfn"):
+        for _ in range(2):
+            state, _ = compiled.update(state, (x, y), 0, 5.0)
+    told = [record.getMessage()[:9] for record in caplog.records if record.name.startswith("hatfn")]
+    assert told == ["compiling", "compiled "]
+
+
+@needs_compiler
+def test_a_graph_is_found_on_disk_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    found = counters["inductor"]
+    for name in ("fxgraph_cache_miss", "fxgraph_cache_hit"):
+        before = found[name]
+        _, compiled, x = twins("mlp", "update", optimizer=torchopt.sgd(0.1))
+        state = compiled.begin(compiled.init(0), 0)
+        compiled.update(state, (x, torch.zeros(len(x), dtype=torch.int64)), 0, 5.0)
+        assert found[name] == before + 1

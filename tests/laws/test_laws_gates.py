@@ -178,6 +178,7 @@ def permuted(wiring: Wiring, state: HATState, turns: dict[str, Tensor]) -> HATSt
         task_buffers=turned(wiring, state.task_buffers, turn, 1),
         embeddings={group: e[:, turns[group]] for group, e in state.embeddings.items()},
         masks={group: mask[:, turns[group]] for group, mask in state.masks.items()},
+        used={group: units[turns[group]] for group, units in state.used.items()},
     )
 
 
