@@ -18,6 +18,7 @@ from hatfn.experiments.bench import cases as bench_cases
 from hatfn.experiments.bench import tables as bench
 from hatfn.experiments.bench import timing
 from hatfn.experiments.bench.cases import CASES, Case, Comparison, Seeds, Target
+from hatfn.experiments.bench.many_tasks import ManyTasks
 from hatfn.experiments.bench.timing import Contender, Ratio
 from hatfn.experiments.config import BenchConfig, CaseName
 from hatfn.models import MLP
@@ -118,7 +119,7 @@ def test_a_target_is_judged_by_the_best_way_to_the_work() -> None:
 
     def row(name: str, ratio: float, target: Target | None, plain: str = "SGD") -> bench.Row:
         comparison = Comparison("m", "w", f"my {plain}", [], {}, plain=plain)
-        return bench.Row(comparison, name, "plain", Ratio(ratio, 0, 9), target, (1, 1), (1, 1))
+        return bench.Row(comparison, name, "plain", Ratio(ratio, 0, 9), target, (1, 1), (1, 1), (0, 0))
 
     most, least = Target(1.5), Target(4.0, least=True)
     rows = [
@@ -229,7 +230,7 @@ def test_the_command_writes_its_table(
     compiling = compiled * sum(pair.compiles for pair in bench_cases.OPTIMIZERS.values())
     more = 3 * compiling, 2 * compiling  # update, step, plain module; one after another, replicas
     targets = 5  # a step of SGD and one of Adam, predict; replicas of both
-    assert len(rows) == targets + (optimizers + 1 + ways) + 2 * optimizers + sum(more)  # and states
+    assert len(rows) == targets + (2 * optimizers + 1 + ways) + 2 * optimizers + sum(more)  # and states
     for found in (
         "| mlp | train step | torchopt.adam | hat.update | plain torch | 2.00 (2.00 to 2.00) | <= 1000000000.00 | met |",
         "| mlp | train step | Adam | <= 1000000000.00 | 2.00 | met | hat.update, torchopt.adam |",
@@ -240,7 +241,7 @@ def test_the_command_writes_its_table(
         assert all(part.strip() in printed for part in found.split("|"))
     if compiled:
         assert (
-            "| torchopt.adam | hat.update, step compiled | plain torch | 4.00 (4.00 to 4.00) |" in text
+            "| torchopt.adam | hat.update, step compiled | plain torch | 5.00 (5.00 to 5.00) |" in text
         )
     assert "Targets met: 4 of 5." in text
 
@@ -280,3 +281,21 @@ def test_the_command_in_the_file_is_the_one_that_was_given() -> None:
     config = BenchConfig(only=("mlp", "vit"), device="cuda", out=Path("some/where/table.md"))
     assert bench.command(config) == "hatfn bench --only mlp vit --device cuda --out table.md"
     assert bench.command(BenchConfig()) == "hatfn bench"
+
+
+def test_many_tasks_are_compared_by_their_number() -> None:
+    case = ManyTasks("tasks", (3, 6), features=6, width=8, batch=4, targets={"T = 6": Target(1.1)})
+    steps, donated, opening = case.comparisons(CPU)
+    for comparison in (steps, donated, opening):
+        assert [contender.name for contender in comparison.contenders] == ["T = 3", "T = 6"]
+        for contender in comparison.contenders:
+            contender.step()
+    assert (steps.targets, donated.targets) == ({}, {"T = 6": Target(1.1)})
+    begun = opening.contenders[1].step()
+    assert begun.learned.tolist() == [True] * 5 + [False]
+    assert begun.locked.tolist() == begun.learned.tolist()
+
+
+def test_page_faults_are_those_of_a_step() -> None:
+    assert timing.page_faults(Contender("", lambda: None)) < 20
+    assert timing.page_faults(Contender("", lambda: torch.ones(2**24))) > 10_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import NamedTuple
 
 from torch import Tensor
@@ -11,11 +10,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from hatfn.learner import HAT
 from hatfn.numerics.zeros import PIECE
 
-OPTIMIZERS = {"sgd": (0, 4, PIECE), "momentum": (1, 5, PIECE), "adam": (2, 7, sys.maxsize)}
-"""m, k and l of each optimizer.
+OPTIMIZERS = {"sgd": (0, 3), "momentum": (1, 4), "adam": (2, 6)}
+"""m and k of each optimizer of TorchOpt.
 
-m: the moments of each trained number. k: the numbers that a step holds for each trained number. l: the
-largest part of a parameter that is computed at a time (a piece, if the new value is computed last).
+m: the moments of each trained number. k: the numbers that a step holds for each trained number.
 """
 
 
@@ -42,24 +40,24 @@ class Size(NamedTuple):
 
     def state(self, tasks: int, optimizer: str) -> int:
         """Bytes of a state between two steps: 5 P + T (4 Q + 4 R + 5 U) + 4 m (P + Q + U)."""
-        moments, *_ = OPTIMIZERS[optimizer]
+        moments, _ = OPTIMIZERS[optimizer]
         per_task = 4 * (self.own + self.statistics) + 5 * self.units
         trained = self.shared + self.own + self.units
         return 5 * self.shared + tasks * per_task + 4 * moments * trained
 
     def stacks(self, tasks: int) -> int:
-        """Bytes of the values that tasks do not share, which a step copies."""
+        """Bytes of the values that tasks do not share, which a step copies unless it is donated."""
         return 4 * tasks * (self.own + self.units + self.statistics)
 
     def step(self, tasks: int, batch: int, optimizer: str) -> int:
         """The most bytes that a step of B samples holds, beside the state before it.
 
         max(4 k (P + Q + U) + 4 min(L, l) + 4 T (Q + U + R), 4 B (A + 2 D)). The first term is the
-        update. The second is the backward pass, which computes the gradient of a layer from that of the
-        next layer.
+        update, with a piece of l numbers in the making. The second is the backward pass, which computes
+        the gradient of a layer from that of the next layer.
         """
-        _, k, part = OPTIMIZERS[optimizer]
-        update = 4 * (k * (self.shared + self.own + self.units) + min(self.leaf, part))
+        _, k = OPTIMIZERS[optimizer]
+        update = 4 * (k * (self.shared + self.own + self.units) + min(self.leaf, PIECE))
         return max(update + self.stacks(tasks), 4 * batch * (self.saved + 2 * self.layer))
 
 
