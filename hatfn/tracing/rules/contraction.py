@@ -219,15 +219,6 @@ def addmm(t: Tracer, node: Node, bias: Value, x: Value, weight: Value, **_: Any)
     return t.same(unit, biased).expand(product.shape)
 
 
-@rule("baddbmm")
-def baddbmm(t: Tracer, node: Node, start: Value, a: Value, b: Value, **_: Any) -> Tensor:
-    """A product of stacks of matrices, added to what there is."""
-    t.own(start)
-    product = matmul(t, node, a, b)
-    merged = t.merge(t.label(start), product) if isinstance(product, Tensor) else None
-    return filled(shape_of(node), OPEN) if merged is None else merged
-
-
 @rule("einsum")
 def einsum(t: Tracer, node: Node, equation: str, operands: list[Value], *_: Any, **__: Any) -> Result:
     """A sum of products is zero where one factor is zero in every term.
@@ -288,6 +279,7 @@ def _weighed(t: Tracer, node: Node, terms: tuple[str, str, str], a: Value, b: Va
     (x, read), (weight, made) = ((a, left), (b, right)) if b.sources else ((b, right), (a, left))
     if x.sources or not weight.sources or weight.param in t.heads:
         return None
+    weight, made = _unrepeated(weight, made)
     sizes = dict(zip(made, weight.shape, strict=True))
     rows = [sizes[letter] if letter in output else 1 for letter in made]
     alone = any(sizes[letter] > 1 for letter in made if letter not in read + output)
@@ -300,6 +292,17 @@ def _weighed(t: Tracer, node: Node, terms: tuple[str, str, str], a: Value, b: Va
     fresh = t.fresh(math.prod(rows), group_name(weight, node)).reshape(rows)
     held = t.bind(weight, fresh, into)
     return _reduced(t.unions.find(held), made, output).expand(shape_of(node))
+
+
+def _unrepeated(value: Value, term: str) -> tuple[Value, str]:
+    """A value without the dimensions along which it only repeats, as for each sample; its term."""
+    if value.param is not None:
+        return value, term
+    label, kept = value.label, term
+    for dim in reversed(range(label.dim())):
+        if label.stride(dim) == 0 and label.shape[dim] > 1:
+            label, kept = label.select(dim, 0), kept[:dim] + kept[dim + 1 :]
+    return Value(label, sources=value.sources), kept
 
 
 def _names(a: torch.Size, b: torch.Size, product: torch.Size) -> tuple[str, str, str]:

@@ -67,7 +67,7 @@ def sign(t: Tracer, node: Node, *_: Any) -> Tensor:
     raise unreadable(node, "reads the sign of a zero")
 
 
-@rule("mul", "multiply")
+@rule("mul")
 def mul(t: Tracer, node: Node, a: Value, b: Any) -> Tensor:
     """A product is zero where either factor is; the units of two activations become one.
 
@@ -109,7 +109,7 @@ def either(t: Tracer, node: Node, a: Any, b: Any) -> Tensor:
     return pointwise(t, node, a, b)
 
 
-@rule("div", "divide", "true_divide")
+@rule("div", "true_divide")
 def div(t: Tracer, node: Node, a: Any, b: Any, **_: Any) -> Tensor:
     """A quotient is zero where its numerator is."""
     shape = shape_of(node)
