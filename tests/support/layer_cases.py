@@ -25,6 +25,13 @@ class AliasedStatistic(nn.Module):
         return self.head(self.b(h - self.inner.second).relu())
 
 
+class Quantised(nn.Linear):
+    """A linear layer that returns a scale as well, as layers of quantised models do."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return super().forward(x), None
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention with two heads of queries and one head of keys and values."""
     q = q.unflatten(-1, (2, -1)).transpose(1, 2)
@@ -35,6 +42,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 torch.manual_seed(0)  # the table draws its inputs when it is imported, whatever was imported before
 LAYERS = {
     "linear": (mlp(), torch.randn(2, 5), "4"),
+    "a layer that returns more than its product": (
+        Fn(lambda m, x: m.head(m.b(m.a(x)[0].relu()).relu()), a=Quantised(5, 8), b=nn.Linear(8, 6),
+           head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
     "linear without bias": (
         nn.Sequential(nn.Linear(5, 8, bias=False), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 5), "2",
     ),

@@ -81,7 +81,7 @@ def models() -> Mapping[str, Callable[[], Sample]]:
         ),
         "RegionViT": partial(_build, "regionvit.RegionViT", **STAGES, window_size=2, side=64),
         "SepViT": partial(
-            _build, "sep_vit.SepViT", num_classes=4, dim=32, heads=(1, 2), depth=(1, 2), window_size=4
+            _build, "sep_vit.SepViT", num_classes=4, dim=32, heads=(1, 2), depth=(1, 2), side=56
         ),
         "MaxViT": partial(
             _build,
@@ -108,7 +108,7 @@ def models() -> Mapping[str, Callable[[], Sample]]:
             "mobile_vit.MobileViT",
             image_size=(64, 64),
             dims=[32, 48, 64],
-            channels=[8, 16, 16, 24, 24, 32, 32, 48, 48, 64, 128],
+            channels=[8, 16, 24, 24, 32, 32, 48, 48, 64, 64, 128],
             num_classes=4,
         ),
         "ScalableViT": partial(
