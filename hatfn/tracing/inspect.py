@@ -27,7 +27,7 @@ class Called(NamedTuple):
 
 
 def called(module: nn.Module, call: Call) -> Called:
-    """Call a copy of a module in eval mode, and look at what it leaves behind and what layers return."""
+    """Call a copy of a module in eval mode: what it leaves behind, and what its layers return."""
     private, several = copied(module, training=False), set[nn.Module]()
 
     def look(layer: nn.Module, _: object, output: object) -> None:
