@@ -10,8 +10,8 @@ the accuracy on 512 new sounds of each task, and a drift of exactly 0.0:
     pretrained weights   0.994   0.883
     random weights       0.986   1.000
 
-So in this short training the pretrained weights help the first task, which is near to what they were
-trained for, and not the second.
+One run each, so the small difference in the first task says little. In the second the pretrained
+weights are behind after this short training.
 """
 
 from __future__ import annotations
