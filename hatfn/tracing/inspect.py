@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hatfn.network.copies import attributes, copied
 from hatfn.tracing.inputs import Call
 from hatfn.tracing.reach import watched_call
 
 
-def remembers(module: nn.Module, call: Call) -> bool:
-    """Whether a call in eval mode changes attributes of the module, as LeViT stores a table of biases.
+class Called(NamedTuple):
+    """What one call of a module in eval mode shows.
 
-    The next call has the parameters of another task and must not read stored results.
+    Attributes:
+        remembers: whether it changes attributes of the module, as LeViT stores a table of biases. The
+            next call has the parameters of another task and must not read stored results.
+        several: the paths of the modules within that return anything but one tensor.
     """
-    called = copied(module, training=False)
-    before = [attributes(child) for child in called.modules()]
+
+    remembers: bool
+    several: frozenset[str]
+
+
+def called(module: nn.Module, call: Call) -> Called:
+    """Call a copy of a module in eval mode: what it leaves behind, and what its layers return."""
+    private, several = copied(module, training=False), set[nn.Module]()
+
+    def look(layer: nn.Module, _: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            several.add(layer)
+
+    for layer in private.modules():
+        layer.register_forward_hook(look)
+    before = [attributes(child) for child in private.modules()]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the user did not make this call
-        called(*call.args, **call.kwargs)
-    after = [attributes(child) for child in called.modules()]
-    return [[id(leaf) for leaf in leaves] for leaves in before] != [
+        private(*call.args, **call.kwargs)
+    after = [attributes(child) for child in private.modules()]
+    remembers = [[id(leaf) for leaf in leaves] for leaves in before] != [
         [id(leaf) for leaf in leaves] for leaves in after
     ]
+    layers = private.named_modules(remove_duplicate=False)
+    return Called(remembers, frozenset(path for path, layer in layers if layer in several))
 
 
 def changed_buffers(module: nn.Module, call: Call, names: dict[str, str]) -> tuple[str, ...]:

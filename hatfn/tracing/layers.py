@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch.fx import Node
 
@@ -11,7 +13,9 @@ from hatfn.wiring import Layer
 PRODUCTS = ("linear", "conv1d", "conv2d", "conv3d")
 
 
-def find_layers(program: torch.export.ExportedProgram, names: dict[str, str]) -> dict[str, Layer]:
+def find_layers(
+    program: torch.export.ExportedProgram, names: dict[str, str], several: Collection[str] = ()
+) -> dict[str, Layer]:
     """The layers that only multiply and add, and whose parameters nothing else reads.
 
     Some models read the weight of a layer without calling the layer. Such a layer is left out, because
@@ -20,6 +24,7 @@ def find_layers(program: torch.export.ExportedProgram, names: dict[str, str]) ->
     Args:
         program: the exported module.
         names: {name: first name} of every parameter.
+        several: the paths of modules that return more than their product, so that no hook can gate it.
 
     Returns:
         {path: layer}.
@@ -34,6 +39,8 @@ def find_layers(program: torch.export.ExportedProgram, names: dict[str, str]) ->
         params = (f"{path}.weight", f"{path}.bias")[: len(targets)]
         alone = all(len(arg.users) == 1 for arg in inputs)
         inside = any(f"{place_of(user)}.".startswith(f"{path}.") for user in node.users)
+        if path in several:
+            continue
         if targets == params == tuple(names.get(name) for name in params) and alone and not inside:
             layers[path], nodes[node] = Layer(params, shape_of(node)[1:].numel()), path
     read = {path: _readers(node, nodes) for node, path in nodes.items()}

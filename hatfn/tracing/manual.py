@@ -15,7 +15,7 @@ from hatfn.numerics.digests import digest
 from hatfn.numerics.trees import output_leaves
 from hatfn.tracing.heads import named_heads
 from hatfn.tracing.inputs import checked_call
-from hatfn.tracing.inspect import changed_buffers, remembers
+from hatfn.tracing.inspect import called, changed_buffers
 from hatfn.tracing.verify import verify_wiring
 from hatfn.wiring import ParamWiring, Units, Wiring
 
@@ -109,7 +109,7 @@ def manual_wiring(
         heads=tuple(heads),
         signature=call.signature,
         output_shape=tuple(output_leaves(output)[0].shape[1:]),
-        remembers=remembers(module, call),
+        remembers=called(module, call).remembers,
         constants=tuple((name, digest(b)) for name, b in buffers.items() if name not in changed),
     )
     if verify:

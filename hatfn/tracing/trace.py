@@ -15,7 +15,7 @@ from hatfn.tracing.digest import read_computed
 from hatfn.tracing.graph import TraceError, _export, how_to_cast
 from hatfn.tracing.heads import class_dims, last_heads, named_heads
 from hatfn.tracing.inputs import Call, checked_call
-from hatfn.tracing.inspect import changed_buffers, remembers
+from hatfn.tracing.inspect import Called, called, changed_buffers
 from hatfn.tracing.interpret import interpret
 from hatfn.tracing.layers import find_layers
 from hatfn.tracing.nodes import UnreadableError
@@ -94,12 +94,12 @@ def trace(
     program = _export(module, call)
     try:
         watched_call(module, call, training=False)
-        keeps = remembers(module, call)
+        seen = called(module, call)
     except TraceError:
         raise
     except Exception as error:  # export does not run kernels, which may still fail
         raise _failed(module, call, "eval", error) from error
-    parts = _Parts(module, call, program, names, changed, keeps)
+    parts = _Parts(module, call, program, names, changed, seen)
     found = last_heads(program, module) if not heads and head is None else []
     gates = input_gate, output_gate
     wiring = _wiring(parts, heads or found, *gates, strict)
@@ -116,7 +116,7 @@ class _Parts(NamedTuple):
         program: its graph.
         names: {name of a parameter or buffer: its first name}.
         changed: the names of the buffers that training changes.
-        remembers: whether a call leaves something behind in the module.
+        seen: what a call of the module shows.
     """
 
     module: nn.Module
@@ -124,14 +124,14 @@ class _Parts(NamedTuple):
     program: torch.export.ExportedProgram
     names: dict[str, str]
     changed: tuple[str, ...]
-    remembers: bool
+    seen: Called
 
 
 def _wiring(
     parts: _Parts, heads: list[Head], input_gate: bool, output_gate: bool | None, strict: bool
 ) -> Wiring:
     """The wiring of a module with these heads; see :func:`trace`."""
-    module, call, program, names, changed, keeps = parts
+    module, call, program, names, changed, seen = parts
     shapes = {name: param.shape for name, param in module.named_parameters()}
     tracer = Tracer(shapes, [head.weight for head in heads])
     try:
@@ -150,10 +150,10 @@ def _wiring(
         "heads": tuple(heads),
         "buffers": changed,
         "constants": tuple((name, digest(buffers[name])) for name in read),
-        "layers": find_layers(program, names),
+        "layers": find_layers(program, names, seen.several),
         "signature": call.signature,
         "class_dims": class_dims(module, call, heads) if heads else (),
-        "remembers": keeps,
+        "remembers": seen.remembers,
         "computed": read_computed(program, names, call),
     }
     if heads or output_gate is not None:

@@ -25,6 +25,13 @@ class AliasedStatistic(nn.Module):
         return self.head(self.b(h - self.inner.second).relu())
 
 
+class Quantised(nn.Linear):
+    """A linear layer that returns a scale as well, as layers of quantised models do."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return super().forward(x), None
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention with two heads of queries and one head of keys and values."""
     q = q.unflatten(-1, (2, -1)).transpose(1, 2)
@@ -35,6 +42,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 torch.manual_seed(0)  # the table draws its inputs when it is imported, whatever was imported before
 LAYERS = {
     "linear": (mlp(), torch.randn(2, 5), "4"),
+    "a layer that returns more than its product": (
+        Fn(lambda m, x: m.head(m.b(m.a(x)[0].relu()).relu()), a=Quantised(5, 8), b=nn.Linear(8, 6),
+           head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
     "linear without bias": (
         nn.Sequential(nn.Linear(5, 8, bias=False), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 5), "2",
     ),
@@ -255,6 +267,54 @@ LAYERS = {
         Fn(lambda m, x: m.head(m.b(attend(m.q(x), m.k(x), m.v(x))).relu().mean(1)), q=nn.Linear(5, 8),
            k=nn.Linear(5, 4), v=nn.Linear(5, 4), b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
         torch.randn(2, 4, 5), "head",
+    ),
+    "two steps of a gru": (
+        Fn(lambda m, x: m.head(m.b(m.l(m.c(x), m.l(m.c(x), m.a(x)))).relu()), a=nn.Linear(5, 6),
+           c=nn.Linear(5, 4), l=nn.GRUCell(4, 6), b=nn.Linear(6, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "two steps of a recurrent layer": (
+        Fn(lambda m, x: m.head(m.b(m.l(m.c(x), m.l(m.c(x)))).relu()),
+           c=nn.Linear(5, 4), l=nn.RNNCell(4, 6), b=nn.Linear(6, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "two steps of an lstm": (
+        Fn(lambda m, x: m.head(m.b(m.l(m.c(x), m.l(m.c(x)))[0]).relu()),
+           c=nn.Linear(5, 4), l=nn.LSTMCell(4, 6, bias=False), b=nn.Linear(6, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "a step of a gru from an open state": (
+        Fn(lambda m, x: m.head(m.b(m.l(m.c(x), m.a(x).cos())).relu()), a=nn.Linear(5, 6),
+           c=nn.Linear(5, 4), l=nn.GRUCell(4, 6), b=nn.Linear(6, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "einsum into, in and out of heads": (
+        Fn(lambda m, x: m.head(torch.einsum("nhe,ohe->no", torch.einsum("nhd,hde->nhe", torch.einsum(
+               "nc,chd->nhd", m.a(x), m.w).relu(), m.v).relu(), m.u).relu()), a=nn.Linear(5, 8),
+           w=nn.Parameter(torch.randn(8, 2, 3)), v=nn.Parameter(torch.randn(2, 3, 4)),
+           u=nn.Parameter(torch.randn(6, 2, 4)), head=nn.Linear(6, 3)),
+        torch.randn(2, 5), "head",
+    ),
+    "a matrix on the left of units": (
+        Fn(lambda m, x: m.head(m.b((m.w @ m.a(x).mT).mT.relu()).mean(1)), a=nn.Linear(5, 8),
+           w=nn.Parameter(torch.randn(6, 8)), b=nn.Linear(6, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 4, 5), "head",
+    ),
+    "a matrix that is repeated for each sample": (
+        Fn(lambda m, x: m.head(m.b(torch.baddbmm(m.c(x), m.a(x), m.w.expand(len(x), 8, 6)).relu()).mean(1)),
+           a=nn.Linear(5, 8), c=nn.Linear(5, 6), w=nn.Parameter(torch.randn(8, 6)), b=nn.Linear(6, 6),
+           head=nn.Linear(6, 3)),
+        torch.randn(2, 4, 5), "head",
+    ),
+    "a spectrum and back": (
+        Fn(lambda m, x: m.head(m.b(torch.fft.irfft(torch.fft.rfft(m.a(x), dim=1), dim=1)).relu().mean(1)),
+           a=nn.Linear(5, 8), b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        torch.randn(2, 4, 5), "head",
+    ),
+    "patches of the input": (
+        Fn(lambda m, x: m.head(m.b(m.a(F.unfold(x, 3).mT).relu()).mean(1)), a=nn.Linear(18, 8),
+           b=nn.Linear(8, 6), head=nn.Linear(6, 3)),
+        image(), "head",
     ),
 }  # fmt: skip
 """{what is tried: (module, inputs, head)}"""

@@ -29,7 +29,10 @@ def test_rule_is_sound(name: str) -> None:
     assert wiring.groups, "a trace that gates nothing proves nothing"
 
 
-SHARED = ["tied weights", "a module used twice", "an lstm of two layers in both directions"]
+SHARED = [
+    "tied weights", "a module used twice", "an lstm of two layers in both directions", "two steps of a gru",
+    "einsum into, in and out of heads", "a matrix that is repeated for each sample",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -43,7 +46,8 @@ def test_what_can_be_shared_is_shared(name: str) -> None:
     "name",
     ["padding for a maximum", "unfold and fold", "a sum of two paths", "attention with one head of values",
      "einsum", "written into zeros", "addmm", "the largest of some places", "the larger of two",
-     "positions that are resized"],
+     "positions that are resized", "two steps of a gru", "two steps of an lstm",
+     "a matrix on the left of units", "a matrix that is repeated for each sample", "a spectrum and back"],
 )  # fmt: skip
 def test_units_reach_the_layer_behind(name: str) -> None:
     module, x, head = RULES[name]

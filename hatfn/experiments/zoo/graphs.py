@@ -21,6 +21,12 @@ def models() -> Mapping[str, Callable[[], Sample]]:
         name: partial(_build, name) for name in ("GCN", "GraphSAGE", "GIN", "GAT", "PNA", "EdgeCNN")
     }
     found["GATv2"] = partial(_build, "GAT", v2=True)
+    # With loops, which are the default, the number of edges depends on the edges.
+    found |= {
+        f"{name} without self-loops": partial(_build, name, add_self_loops=False)
+        for name in ("GCN", "GAT")
+    }
+    found["GATv2 without self-loops"] = partial(_build, "GAT", v2=True, add_self_loops=False)
     return {**found, "MLP": _mlp}
 
 

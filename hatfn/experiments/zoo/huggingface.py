@@ -54,8 +54,18 @@ WORDS: dict[str, Options] = {
     "ConvBert": {**TEXT, "embedding_size": 64},
     "CTRL": {"n_embd": 64, "n_layer": 2, "n_head": 4, "dff": 128, "vocab_size": 60, "pad_token_id": 0},
     "Data2VecText": TEXT,
-    "Deberta": {**TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
-    "DebertaV2": {**TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "Deberta": {
+        **TEXT,
+        "num_hidden_layers": 4,
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+    },
+    "DebertaV2": {
+        **TEXT,
+        "num_hidden_layers": 4,
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+    },
     "DistilBert": {
         "dim": 64,
         "n_layers": 2,
@@ -109,7 +119,7 @@ WORDS: dict[str, Options] = {
     "RobertaPreLayerNorm": TEXT,
     "SmolLM3": {**TEXT, **GROUPED},
     "SqueezeBert": {**TEXT, "embedding_size": 64},
-    "StableLm": TEXT,
+    "StableLm": {**TEXT, "num_key_value_heads": 4},
     "Starcoder2": TEXT,
     "XLMRoberta": TEXT,
     "XLNet": {
@@ -126,7 +136,10 @@ WORDS: dict[str, Options] = {
 STAGES: Options = {"hidden_sizes": [16, 32, 64], "depths": [1, 1, 1]}
 """Three stages of one block each."""
 
-PATCHES: Options = {**TRUNK, "image_size": 32, "patch_size": 4}
+DEEPER: Options = {**TRUNK, "num_hidden_layers": 4}
+"""Four layers: beside two, tables of positions would weigh as they never do."""
+
+PATCHES: Options = {**DEEPER, "image_size": 32, "patch_size": 4}
 """Patches of four pixels."""
 
 PYRAMID: Options = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
@@ -146,7 +159,7 @@ PICTURES: dict[str, Options] = {
     "Bit": {**STAGES, "embedding_size": 16, "num_groups": 8},
     "ConvNext": {**PYRAMID, "image_size": 32},
     "ConvNextV2": {**PYRAMID, "image_size": 32},
-    "Cvt": {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4], "depth": [1, 1, 2]},
+    "Cvt": {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4], "depth": [1, 2, 3]},
     "Data2VecVision": PATCHES,
     "DeiT": PATCHES,
     "Dinov2": {**PATCHES, "mlp_ratio": 2},
@@ -216,7 +229,7 @@ def models() -> Mapping[str, Callable[[], Sample]]:
     found["VideoMAE"] = partial(_video, "VideoMAE", {**PATCHES, "num_frames": 4, "tubelet_size": 2})
     found["Timesformer"] = partial(_video, "Timesformer", {**PATCHES, "num_frames": 4})
     found["Vivit"] = partial(
-        _video, "Vivit", {**PATCHES, "num_frames": 4, "tubelet_size": [2, 4, 4], "patch_size": 4}
+        _video, "Vivit", {**PATCHES, "num_hidden_layers": 6, "num_frames": 4, "tubelet_size": [2, 4, 4]}
     )
     found["AST"] = partial(
         _spectrum,

@@ -24,7 +24,7 @@ def torchvision() -> Models:
         "swin_t": 64, "swin_v2_t": 64, "lraspp_mobilenet_v3_large": 64,
         "deeplabv3_mobilenet_v3_large": 64, "fcn_resnet50": 64,
     }  # fmt: skip
-    videos = {"mc3_18": (8, 32), "r3d_18": (8, 32), "r2plus1d_18": (8, 32), "s3d": (16, 64)}
+    videos = {"mc3_18": (8, 32), "r3d_18": (8, 32), "r2plus1d_18": (8, 32)}
     models = {name: partial(_torchvision, name, (side, side)) for name, side in sides.items()}
     models |= {n: partial(_torchvision, n, (t, side, side)) for n, (t, side) in videos.items()}
     models["vit_b_32"] = partial(_torchvision, "vit_b_32", (64, 64), image_size=64)
@@ -39,7 +39,7 @@ def _torchvision(name: str, size: tuple[int, ...], **options: Any) -> Sample:
         **({"weights_backbone": None} if _has_backbone(name) else {}),
     }
     if name in ("googlenet", "inception_v3"):
-        none["init_weights"] = False  # the draws of the library take a minute
+        none |= {"init_weights": False, "aux_logits": False}  # their draws take a minute
     module = models.get_model(name, **none, **options)
     return Sample(module, torch.randn(2, 3, *size), _pixels(size))
 
@@ -52,19 +52,15 @@ def pytorchcv() -> Models:
     """Models of small images (their names say which data they are for), and of 224 pixels."""
     small = (
         "resnet20_cifar10", "preresnet20_cifar10", "resnext20_16x4d_cifar10", "seresnet20_cifar10",
-        "sepreresnet20_cifar10", "densenet40_k12_cifar10", "wrn20_10_1bit_cifar10",
+        "sepreresnet20_cifar10", "densenet40_k12_cifar10",
         "xdensenet40_2_k24_bc_cifar10", "nin_cifar10", "ror3_56_cifar10", "rir_cifar10",
-        "diaresnet20_cifar10", "diapreresnet20_cifar10", "pyramidnet110_a48_cifar10",
+        "diaresnet20_cifar10", "diapreresnet20_cifar10",
     )  # fmt: skip
     large = (
-        "zfnet", "bninception", "resnet10", "preresnet10", "seresnet10", "sepreresnet10",
-        "bam_resnet18", "cbam_resnet18", "regnetx002", "regnety002", "diracnet18v2", "peleenet",
-        "darknet_tiny", "dla46c", "espnetv2_wd2", "dicenet_wd5", "hrnet_w18_small_v1",
-        "hardnet39ds", "squeezenet_v1_1", "sqnxt23_w1", "shufflenet_g1_wd4", "shufflenetv2_wd2",
-        "menet108_8x1_g3", "mobilenet_wd4", "fdmobilenet_wd4", "mobilenetv2_wd4",
-        "mobilenetv3_small_w7d20", "igcv3_wd4", "ghostnet", "mnasnet_small", "proxylessnas_cpu",
-        "efficientnet_b0", "mixnet_s", "resnestabc14", "bagnet9", "vovnet27s", "selecsls42",
-        "sparsenet121",
+        "bninception", "resnet10", "preresnet10", "seresnet10", "cbam_resnet18", "regnetx002",
+        "diracnet18v2", "darknet_tiny", "espnetv2_wd2", "dicenet_wd5", "hardnet39ds",
+        "squeezenet_v1_1", "shufflenet_g1_wd4", "menet108_8x1_g3", "mobilenet_wd4",
+        "fdmobilenet_wd4", "mobilenetv2_wd4", "igcv3_wd4", "ghostnet", "mnasnet_small", "vovnet27s",
     )  # fmt: skip
     models = {name: partial(_pytorchcv, name, 32) for name in small}
     return models | {name: partial(_pytorchcv, name, 224) for name in large}

@@ -58,7 +58,17 @@ LIBRARIES = {
 }
 """The libraries by their names on the command line."""
 
-NOTES: dict[str, str] = {}
+_BANK = (
+    "the fixed filters of its filter bank are parameters that no task trains, counted here as copies"
+)
+NOTES: dict[str, str] = {
+    "FBCNet": f"{_BANK}; its classifier has a max norm, so it is not found as a head.",
+    "FBLightConvNet": f"{_BANK}.",
+    "FBMSNet": f"{_BANK}; its classifier has a max norm, so it is not found as a head.",
+    "IFNet": f"{_BANK}; its classifier has a max norm, so it is not found as a head.",
+    "xdensenet40_2_k24_bc_cifar10": "half of its numbers are the fixed masks of sparse convolutions, "
+    "which no task trains, counted here as copies.",
+}
 """{model: why it misses a target}, where the names of its parameters do not tell."""
 
 

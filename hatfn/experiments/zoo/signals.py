@@ -161,17 +161,24 @@ def braindecode() -> Models:
         "EEGConformer", "EEGITNet", "EEGInceptionERP", "EEGInceptionMI", "EEGNeX", "EEGNet",
         "EEGSimpleConv", "EEGTCNet", "FBCNet", "FBLightConvNet", "FBMSNet", "IFNet", "MSVTNet",
         "SCCNet", "SPARCNet", "ShallowFBCSPNet", "SincShallowNet", "SleepStagerBlanco2020",
-        "SleepStagerChambon2018", "SyncNet", "TIDNet", "TSception", "Labram", "MEDFormer", "PBT",
-        "TCFormer", "DGCNN",
+        "SleepStagerChambon2018", "SyncNet", "TIDNet", "TSception", "MEDFormer", "PBT",
+        "TCFormer",
     )  # fmt: skip
-    return {name: partial(_brain, name) for name in names}
+    found = {name: partial(_brain, name) for name in names}
+    found["Labram"] = partial(_brain, "Labram", (128, 400))
+    for name in ("ShallowFBCSPNet", "Deep4Net"):  # their classifiers are wide convolutions
+        found[name] = partial(_brain, name, head="final_layer.conv_classifier")
+    return found
 
 
-def _brain(name: str) -> Sample:
+def _brain(
+    name: str, size: tuple[int, int] = (22, 1000), head: str | None = None, **options: Any
+) -> Sample:
+    channels, length = size
     module = getattr(import_module("braindecode.models"), name)(
-        n_chans=22, n_outputs=4, n_times=1000, sfreq=250
+        n_chans=channels, n_outputs=4, n_times=length, sfreq=250, **options
     )
-    return Sample(module, torch.randn(2, 22, 1000), "22 x 1000")
+    return Sample(module, torch.randn(2, *size), f"{channels} x {length}", head=head)
 
 
 def torchcrepe() -> Models:

@@ -28,7 +28,6 @@ def models() -> Mapping[str, Callable[[], Sample]]:
         "SimpleViT": "simple_vit.SimpleViT",
         "DeepViT": "deepvit.DeepViT",
         "RvT": "rvt.RvT",
-        "LocalViT": "local_vit.LocalViT",
         "ViT for small datasets": "vit_for_small_dataset.ViT",
         "ViT with memory": "learnable_memory_vit.ViT",
         "ViT with normed keys": "simple_vit_with_qk_norm.SimpleViT",
@@ -67,7 +66,7 @@ def models() -> Mapping[str, Callable[[], Sample]]:
             img_size=32,
             embedding_dim=64,
             n_conv_layers=1,
-            num_layers=2,
+            num_layers=4,
             num_heads=4,
             mlp_ratio=2.0,
             num_classes=4,
@@ -76,13 +75,13 @@ def models() -> Mapping[str, Callable[[], Sample]]:
         "CrossFormer": partial(
             _build,
             "crossformer.CrossFormer",
-            **STAGES,
+            **{**STAGES, "dim": (32, 32, 64, 64)},
             global_window_size=(4, 2, 2, 1),
             local_window_size=(2, 2, 2, 1),
         ),
         "RegionViT": partial(_build, "regionvit.RegionViT", **STAGES, window_size=2, side=64),
         "SepViT": partial(
-            _build, "sep_vit.SepViT", num_classes=4, dim=32, heads=(1, 2), depth=(1, 2), window_size=4
+            _build, "sep_vit.SepViT", num_classes=4, dim=32, heads=(1, 2), depth=(1, 2), side=56
         ),
         "MaxViT": partial(
             _build,
@@ -109,7 +108,7 @@ def models() -> Mapping[str, Callable[[], Sample]]:
             "mobile_vit.MobileViT",
             image_size=(64, 64),
             dims=[32, 48, 64],
-            channels=[8, 16, 16, 24, 24, 32, 32, 48, 48, 64, 128],
+            channels=[8, 16, 24, 24, 32, 32, 48, 48, 64, 64, 128],
             num_classes=4,
         ),
         "ScalableViT": partial(

@@ -57,7 +57,7 @@ def monai() -> Models:
             (32, 32),
             spatial_dims=2,
             in_channels=1,
-            block="se_resnext_bottleneck",
+            block="se_resnetxt_bottleneck",
             layers=(1, 1, 1, 1),
             groups=8,
             reduction=8,
@@ -72,7 +72,7 @@ def monai() -> Models:
             patch_size=4,
             hidden_size=64,
             mlp_dim=128,
-            num_layers=2,
+            num_layers=4,
             num_heads=4,
             classification=True,
             num_classes=4,
@@ -120,13 +120,14 @@ def monai() -> Models:
             backbone="efficientnet-b0",
             spatial_dims=2,
         ),
-        "AutoEncoder": unet("AutoEncoder", **STEPS),
+        "AutoEncoder": unet("AutoEncoder", channels=(16, 32, 64), strides=(2, 2, 2)),
         "UNet of volumes": partial(_monai, "UNet", (16, 16, 16), **volume, **STEPS),
         "AHNet": partial(
             _monai,
             "AHNet",
             (32, 32, 32),
             layers=(1, 1, 1, 1),
+            psp_block_num=2,
             spatial_dims=3,
             in_channels=1,
             out_channels=3,
@@ -152,7 +153,6 @@ def segmentation() -> Models:
         "Linknet",
         "FPN",
         "PSPNet",
-        "PAN",
         "DeepLabV3",
         "DeepLabV3Plus",
     )
@@ -163,9 +163,9 @@ def segmentation() -> Models:
     }
     found["Segformer"] = partial(_segmentation, "Segformer", **{**light, "encoder_name": "mit_b0"})
     found["UPerNet"] = partial(_segmentation, "UPerNet", **light)
-    found["DPT"] = partial(
-        _segmentation, "DPT", 64, **{**light, "encoder_name": "tu-vit_tiny_patch16_224"}
-    )
+    found["PAN"] = partial(_segmentation, "PAN", 128, **light)
+    vit = {**light, "encoder_name": "tu-vit_tiny_patch16_224", "dynamic_img_size": True}
+    found["DPT"] = partial(_segmentation, "DPT", **vit)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from typing import Any
 
@@ -151,7 +152,7 @@ def embedding(t: Tracer, node: Node, weight: Value, indices: Value, *_: Any) -> 
     width = weight.shape[1]
     fresh = t.fresh(width, group_name(weight, node))
     held = t.bind(weight, fresh, filled(weight.shape, OPEN))
-    return agree(t.unions.find(held), (0,)).expand(shape_of(node))
+    return agree(t.unions.find(held), (0,))[0].expand(shape_of(node))
 
 
 @rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
@@ -177,7 +178,7 @@ def embedding_bag(
 def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Result:
     """The product of two matrices.
 
-    With a parameter on the right it is a linear layer; two parameters make a weight. Of two
+    With a parameter it is a linear layer; two parameters make a weight. Of two
     activations, as in attention's ``softmax(q k') v``, column j is zero for a unit that zeroes all of
     column j of b, and row i likewise for a; a label can name one of them.
     """
@@ -188,12 +189,10 @@ def matmul(t: Tracer, node: Node, a: Value, b: Value) -> Result:
         made = combine(t, node, (a, t.label(a).unsqueeze(-1)), (b, right.unsqueeze(-3)), (dims - 1,))
         if made is not None:
             return dropped(made, shape)
-    if a.dynamic and not b.dynamic and b.data is None and b.label.dim() == 2:
-        label = t.roots(a)
-        into = agree(label, all_but(label, -1)).reshape(-1, 1).expand(label.shape[-1], 1)
-        fresh = t.fresh(b.shape[1], group_name(b, node))
-        held = t.bind(b, fresh, into)
-        return agree(t.unions.find(held), (0,)).reshape(-1).expand(shape)
+    if min(dims, b.label.dim()) > 1:
+        weighed = _weighed(t, node, _names(a.shape, b.shape, shape), a, b)
+        if weighed is not None:
+            return weighed
     for operand in (a, b):
         t.own(operand)
     if min(a.label.dim(), b.label.dim()) < 2:
@@ -222,9 +221,9 @@ def addmm(t: Tracer, node: Node, bias: Value, x: Value, weight: Value, **_: Any)
 
 @rule("einsum")
 def einsum(t: Tracer, node: Node, equation: str, operands: list[Value], *_: Any, **__: Any) -> Result:
-    """A sum of products is zero where one factor is zero in every term; parameters are per task.
+    """A sum of products is zero where one factor is zero in every term.
 
-    But two parameters make a weight.
+    A parameter times an activation is a layer, two parameters make a weight; others are per task.
     """
     shape = shape_of(node)
     inputs, arrow, output = equation.replace(" ", "").partition("->")
@@ -234,13 +233,15 @@ def einsum(t: Tracer, node: Node, equation: str, operands: list[Value], *_: Any,
         made = _product(t, node, (terms[0], terms[1], output), *operands)
         if made is not None:
             return dropped(made, shape)
+    if plain and len(operands) == 2:
+        weighed = _weighed(t, node, (terms[0], terms[1], output), *operands)
+        if weighed is not None:
+            return weighed
     for operand in operands:
         t.own(operand)
     result = filled(shape, OPEN)
     for term, operand in zip(terms, operands, strict=True) if plain else ():
-        summed = tuple(i for i, letter in enumerate(term) if letter not in output)
-        label = agree(t.roots(operand), summed).squeeze(summed)
-        label = _aligned(label, "".join(letter for letter in term if letter in output), output)
+        label = _reduced(t.roots(operand), term, output)
         result = torch.where((result < 0) & (label >= 0), label, result)
     return result.expand(shape)
 
@@ -249,6 +250,74 @@ def _aligned(label: Tensor, term: str, order: str) -> Tensor:
     """A label whose dimensions are called ``term``, with those of ``order``, of size one if new."""
     label = label.permute([term.index(letter) for letter in order if letter in term])
     return label[tuple(slice(None) if letter in term else None for letter in order)]
+
+
+def _reduced(label: Tensor, term: str, order: str) -> Tensor:
+    """The label of a sum over the dimensions that ``order`` does not have, with those that it has."""
+    summed = tuple(i for i, letter in enumerate(term) if letter not in order)
+    kept = "".join(letter for letter in term if letter in order)
+    return _aligned(agree(label, summed).squeeze(summed), kept, order)
+
+
+def _weighed(t: Tracer, node: Node, terms: tuple[str, str, str], a: Value, b: Value) -> Tensor | None:
+    """The label of an activation times a parameter: a layer without a bias, written as a product.
+
+    Each entry of the result along the parameter's own dimensions is a new unit. Along a dimension that
+    all three have there is a layer for each place, as in a grouped convolution.
+
+    Args:
+        t: the trace so far.
+        node: the product.
+        terms: the names of the dimensions of both operands and of the result, as einsum writes them.
+        a: one operand.
+        b: the other one.
+
+    Returns:
+        The label; None if it is no such product, or if the activation keeps its units.
+    """
+    left, right, output = terms
+    (x, read), (weight, made) = ((a, left), (b, right)) if b.sources else ((b, right), (a, left))
+    if x.sources or not weight.sources or weight.param in t.heads:
+        return None
+    weight, made = _unrepeated(weight, made)
+    sizes = dict(zip(made, weight.shape, strict=True))
+    rows = [sizes[letter] if letter in output else 1 for letter in made]
+    alone = any(sizes[letter] > 1 for letter in made if letter not in read + output)
+    if alone or {*read} & {*made} <= {*output} or not {*made} & {*output}:
+        return None
+    label = t.roots(x)
+    into, kept = _reduced(label, read, made), _reduced(label, read, output)
+    if bool((kept >= 0).any()) and not bool((into >= 0).any()):
+        return None
+    fresh = t.fresh(math.prod(rows), group_name(weight, node)).reshape(rows)
+    held = t.bind(weight, fresh, into)
+    return _reduced(t.unions.find(held), made, output).expand(shape_of(node))
+
+
+def _unrepeated(value: Value, term: str) -> tuple[Value, str]:
+    """A value without the dimensions along which it only repeats, as for each sample; its term."""
+    if value.param is not None:
+        return value, term
+    label, kept = value.label, term
+    for dim in reversed(range(label.dim())):
+        if label.stride(dim) == 0 and label.shape[dim] > 1:
+            label, kept = label.select(dim, 0), kept[:dim] + kept[dim + 1 :]
+    return Value(label, sources=value.sources), kept
+
+
+def _names(a: torch.Size, b: torch.Size, product: torch.Size) -> tuple[str, str, str]:
+    """The names of the dimensions of a product of two matrices, or of stacks of them.
+
+    A stack of one is repeated, so that its dimension is not the one of the result.
+    """
+    output = string.ascii_lowercase[: len(product) - 2]
+
+    def of(operand: torch.Size, spare: str) -> str:
+        places = zip(operand[-3::-1], product[-3::-1], output[::-1], spare, strict=False)
+        return "".join(name if n == m else other for n, m, name, other in places)[::-1]
+
+    upper = string.ascii_uppercase
+    return of(a, upper[:10]) + "XY", of(b, upper[10:20]) + "YZ", output + "XZ"
 
 
 def _product(t: Tracer, node: Node, terms: tuple[str, str, str], a: Value, b: Value) -> Value | None:

@@ -46,6 +46,7 @@ def _spatial(node: Node) -> int:
 def unfold(t: Tracer, node: Node, x: Value, *args: Any) -> Tensor:
     """Patches laid out as columns: each channel as often as the window has places."""
     label = agree(t.roots(x), (-2, -1))
+    label = label.expand(*label.shape[:-3], *x.shape[-3:-2], 1, 1)
     places = shape_of(node)[-2] // x.shape[-3]
     return label[..., 0].repeat_interleave(places, -2).expand(shape_of(node))
 
@@ -137,6 +138,24 @@ def along(t: Tracer, node: Node, x: Value, *args: Any, dim: int = -1, **__: Any)
     if len(shape) < label.dim():  # a choice of one, not kept
         agreed = agreed.squeeze(dims)
     return agreed.expand(shape)
+
+
+@rule("_fft_c2c", "_fft_r2c", "_fft_c2r")
+def spectrum(t: Tracer, node: Node, x: Value, dims: list[int], *_: Any) -> Tensor:
+    """Each result is a sum of all elements along some dimensions."""
+    return agree(t.roots(x), tuple(dims)).expand(shape_of(node))
+
+
+@rule("view_as_real")
+def as_pairs(t: Tracer, node: Node, x: Value) -> Tensor:
+    """Two numbers for each complex one."""
+    return t.label(x)[..., None].expand(shape_of(node))
+
+
+@rule("view_as_complex")
+def as_complex(t: Tracer, node: Node, x: Value) -> Tensor:
+    """A complex number is zero where both of its parts are."""
+    return agree(t.roots(x), (-1,))[..., 0].expand(shape_of(node))
 
 
 @rule("renorm")

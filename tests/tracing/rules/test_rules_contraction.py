@@ -115,6 +115,9 @@ LAYERS = {
     ),
     "a fixed sum of channels": (IMAGES, lambda m, x: F.conv2d(m.a(x), m.k, groups=2), {"a": CONV, "k": torch.ones(4, 2, 1, 1)}, {"y": "."}),
     "embedding": (INDICES, lambda m, x: m.e(x), {"e": nn.Embedding(5, 4)}, {"e.weight": "e@1", "y": "e@1"}),
+    "embedding of one place": (
+        ROWS, lambda m, x: m.a(x) + m.e(torch.tensor(2)), {"a": A, "e": nn.Embedding(5, 4)}, {"e.weight": "a@1", "y": "a"},
+    ),
     "embedding with a layer behind": (
         INDICES, lambda m, x: m.b(m.e(x)), {"e": nn.Embedding(5, 4), "b": nn.Linear(4, 2)}, {"e.weight": "e@1", "b.weight": "b < e"},
     ),
@@ -125,8 +128,15 @@ PRODUCTS = {
     "a matrix behind tokens": (TOKENS, lambda m, x: m.a(x) @ m.w, {"a": A, "w": W}, {"w": "w@1 < a@0", "y": "w@1"}),
     "a matrix on the left": (TOKENS, lambda m, x: m.w @ m.b(x)[:, :2], {"b": B, "w": W}, {"w": "task", "y": "b@1"}),
     "a matrix for each place": (
-        TOKENS, lambda m, x: (m.a(x).transpose(0, 1) @ m.w).transpose(0, 1), {"a": A, "w": torch.ones(5, 4, 2)}, {"w": "task", "y": "."},
+        TOKENS, lambda m, x: (m.a(x).transpose(0, 1) @ m.w).transpose(0, 1), {"a": A, "w": torch.ones(5, 4, 2)},
+        {"w": "[[w0 w1] [w2 w3] [w4 w5] [w6 w7] [w8 w9]] < a", "y": "[[w0 w1] [w2 w3] [w4 w5] [w6 w7] [w8 w9]]"},
     ),
+    "a stack of one matrix": (TOKENS, lambda m, x: m.a(x) @ m.w, {"a": A, "w": torch.ones(1, 4, 2)}, {"w": "w@2 < a", "y": "w@1"}),
+    "a matrix for each of two heads": (
+        ROWS, lambda m, x: (m.a(x)[:, None, None] @ m.w)[:, :, 0], {"a": A, "w": torch.ones(2, 4, 2)},
+        {"w": "[[w0 w1] [w2 w3]] < a", "y": "[[w0 w1] [w2 w3]]"},
+    ),
+    "a matrix on the left of units": (TOKENS, lambda m, x: (m.w @ m.a(x).mT).mT, {"a": A, "w": W.mT}, {"w": "w < a", "y": "w@1"}),
     "a fixed matrix": (ROWS, lambda m, x: m.a(x) @ m.k, {"a": A, "k": W}, {"y": "."}),
     "a vector on the right": (ROWS, lambda m, x: m.a(x) @ m.w, {"a": A, "w": torch.ones(4)}, {"w": "task", "y": "."}),
     "what a matrix makes of one unit": (
@@ -161,7 +171,33 @@ PRODUCTS = {
     "einsum over everything but samples": (TOKENS, lambda m, x: torch.einsum("nka->n", m.a(x)), {"a": A}, {"y": "."}),
     "einsum that sums nothing": (ROWS, lambda m, x: torch.einsum("na,nb->nab", m.a(x).exp(), m.b(x)), {"a": A, "b": B}, {"y": "b@1"}),
     "einsum over tokens": (TOKENS, lambda m, x: torch.einsum("nka->na", m.a(x)), {"a": A}, {"y": "a"}),
-    "einsum with a parameter": (ROWS, lambda m, x: torch.einsum("na,ab->nb", m.a(x), m.w), {"a": A, "w": W}, {"w": "task", "y": "."}),
+    "einsum with a parameter": (ROWS, lambda m, x: torch.einsum("na,ab->nb", m.a(x), m.w), {"a": A, "w": W}, {"w": "w@1 < a@0", "y": "w"}),
+    "einsum with a parameter on the left": (ROWS, lambda m, x: torch.einsum("ab,na->nb", m.w, m.a(x)), {"a": A, "w": W}, {"w": "w@1 < a@0", "y": "w"}),
+    "einsum into heads": (
+        ROWS, lambda m, x: torch.einsum("na,ahd->nhd", m.a(x), m.w), {"a": A, "w": torch.ones(4, 2, 3)},
+        {"w": "[[w0 w1 w2] [w3 w4 w5]] < a@0", "y": "[[w0 w1 w2] [w3 w4 w5]]"},
+    ),
+    "einsum out of heads": (
+        ROWS, lambda m, x: torch.einsum("nhd,ahd->na", m.a(x).unflatten(1, (2, 2)), m.w), {"a": A, "w": torch.ones(3, 2, 2)},
+        {"w": "w < [[a0 a1] [a2 a3]]", "y": "w"},
+    ),
+    "einsum in heads": (
+        ROWS, lambda m, x: torch.einsum("nhd,hde->nhe", m.a(x).unflatten(1, (2, 2)), m.w), {"a": A, "w": torch.ones(2, 2, 3)},
+        {"w": "[[w0 w1 w2] [w3 w4 w5]] < [[a0 a1] [a2 a3]]", "y": "[[w0 w1 w2] [w3 w4 w5]]"},
+    ),
+    "einsum over places with a parameter": (
+        TOKENS, lambda m, x: torch.einsum("pq,nqa->npa", m.w, m.a(x)), {"a": A, "w": torch.ones(3, 5)}, {"w": "task", "y": "a@1"},
+    ),
+    "einsum with a parameter that is summed alone": (
+        ROWS, lambda m, x: torch.einsum("na,abc->nb", m.a(x), m.w), {"a": A, "w": torch.ones(4, 2, 3)}, {"w": "task", "y": "."},
+    ),
+    "einsum with a vector": (TOKENS, lambda m, x: torch.einsum("nka,a->nk", m.a(x), m.w), {"a": A, "w": torch.ones(4)}, {"w": "task", "y": "."}),
+    "einsum that scales with a parameter": (
+        ROWS, lambda m, x: torch.einsum("na,ab->nab", m.a(x), m.w), {"a": A, "w": W}, {"w": "task", "y": "a"},
+    ),
+    "a stack of products that is added to": (
+        TOKENS, lambda m, x: torch.baddbmm(m.b(x), m.a(x), m.w.expand(2, 4, 2)), {"a": A, "b": B, "w": W}, {"w": "b@1 < a@0", "y": "b@1"},
+    ),
     "einsum that leaves out what it makes": (TOKENS, lambda m, x: torch.einsum("nka,nak", m.a(x), m.a(x).mT)[None], {"a": A}, {"y": "."}),
     "einsum over whatever there is": (TOKENS, lambda m, x: torch.einsum("...a->...a", m.a(x)), {"a": A}, {"y": "."}),
     "einsum of a diagonal": (TOKENS, lambda m, x: torch.einsum("nkk->nk", m.c(x)), {"c": nn.Linear(3, 5)}, {"y": "."}),

@@ -182,6 +182,40 @@ RECURRENT = {
     ),
 }  # fmt: skip
 
+STEP = {
+    "a gru that starts from units": (lambda m, x: m.r(m.b(x), m.a(x)), nn.GRUCell(2, 4), ("a", 3, "b", "a"), "a"),
+    "two steps of a gru": (lambda m, x: m.r(m.b(x), m.r(m.b(x), m.a(x))), nn.GRUCell(2, 4), ("a", 3, "b", "a"), "a"),
+    "a gru that starts from zeros": (lambda m, x: m.r(m.b(x)), nn.GRUCell(2, 4), ("r", 3, "b", "r"), "r"),
+    "a plain one that starts from units": (lambda m, x: m.r(m.b(x), m.a(x)), nn.RNNCell(2, 4), ("r", 1, "b", "a"), "r"),
+    "a plain one that starts from zeros": (lambda m, x: m.r(m.b(x)), nn.RNNCell(2, 4, nonlinearity="relu"), ("r", 1, "b", "r"), "r"),
+    "an lstm that starts from zeros": (lambda m, x: m.r(m.b(x))[0], nn.LSTMCell(2, 4), ("r", 4, "b", "r"), "r"),
+    "an lstm that starts from units": (lambda m, x: m.r(m.b(x), (m.a(x).exp(), m.a(x)))[0], nn.LSTMCell(2, 4), ("a", 4, "b", ""), "a"),
+    "an lstm's cell": (lambda m, x: m.r(m.b(x), (m.a(x).exp(), m.a(x)))[1], nn.LSTMCell(2, 4), ("a", 4, "b", ""), "a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STEP)
+def test_a_step_has_the_gate_of_what_it_adds_to(name: str) -> None:
+    function, layer, (unit, rows_of, reads, state), y = STEP[name]
+    found = said(ROWS, function, {"a": rows(), "b": nn.Linear(3, 2), "r": layer})
+    out = " ".join(f"{unit}{i}" for _ in range(rows_of) for i in range(4)) if rows_of > 1 else unit
+    wanted = {"weight_ih": f"{out} < {reads}", "weight_hh": out + (f" < {state}" if state else "")}
+    assert {name: found[f"r.{name}"] for name in wanted} == wanted
+    assert (found["r.bias_ih"], found["r.bias_hh"], found["y"]) == (out, out, y)
+
+
+@pytest.mark.parametrize("start", ["exp", "cos"])
+def test_a_step_from_an_open_state_is_open(start: str) -> None:
+    cells = {"exp": nn.GRUCell(3, 4), "cos": nn.LSTMCell(3, 4)}
+
+    def step(m: nn.Module, x: Tensor) -> Tensor:
+        state = getattr(m.a(x), start)()
+        return m.r(x, (state, state))[0] if start == "cos" else m.r(x, state)
+
+    found = said(ROWS, step, {"a": rows(), "r": cells[start]})
+    assert found["y"] == "."
+    assert {found[f"r.{name}"] for name, _ in cells[start].named_parameters()} == {"task"}
+
 
 @pytest.mark.parametrize("name", NORMS)
 def test_whose_gate_an_affine_holds(name: str) -> None:

@@ -102,9 +102,9 @@ def test_what_becomes_of_a_parameter(name: str) -> None:
 
 # Whatever else w is here, it is the weight of a layer as well, and v its bias.
 ELSEWHERE = {
-    "a factor on the left": (lambda m, x: m.w @ m.a(x).mT, "w"),
+    "a factor on the left": (lambda m, x: m.w @ m.a(x)[:, :4], "w"),
     "a factor of one place": (lambda m, x: m.a(x) @ m.v, "v"),
-    "a factor of an einsum": (lambda m, x: torch.einsum("ntc,cd->ntd", m.a(x), m.w), "w"),
+    "a factor of an einsum": (lambda m, x: torch.einsum("ntc,td->ncd", m.a(x)[:, :4], m.w), "w"),
     "a weight that is a vector": (lambda m, x: F.linear(m.a(x), m.v), "v"),
     "what a vector weighs": (lambda m, x: F.linear(m.w, m.u) + x.sum(), "w"),
     "what a layer reads": (lambda m, x: m.c(m.w[:, :3]) + x.sum(), "w"),
