@@ -128,7 +128,7 @@ def _compiled(function: Callable[..., Any], trees: Any, leaves: Any) -> tuple[Ca
     try:
         # Inductor looks into its cache on disk only if it finds a mode with an environment of shapes.
         fake = FakeTensorMode(shape_env=ShapeEnv())
-        like = [fake.from_tensor(leaf, static_shapes=True) for leaf in leaves]
+        like: list[Any] = [fake.from_tensor(leaf, static_shapes=True) for leaf in leaves]
         with torch.no_grad(), tracing(TracingContext(fake)):
             run = torch._inductor.compile(graph, like)
     except Exception as error:
