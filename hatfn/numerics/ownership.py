@@ -51,8 +51,14 @@ def aliased(tree: Tree) -> Any:
 
 
 def owned(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors, each in memory that it alone holds; those that share theirs are copied."""
-    return [tensor if is_owned(tensor) else tensor.clone() for tensor in tensors]
+    """The tensors, each in dense memory that it alone holds; those that share theirs are copied."""
+    return [
+        tensor if tensor.is_contiguous() and is_owned(tensor) else _dense(tensor) for tensor in tensors
+    ]
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def empty(tree: Tree) -> None:

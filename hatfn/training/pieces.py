@@ -95,7 +95,7 @@ def moved(
     old, structure = optree.tree_flatten(inputs.own)  # type: ignore[arg-type]
     slopes: list[Tensor] = optree.tree_leaves(gradients)  # type: ignore[arg-type]
     shared = len(inputs.protection)
-    dense = all(p.is_contiguous() for p in (*slopes, *old[:shared]))
+    dense = all(p.is_contiguous() for p in (*slopes, *old[:shared]))  # not so in channels-last modules
     by_piece = getattr(spec.optimizer, "by_piece", None)
     if by_piece is None or rate is None or not dense:
         return None

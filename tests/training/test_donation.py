@@ -253,3 +253,35 @@ def test_huge_gradients_go_to_the_memory_of_old_weights() -> None:
         assert equal(state, plain)
         seen.append(state.params["0.weight"].data_ptr())
     assert len({*seen}) <= 5, "weights and moments move between four blocks"
+
+
+def test_gradients_of_any_layout_and_of_a_hook_stay_right() -> None:
+    """A summed bias has an expanded gradient; a hook of the module keeps a gradient."""
+    kept = []
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(5, 16), nn.Linear(16, 2)
+            self.free = nn.Parameter(torch.zeros(16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training and self.free.requires_grad:
+                self.free.register_hook(kept.append)
+            return self.two(torch.relu(self.one(x))) + self.free.sum()
+
+    hat = learner(Odd(), X, "two", classes=[2, 2], optimizer=OPTIMIZERS["sgd"](), loss=Sum())
+    state = hat.begin(hat.init(0), 0)
+    kept.clear()
+    new, info = hat.update(state, (X, Y), 0, 5.0)
+    assert info.ok
+    (gradient,) = kept
+    assert torch.equal(gradient, torch.full((16,), 2.0 * len(X))), (
+        "what a hook keeps is not overwritten"
+    )
+    assert torch.equal(new.task_params["free"][0], state.task_params["free"][0] - 0.1 * gradient)
+
+
+class Sum:
+    def __call__(self, output: Tensor, y: Tensor) -> Tensor:
+        return output.sum() + 0 * y.sum()

@@ -94,7 +94,7 @@ def _measure(run: Run, index: int, state: HATState, after: int) -> Learned:
     tasks: list[float] = []
     if run.config.infer == "always" or after == len(run.stream) - 1:
         loaders = [_loader(run, index, task) for task in range(len(run.stream))]
-        row = evaluate(hat, state, loaders, chunk_size=1)  # takes the memory of one task
+        row = evaluate(hat, state, loaders)
         result.class_incremental[after] = row.class_incremental
         result.task_inference = row.task_inference
         classes = row.class_incremental[: after + 1].tolist()
