@@ -175,7 +175,8 @@ class Spec:
 
 def _added(locked: Tensor, before: Tensor) -> list[int] | None:
     """The tasks that are protected now and were not before; None if one that was is so no longer."""
-    if not is_concrete(locked) or bool((before & ~locked).any()):
+    readable = is_concrete(locked) and is_concrete(before)
+    if not readable or bool((before & ~locked).any()):
         return None
     added: list[int] = (locked & ~before).nonzero().flatten().tolist()
     return added
