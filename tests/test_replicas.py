@@ -194,3 +194,14 @@ def test_each_replica_is_served_at_its_own_scale() -> None:
     for i, scale in enumerate((3.0, 30.0)):
         alone = HAT.forward(replica(STATES, i), X[0], 1, scale)
         torch.testing.assert_close(both[i], alone)
+
+
+def test_tasks_locked_by_name_are_those_of_every_replica() -> None:
+    x = torch.randn(8, 5)
+    hat = learner(MLP(5, 3, width=16), x)
+    many, states = hatfn.Replicas(hat), hatfn.replicate(hat, SEEDS)
+    states = many.consolidate(many.begin(states, 0), 0)
+    for locked in ([0], [], None):
+        begun = many.begin(states, 1, locked=locked)
+        for i in range(len(SEEDS)):
+            assert equal(replica(begun, i), hat.begin(replica(states, i), 1, locked=locked))
