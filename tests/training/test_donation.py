@@ -213,16 +213,16 @@ def test_a_step_costs_the_same_whatever_the_number_of_tasks() -> None:
     assert totals[1] - totals[0] < 505 * 8, "a row of flags, but no stack of a task's tensors"
 
 
+def with_a_weight_of(features: int) -> tuple[hatfn.HAT, Tensor]:
+    """A learner with a weight of 64 rows, and an input."""
+    x = torch.randn(4, features)
+    module = nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 2))
+    return learner(module, x, "2", classes=[2], optimizer=OPTIMIZERS["sgd"]()), x
+
+
 def test_large_blocks_are_used_again() -> None:
     features = LARGE // 4 // 64
-    x = torch.randn(4, features)
-    hat = learner(
-        nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 2)),
-        x,
-        "2",
-        classes=[2],
-        optimizer=OPTIMIZERS["sgd"](),
-    )
+    hat, x = with_a_weight_of(features)
     state, given = hat.begin(hat.init(0), 0), []
     for step in range(6):
         leaves = optree.tree_leaves((state.params, state.opt_state))
@@ -237,14 +237,7 @@ def test_large_blocks_are_used_again() -> None:
 
 def test_huge_gradients_go_to_the_memory_of_old_weights() -> None:
     features = HUGE // 4 // 64
-    x = torch.randn(4, features)
-    hat = learner(
-        nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 2)),
-        x,
-        "2",
-        classes=[2],
-        optimizer=OPTIMIZERS["sgd"](),
-    )
+    hat, x = with_a_weight_of(features)
     plain = state = hat.begin(hat.init(0), 0)
     seen = []
     for _ in range(9):
