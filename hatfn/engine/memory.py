@@ -52,7 +52,7 @@ class Memory:
 
     free: dict[Kind, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     wanted: Counter[Kind] = field(default_factory=Counter)
-    masks: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    masks: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[type[Memory], tuple[()]]:
         return Memory, ()  # blocks are neither copied nor pickled
@@ -79,13 +79,13 @@ class Memory:
                 self.free[kind].append(leaf.detach().view(-1))
         self.wanted.clear()
 
-    def mask(self, name: str, protection: Tensor, dtype: torch.dtype) -> Tensor:
-        """The mask for the weight ``name`` of a protection: bool, of the weight's shape."""
+    def mask(self, name: str, protection: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """The mask of a weight, from its protection (bool); None if no entry is protected."""
         known = self.masks.get(name)
         # The cached protection keeps its memory, so no other tensor has its address.
         if known and (known[0].data_ptr(), known[0].shape) == (protection.data_ptr(), protection.shape):
             return known[1]
-        mask = bits_to_keep(protection, dtype).contiguous()
+        mask = bits_to_keep(protection, dtype).contiguous() if protection.any() else None
         self.masks[name] = (protection.detach(), mask)
         return mask
 

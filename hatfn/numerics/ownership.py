@@ -64,10 +64,11 @@ def _dense(tensor: Tensor) -> Tensor:
 def empty(tree: Tree) -> None:
     """Let every tensor of a tree give its memory away; each has shape (0,) afterwards."""
     leaves: list[Tensor] = optree.tree_leaves(tree)
-    with torch.no_grad():
-        for leaf in leaves:
-            with torch.inference_mode(leaf.is_inference()):
-                leaf.set_()  # type: ignore[call-overload]
+    for inference in {leaf.is_inference() for leaf in leaves}:
+        with torch.no_grad(), torch.inference_mode(inference):
+            for leaf in leaves:
+                if leaf.is_inference() == inference:
+                    leaf.set_()  # type: ignore[call-overload]
 
 
 def write_rows(

@@ -49,7 +49,8 @@ def protect(
     for name, gradient in gradients.items():
         p = protection[name]
         if p.dtype == torch.bool and gradient.is_contiguous():
-            zeros.drop_(memory.mask(name, p, gradient.dtype), gradient)
+            if (mask := memory.mask(name, p, gradient.dtype)) is not None:
+                zeros.drop_(mask, gradient)
         else:
             _reduce(gradient, p)
     return dict(gradients)
@@ -103,9 +104,8 @@ def moved(
         memory.mask(name, p, inputs.own.params[name].dtype) if p.dtype == torch.bool else p
         for name, p in sorted(inputs.protection.items())
     ]
-    flat_old, flat_new, flat_flags = (
-        [leaf.reshape(-1) for leaf in tree] for tree in (old, slopes, flags)
-    )
+    flat_old, flat_new = ([leaf.reshape(-1) for leaf in leaves] for leaves in (old, slopes))
+    flat_flags = [None if flag is None else flag.reshape(-1) for flag in flags]
     trained = len(old) - (len(inputs.own.embeddings) if scale is None else 0)
     wide = reduce(torch.promote_types, {leaf.dtype for leaf in old}, torch.float32)
     sums = [torch.zeros((), dtype=wide)]
@@ -115,8 +115,9 @@ def moved(
         if index >= trained:
             return
         place = slice(start, start + len(step))
-        if index < shared:
-            off = flat_flags[index][place]
+        flag = flat_flags[index] if index < shared else None
+        if flag is not None:
+            off = flag[place]
             if not off.is_floating_point():
                 zeros.drop_(off, step)
             else:
