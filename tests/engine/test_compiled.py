@@ -268,10 +268,9 @@ def test_the_log_tells_that_a_step_is_compiled(caplog: pytest.LogCaptureFixture)
 @needs_compiler
 def test_a_graph_is_found_on_disk_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    found = counters["inductor"]
     for name in ("fxgraph_cache_miss", "fxgraph_cache_hit"):
-        before = found[name]
+        before = counters["inductor"][name]
         _, compiled, x = twins("mlp", "update", optimizer=torchopt.sgd(0.1))
         state = compiled.begin(compiled.init(0), 0)
         compiled.update(state, (x, torch.zeros(len(x), dtype=torch.int64)), 0, 5.0)
-        assert found[name] == before + 1
+        assert counters["inductor"][name] == before + 1
