@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hatfn.engine.compiled import widened
 from hatfn.engine.memory import Room
+from hatfn.numerics.concrete import reads_freely
 from hatfn.numerics.ownership import aliased, empty, write_rows
 from hatfn.numerics.trees import put_rows, take_rows
 from hatfn.spec import Spec
@@ -83,7 +84,7 @@ def _computed(
     ``room`` gives memory of earlier donated steps; None: the step takes new memory.
     """
     inputs = read_inputs(spec, state, rows, lead)
-    eager = not nested and spec.compile is None and state.learned.is_cpu
+    eager = not nested and spec.compile is None and reads_freely(state.learned.device)
 
     def gradient(inputs: StepInputs, batches: Batches, scale: Scale) -> tuple[Trainable, ForwardResult]:
         def objective(
