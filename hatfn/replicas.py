@@ -139,8 +139,8 @@ def replica(states: HATState, index: int) -> HATState:
     """
     check_stacked("replica", states)
     check_replica(index, len(states.learned))
-    one: HATState = aliased(tree_map(lambda leaf: leaf[index], states))
-    return one
+    one: HATState = tree_map(lambda leaf: leaf[index], states)
+    return aliased(one)
 
 
 class Replicas(NamedTuple):
@@ -214,7 +214,7 @@ class Replicas(NamedTuple):
         labels = [hat.labels(row) for row in rows]
         batches = check_batches(batch, task, rows, labels, hat.wiring, lead=0 if shared else 1)
         scale = bounded_scales("update", scale, states.hyper["s_max"])
-        check_donatable("update", donate, states, is_nested(states, batches, scale))
+        check_donatable("update", donate, states, donate and is_nested(states, batches, scale))
         with batchable(states.learned.device):
             new, applied = step(hat, states, batches, rows, scale, lead=1, shared=shared, donate=donate)
         return new, report(applied, is_several(task))

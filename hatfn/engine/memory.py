@@ -7,8 +7,7 @@ in again, page by page. A donated step keeps the blocks of the state that it was
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +72,7 @@ class Memory:
         """
         for leaf in leaves:
             kind = (leaf.numel(), leaf.dtype)
-            large = leaf.is_cpu and leaf.numel() * leaf.element_size() >= LARGE
+            large = leaf.is_cpu and leaf.nbytes >= LARGE
             room = len(self.free[kind]) < self.wanted[kind] if large else False
             if room and leaf.is_contiguous() and is_owned(leaf):
                 self.free[kind].append(leaf.detach().view(-1))
@@ -95,21 +94,9 @@ class Memory:
             kept.clear()
 
 
-@contextmanager
-def products_in(take: Room | None) -> Iterator[None]:
-    """Let matrix products of huge results, such as gradients, write into memory from ``take``.
+class ProductsIn(TorchDispatchMode):
+    """Within it, matrix products of huge results, such as gradients, go to memory from ``take``."""
 
-    Args:
-        take: from a shape and a type to memory; None: products allocate as usual.
-    """
-    if take is None:
-        yield
-        return
-    with _Products(take):
-        yield
-
-
-class _Products(TorchDispatchMode):
     def __init__(self, take: Room) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.take = take

@@ -40,8 +40,7 @@ def begin(
     if carry:
         opt_state = check_carried("begin", state.opt_state, opt_state, len(rows))
     protection, used = spec.protect(opened, state)
-    begun: HATState = aliased(opened._replace(protection=protection, used=used, opt_state=opt_state))
-    return begun
+    return aliased(opened._replace(protection=protection, used=used, opt_state=opt_state))
 
 
 def warm_start(

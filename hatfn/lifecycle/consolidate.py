@@ -146,8 +146,7 @@ def recalibrate(spec: Spec, state: HATState, inputs: Iterable[Inputs], task: int
     mean = spec.ranks.mean(mean, weight=len(statistics))
     counts = {name: torch.zeros_like(old) for name, old in before.items() if is_count(name)}
     new = transforms.choose(transforms.finite(mean), before | mean | counts, before)
-    settled: HATState = aliased(state._replace(task_buffers=put(state.task_buffers, task, new)))
-    return settled
+    return aliased(state._replace(task_buffers=put(state.task_buffers, task, new)))
 
 
 def settle(
@@ -189,11 +188,10 @@ def consolidate(spec: Spec, state: HATState, task: int) -> HATState:
     closed = spec.flags(state, [task])
     gates = take(binary_gates(state, [task]), 0)
     statistics = spec.ranks.mean(take(state.task_buffers, task), weight=1)
-    ended = state._replace(
+    closed_state = state._replace(
         task_buffers=put(state.task_buffers, task, statistics),
         masks=put(state.masks, task, gates),
         learned=state.learned | closed,
         active=state.active & ~closed,
     )
-    whole: HATState = aliased(ended)
-    return whole
+    return aliased(closed_state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import optree
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch._C import _functorch
 
 from hatfn.numerics.trees import Tree, put_rows, tree_map
+
+T = TypeVar("T")
 
 EMPTY = torch.Size([0])
 """The shape of a tensor that gave its memory away."""
@@ -36,7 +38,7 @@ def is_exported(tensor: Tensor) -> bool:
     return count is not None and count() > 1
 
 
-def aliased(tree: Tree) -> Any:
+def aliased(tree: T) -> T:
     """The same numbers in new tensor objects, so that one object can be spent without the other.
 
     Tensors inside a gradient or a transform stay as they are: a new object would cut the gradient.
@@ -47,18 +49,18 @@ def aliased(tree: Tree) -> Any:
             return leaf
         return leaf.detach()
 
-    return tree_map(alias, tree)
+    return tree_map(alias, tree)  # type: ignore[no-any-return]
 
 
-def owned(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors, each in dense memory that it alone holds; those that share theirs are copied."""
-    return [
-        tensor if tensor.is_contiguous() and is_owned(tensor) else _dense(tensor) for tensor in tensors
-    ]
+def owned(tree: T) -> T:
+    """The same numbers, each tensor in dense memory that it alone holds; others are copied."""
 
+    def own(leaf: Tensor) -> Tensor:
+        if leaf.is_contiguous() and is_owned(leaf):
+            return leaf
+        return leaf.clone(memory_format=torch.contiguous_format)
 
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)
+    return tree_map(own, tree)  # type: ignore[no-any-return]
 
 
 def empty(tree: Tree) -> None:

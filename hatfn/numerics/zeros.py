@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -64,11 +62,6 @@ def drop_(mask: Tensor, value: Tensor) -> None:
         value.view(mask.dtype).bitwise_and_(mask)
 
 
-def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The numbers of dense tensors of one size, a piece of each at a time, as views."""
-    return zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
-
-
 def add(off: Tensor, old: Tensor, update: Tensor, rate: Tensor) -> Tensor:
     """``old + rate * update``; where ``off``, it is ``old``, even if the update is not finite.
 
@@ -89,7 +82,8 @@ def add(off: Tensor, old: Tensor, update: Tensor, rate: Tensor) -> Tensor:
     if not _in_pieces(rate, *tensors):
         return torch.addcmul(old, drop(off, update), rate)
     new = torch.empty_like(old)
-    for to, flags, here, step in pieces(new, *tensors):
+    pieces = (tensor.view(-1).split(PIECE) for tensor in (new, *tensors))
+    for to, flags, here, step in zip(*pieces, strict=True):
         torch.addcmul(here, drop(flags, step), rate.view(()), out=to)
     return new
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from hatfn.engine.memory import Room, new_memory
 from hatfn.engine.optimizer import advanced, stacked
 from hatfn.method import transforms
+from hatfn.numerics.ownership import owned
 from hatfn.numerics.trees import tree_map
 from hatfn.spec import Spec
 from hatfn.state import Trainable
@@ -48,6 +49,7 @@ def apply(
     if on_update:  # the optimizer sees the full gradient of entries that may change a little
         whole = {name: p == 1 for name, p in protection.items()}
     if eager:
+        raw = owned(raw)  # it is overwritten, and a hook of the module may have kept it
         shared = pieces.protect(raw.params, whole, spec.memory)
     else:
         shared = transforms.protect(raw.params, whole)
@@ -66,12 +68,8 @@ def apply(
     seen = seen._replace(loss=loss, penalty=penalty)
     gradients, norm = transforms.clip_by_norm(gradients, spec.max_norm, lead)
     decayed = own if spec.decay_embeddings else own._replace(embeddings=_zeros(own.embeddings))
-    moved = None
-    if eager:
-        place = room or new_memory
-        moved = pieces.moved(spec, gradients, inputs, decayed, scale, lead, spec.memory, place)
-    if moved is None:
-        moved = _moved(spec, gradients, inputs, decayed, scale, lead)
+    given = spec, gradients, inputs, decayed, scale, lead
+    moved = (pieces.moved(*given, room or new_memory) if eager else None) or _moved(*given)
     new = moved.own._replace(embeddings=transforms.clamp_embeddings(moved.own.embeddings, spec.clamp))
     # ``sound`` is the mean over processes: if one process must refuse the step, all refuse it.
     ok = moved.finite & transforms.finite(new.embeddings, lead) & (sound == 1) & inputs.open

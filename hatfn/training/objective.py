@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import optree
 import torch
 from torch import Tensor
 
-from hatfn.engine.memory import HUGE, Room, products_in
+from hatfn.engine.memory import HUGE, ProductsIn, Room
 from hatfn.method.losses import explained
 from hatfn.network.call import call
 from hatfn.network.network import Output
 from hatfn.network.outputs import cut_heads
 from hatfn.numerics.arguments import Inputs
 from hatfn.numerics.concrete import is_transformed
-from hatfn.numerics.ownership import owned
 from hatfn.numerics.trees import map_output, take, tree_map
 from hatfn.numerics.vmap import batched
 from hatfn.spec import Spec
@@ -185,19 +185,21 @@ def gradient(
         ValueError: the module recomputes activations, and hatfn does not know it.
     """
     if nested:
-        both: tuple[Trainable, ForwardResult] = torch.func.grad(objective, has_aux=True)(own)
-        return both
+        found: tuple[Trainable, ForwardResult] = torch.func.grad(objective, has_aux=True)(own)
+        return found
     leaves: list[Tensor]
     leaves, structure = optree.tree_flatten(own)  # type: ignore[arg-type]
     with torch.enable_grad():
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
         total, seen = objective(optree.tree_unflatten(structure, leaves))  # type: ignore[arg-type]
-        huge = any(leaf.numel() * leaf.element_size() >= HUGE for leaf in leaves)
         try:
-            with products_in(room if huge else None):
-                found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-            slopes = [slope.detach() for slope in found]
-            del found
+            with _memory_of(leaves, room):
+                slopes = [
+                    slope.detach()  # without the base that a view holds
+                    for slope in torch.autograd.grad(
+                        total, leaves, allow_unused=True, materialize_grads=True
+                    )
+                ]
         except RuntimeError as error:
             if "meta" not in str(error):
                 raise
@@ -205,8 +207,12 @@ def gradient(
                 "update: the module recomputes activations in the backward pass, and does not say so. "
                 "Expected module.grad_checkpointing = True, set before build()."
             ) from error
-    # A step on a CPU writes to its gradient, which a hook of the module may have kept.
-    raw: Trainable = optree.tree_unflatten(  # type: ignore[assignment]
-        structure, owned(slopes) if slopes and slopes[0].is_cpu else slopes
-    )
+    raw: Trainable = optree.tree_unflatten(structure, slopes)  # type: ignore[assignment]
     return raw, map_output(torch.Tensor.detach, seen)
+
+
+def _memory_of(leaves: Sequence[Tensor], room: Room | None) -> AbstractContextManager[object]:
+    """Where the gradients of these tensors go: into memory from ``room`` if one of them is huge."""
+    if room is None or all(leaf.nbytes < HUGE for leaf in leaves):
+        return nullcontext()
+    return ProductsIn(room)

@@ -71,7 +71,6 @@ def moved(
     decayed: Trainable,
     scale: Scale,
     lead: int,
-    memory: Memory,
     room: Room,
 ) -> Moved | None:
     """The new values, in the memory of the gradients.
@@ -83,7 +82,6 @@ def moved(
         decayed: the values that weight decay acts on.
         scale: the mask scale; None: embeddings keep their values.
         lead: the number of axes, 0 or 1, in front of every leaf that count states.
-        memory: where masks are kept.
         room: from a shape and a type to memory for a part of the new optimizer state.
 
     Returns:
@@ -101,7 +99,7 @@ def moved(
     if by_piece is None or rate is None or not dense:
         return None
     flags = [
-        memory.mask(name, p, inputs.own.params[name].dtype) if p.dtype == torch.bool else p
+        spec.memory.mask(name, p, inputs.own.params[name].dtype) if p.dtype == torch.bool else p
         for name, p in sorted(inputs.protection.items())
     ]
     flat_old, flat_new = ([leaf.reshape(-1) for leaf in leaves] for leaves in (old, slopes))

@@ -143,5 +143,4 @@ def write(
         embeddings=put(state.embeddings, new.own.embeddings),
         opt_state=new.opt_state,
     )
-    result: HATState = aliased(written)
-    return result
+    return aliased(written)
